@@ -1,0 +1,98 @@
+"""nbqueue runs a function over a list of inputs, from a notebook, on any number of machines that can reach one Redis.
+
+A job lives in three places: the notebook that asks (`client/`), the memory between (`store/`), the hands that do
+(`worker/`). This is its journey:
+
+    client/api.py      map()       a function and its items become one batch of jobs
+    wire.py            seal()      function and arguments become signed bytes
+    store/broker.py    submit()    lua/submit.lua
+    ------------------------------ Redis ------------------------------
+    store/broker.py    claim()     lua/claim.lua
+    worker/parent.py   run()       holds the lease, speaks to Redis, never runs user code
+    worker/stable.py   serve()     has loaded one function; forks a horse for every job; keeps the clock
+    worker/horse.py    ride()      the child: the call, and whatever happens becomes an Outcome
+    store/broker.py    settle()    lua/settle.lua, by the parent only, fenced by the claim
+    client/batch.py    to_frame()  and the bar moves
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbqueue.client.api import attach, batches, connect, grid, local, map, options, starmap, submit  # noqa: A004
+    from nbqueue.client.batch import Batch
+    from nbqueue.client.job import Job
+    from nbqueue.errors import (
+        BatchFailed,
+        Expired,
+        InsideJob,
+        JobCanceled,
+        JobFailed,
+        JobTimeout,
+        NbqueueError,
+        NotDone,
+    )
+    from nbqueue.model import State, Tally
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "BatchFailed",
+    "Expired",
+    "InsideJob",
+    "Job",
+    "JobCanceled",
+    "JobFailed",
+    "JobTimeout",
+    "NbqueueError",
+    "NotDone",
+    "State",
+    "Tally",
+    "attach",
+    "batches",
+    "connect",
+    "grid",
+    "local",
+    "map",
+    "options",
+    "starmap",
+    "submit",
+]
+
+_HOMES = {
+    "Batch": "client.batch",
+    "Job": "client.job",
+    "State": "model",
+    "Tally": "model",
+    **dict.fromkeys(
+        (
+            "BatchFailed",
+            "Expired",
+            "InsideJob",
+            "JobCanceled",
+            "JobFailed",
+            "JobTimeout",
+            "NbqueueError",
+            "NotDone",
+        ),
+        "errors",
+    ),
+    **dict.fromkeys(
+        ("attach", "batches", "connect", "grid", "local", "map", "options", "starmap", "submit"), "client.api"
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are looked up when first used, so that a stable that imports a submodule stays lean."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nbqueue' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"nbqueue.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

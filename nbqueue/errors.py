@@ -1,0 +1,179 @@
+"""Every exception of nbqueue, on one page.
+
+A class's docstring is its message: the words in braces are the facts that it is raised with, and the last sentence says
+what to do next.
+
+    NbqueueError
+      SetupError            NoServer  NoServerProgram  WrongPassword  ServerUnfit  ServerRefused  BadSecret
+      BadInput              BadName  BadOption  BadItems  NotPicklable  TooLarge  InUse  InsideJob
+      BadSignature          UnknownKey
+      NotThere              NoSuchBatch  NoSuchJob  Expired  LostByServer
+      JobFailed  JobCanceled  BatchFailed  NotDone
+      LeaseEnded            (a worker's own)
+      LoadError             (a stable's own)
+    JobTimeout              (a BaseException, raised inside a job)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class NbqueueError(Exception):
+    """{message}"""
+
+    def __init__(self, **facts: Any) -> None:
+        self.facts = facts
+        template = " ".join((type(self).__doc__ or "").split())
+        super().__init__(template.format(**facts))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.facts)
+
+
+def _rebuild(cls: type[NbqueueError], facts: dict[str, Any]) -> NbqueueError:
+    return cls(**facts)
+
+
+# ---------------------------------------------------------------- setting up
+
+
+class SetupError(NbqueueError):
+    """{message}"""
+
+
+class NoServer(SetupError, ConnectionError):
+    """No Redis server answers at {url} ({why}). {remedy}"""
+
+
+class NoServerProgram(SetupError):
+    """There is no Redis or Valkey server program on this machine, and no server is configured. Run
+    `pip install 'nbqueue[server]'` for a private one, or name a running one: `nbqueue.connect("redis://host:6379")`."""
+
+
+class WrongPassword(SetupError):
+    """The server at {url} refused the password or user name ({why}). Write it into the URL, as
+    redis://user:password@host:6379, or into NBQUEUE_URL."""
+
+
+class ServerUnfit(SetupError):
+    """The server at {url} cannot be used: {why}. {remedy}"""
+
+
+class ServerRefused(SetupError):
+    """The server refused a command for the moment: {why}. {remedy}"""
+
+
+class BadSecret(SetupError):
+    """The secret in {path} cannot be used: {why}. {remedy}"""
+
+
+# ---------------------------------------------------------------- what was typed
+
+
+class BadInput(NbqueueError):
+    """{message}"""
+
+
+class BadName(BadInput, ValueError):
+    """{what} {name!r} cannot be used: it must be 1 to 100 letters, digits or any of `_ . @ + -`, and begin with a
+    letter, digit or underscore."""
+
+
+class BadOption(BadInput, TypeError, ValueError):
+    """{message}"""
+
+
+class BadItems(BadInput, TypeError, ValueError):
+    """{message}"""
+
+
+class NotPicklable(BadInput, TypeError):
+    """{what} cannot be sent to another process: {why}. {remedy}"""
+
+
+class TooLarge(BadInput, ValueError):
+    """{what} is too large: over {limit}. {remedy}"""
+
+
+class InUse(BadInput, ValueError):
+    """The {what} {name!r} is in use by another batch. Choose another one, attach to that batch with
+    `nbqueue.attach({name!r})`, or remove it with `nbqueue.attach({name!r}).forget()`."""
+
+
+class InsideJob(BadInput, RuntimeError):
+    """`{verb}` was called inside a job. A job cannot submit work: return what should run next, and submit it from the
+    notebook. (In a script or module that the job imports, keep such calls under `if __name__ == "__main__":`.)"""
+
+
+# ---------------------------------------------------------------- what came back from the store
+
+
+class BadSignature(NbqueueError):
+    """{what} does not carry a valid signature, so it was not opened: {why}. Someone without the secret wrote it,
+    or it was damaged on its way."""
+
+
+class UnknownKey(BadSignature):
+    """{what} was signed with key {key}, which is not in {path}. Copy the secret of the one who signed it there,
+    as one more line."""
+
+
+class NotThere(NbqueueError, LookupError):
+    """{message}"""
+
+
+class NoSuchBatch(NotThere):
+    """There is no batch {name!r} on {server}. `nbqueue.batches()` lists those there are."""
+
+
+class NoSuchJob(NotThere):
+    """There is no job {name!r} on {server}."""
+
+
+class Expired(NotThere):
+    """The result of {what} has expired: results are kept for {ttl} after the end of a batch. Ask for more with
+    `result_ttl=`."""
+
+
+class LostByServer(NotThere):
+    """The server at {server} has forgotten {what}: it was restarted without its data, or flushed. What had not been
+    collected by then must run again."""
+
+
+# ---------------------------------------------------------------- how jobs and batches end
+
+
+class JobFailed(NbqueueError):
+    """Job {job} failed ({cause}): {error}"""
+
+
+class JobCanceled(NbqueueError):
+    """Job {job} was canceled ({cause}), so it has no result. `batch.retry(...)` runs it again."""
+
+
+class BatchFailed(NbqueueError):
+    """{failed} of {n} jobs of {batch} did not finish{canceled}. The first is {job}: {error}. `batch.failed` lists them,
+    `batch.retry()` runs them again, `batch.results(errors="skip")` leaves them out."""
+
+
+class NotDone(NbqueueError, TimeoutError):
+    """{what} is not done after {seconds:g} s: {tally}. It goes on running; wait again, or call `.cancel()`."""
+
+
+# ---------------------------------------------------------------- inside a worker
+
+
+class LeaseEnded(NbqueueError):
+    """The lease of worker {worker} has ended: its jobs belong to others. It stops them and joins under a new id."""
+
+
+class LoadError(NbqueueError):
+    """{label} could not be loaded on {host}: {why}"""
+
+
+class JobTimeout(BaseException):
+    """Raised inside a job at its time limit. A BaseException, so that `except Exception` does not swallow it.
+
+    A job may catch it to clean up; it is killed when the grace is over (2 s, unless `grace=` said otherwise).
+    """

@@ -1,0 +1,1 @@
+"""Starting workers, here and on clusters."""

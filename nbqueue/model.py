@@ -1,0 +1,391 @@
+"""The nouns: frozen values without a connection. Verbs live in the Broker, handles in `client/`.
+
+Records that anyone may read without trust (spec, function record, outcome, worker info) are msgspec Structs: they are
+validated as they are decoded, and never unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import msgspec
+
+from nbqueue.errors import BadName, BadOption, BadSignature
+
+DAY = 86_400.0
+YEAR = 365 * DAY
+MB = 1 << 20
+
+DEFAULT_QUEUE = "default"
+RESULT_TTL = 7 * DAY
+FAILURE_TTL = 30 * DAY
+GRACE = 2.0
+SLICE = 0.1
+MAX_RESULT = 64 * MB
+MAX_ARGUMENTS = 64 * MB
+WARN_ARGUMENTS = 1 * MB
+MAX_FUNCTION = 256 * MB
+WARN_FUNCTION = 10 * MB
+TAIL_FINISHED = 4_096
+TAIL_FAILED = 65_536
+LEASE = 30.0
+BEAT = 5.0
+MAX_LOSSES = 3
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+\-]{0,99}\Z")
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?\Z")
+
+
+class State(StrEnum):
+    """Where a job is. The last three are for good, until a retry opens a new run."""
+
+    DEFERRED = "deferred"
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    STARTED = "started"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def over(self) -> bool:
+        """Whether a job in this state has an outcome."""
+        return self in OVER
+
+
+OVER = frozenset({State.FINISHED, State.FAILED, State.CANCELED})
+
+
+class Cause(StrEnum):
+    """Why a job did not finish."""
+
+    ERROR = "error"  # the function raised
+    TIMEOUT = "timeout"  # its time limit passed
+    CRASHED = "crashed"  # its process died; the signal or exit code is in `code`
+    OOM = "oom"  # its process was killed for its memory
+    LOST = "lost"  # its worker was lost MAX_LOSSES times while it held only this job
+    UNSERIALIZABLE = "unserializable"  # the result cannot be pickled
+    TOO_LARGE = "too_large"  # the result is over max_result
+    LOAD = "load"  # the function could not be loaded
+    SIGNATURE = "signature"  # function or arguments did not carry a valid signature
+    LOST_BY_SERVER = "lost_by_server"  # the server forgot it
+    USER = "user"  # canceled by someone
+    DEPENDENCY = "dependency"  # canceled, because what it depended on did not finish
+    EXPIRED = "expired"  # canceled, because its ttl passed while it was queued
+
+
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch's counts by state; they always sum to `n`, the number of jobs that have arrived."""
+
+    n: int = 0
+    deferred: int = 0
+    scheduled: int = 0
+    queued: int = 0
+    started: int = 0
+    finished: int = 0
+    failed: int = 0
+    canceled: int = 0
+
+    @property
+    def over(self) -> int:
+        """The number of jobs that have an outcome."""
+        return self.finished + self.failed + self.canceled
+
+    def __str__(self) -> str:
+        counts = {state: getattr(self, state) for state in State}
+        return ", ".join(f"{count:,} {state}" for state, count in counts.items() if count) or "no jobs"
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """What went wrong in a job, as text, and the exception itself where it could be pickled."""
+
+    type: str  # qualified name, as `KeyError` or `requests.exceptions.Timeout`
+    message: str
+    traceback: str = ""
+    pickled: bytes | None = None
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+class Ride(msgspec.Struct, frozen=True, array_like=True):
+    """What a horse (or its death certificate) says of one call; the parent makes an Outcome of it.
+
+    Times are on this machine's monotonic clock, in seconds; sizes in kB.
+    """
+
+    state: State
+    cause: Cause | None
+    started: float
+    ended: float
+    cpu_s: float = 0.0
+    max_rss_kb: int | None = None  # None where the process was shared with other jobs
+    code: int | None = None  # exit code, or minus the signal that ended the process
+    failure: Failure | None = None
+    value: bytes | None = None  # the pickled result
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """The record of a job's run, as it lies in the store: times in microseconds on Redis's clock, sizes in kB."""
+
+    state: State
+    cause: Cause | None
+    attempt: int
+    started_us: int
+    runtime_us: int
+    cpu_us: int = 0
+    max_rss_kb: int | None = None
+    code: int | None = None
+    host: str = ""
+    worker: str = ""
+    failure: Failure | None = None
+    value: bytes | None = None
+
+    @property
+    def ended_us(self) -> int:
+        """When it ended, in microseconds since the epoch."""
+        return self.started_us + self.runtime_us
+
+
+class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A function on its way: its pickle, and the place in which it must be loaded."""
+
+    payload: bytes
+    key: str  # digest of all that decides how it runs; one stable serves one key
+    label: str
+    python: str  # "3.11"
+    interpreter: str
+    host: str
+    cwd: str
+    path: tuple[str, ...] = ()  # what the client had added to sys.path
+    modules: dict[str, str] = {}  # the function's own modules -> SHA-256 of their source
+    env: dict[str, str] = {}
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """What workers and later readers need to know of a batch. Immutable, but for a retry with other limits."""
+
+    label: str  # the function's name, for people
+    key: str = ""  # FunctionRecord.key: the signature over the spec binds the batch to its function
+    columns: tuple[str, ...] = ()  # argument columns of the frame, fixed at submission
+    timeout: float | None = None
+    timeout_from: str = ""  # whose default the time limit was; empty: the user's own
+    grace: float = GRACE
+    isolate: bool = False
+    slice: float = SLICE
+    preload: bool = True
+    max_result: int = MAX_RESULT
+    seed: int | None = None
+    result_ttl: float = RESULT_TTL
+    failure_ttl: float = FAILURE_TTL
+    labeled: bool = False  # whether items carry index labels of a Series or DataFrame
+    index_names: tuple[str | None, ...] = ()  # names of the levels of those labels
+    single: bool = False  # a batch of one, made by submit or enqueue; its job id is the batch id
+    owner: str = ""  # user@host
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker says of itself when it joins."""
+
+    id: str
+    name: str
+    host: str
+    pid: int
+    slots: int
+    queues: tuple[str, ...]
+    python: str
+    keys: tuple[str, ...] = ()
+    version: str = ""
+    local: bool = False
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How a batch runs. `Options().replaced(timeout="3m")` checks what a user typed."""
+
+    queue: str = DEFAULT_QUEUE
+    name: str | None = None
+    timeout: float | None = None
+    grace: float = GRACE
+    result_ttl: float = RESULT_TTL
+    failure_ttl: float = FAILURE_TTL
+    ttl: float | None = None
+    at_front: bool = False
+    isolate: bool = False
+    slice: float = SLICE
+    preload: bool = True
+    max_result: int = MAX_RESULT
+    max_failed: float | None = None
+    seed: int | None = None
+    env: tuple[str, ...] = ()
+    progress: bool | None = None
+    inline: bool | str = False
+
+    def replaced(self, **changes: Any) -> Options:
+        """A copy with some options changed; raises BadOption or BadName for what cannot be meant."""
+        unknown = sorted(set(changes) - set(self.__struct_fields__))
+        if unknown:
+            known = ", ".join(self.__struct_fields__)
+            raise BadOption(message=f"There is no option {unknown[0]!r}. The options are: {known}.")
+        return msgspec.structs.replace(self, **{key: _CHECKS[key](key, value) for key, value in changes.items()})
+
+
+def check_name(what: str, name: object) -> str:
+    """`name`, if it may be part of a key; raises BadName."""
+    if not isinstance(name, str) or not _NAME.match(name):
+        shown = name if not isinstance(name, str) or len(name) <= 100 else name[:100] + "..."
+        raise BadName(what=what, name=shown)
+    return name
+
+
+def new_id(stem: str, letters: int = 4) -> str:
+    """A fresh id that people can read, as `count_words-7k2f`."""
+    alphabet = "abcdefghijkmnpqrstuvwxyz23456789"
+    clean = re.sub(r"[^A-Za-z0-9_.]+", "", stem).lstrip(".")[:40] or "job"
+    return f"{clean}-{''.join(secrets.choice(alphabet) for _ in range(letters))}"
+
+
+def seconds(option: str, value: object) -> float:
+    """A duration as seconds: a number, a timedelta, digits, or text such as '3m', '1h30m', '2d'. Raises BadOption."""
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) < 1e10:  # noqa: PLR0124 - NaN
+        return float(value)
+    if isinstance(value, str):
+        match = _DURATION.match(value.strip())
+        if match and value.strip():
+            days, hours, minutes, rest = (float(part or 0) for part in match.groups())
+            return days * DAY + hours * 3600 + minutes * 60 + rest
+        if re.fullmatch(r"-?\d{1,9}(\.\d+)?", value.strip()):
+            return float(value)
+    raise BadOption(
+        message=f"{option}={value!r} is not a duration: give seconds, or text such as '90s', '3m', '1h30m' or '2d'."
+    )
+
+
+def _positive(option: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if (found := seconds(option, value)) <= 0:
+        raise BadOption(message=f"{option}={value!r} must be over 0 seconds; None means no limit.")
+    return found
+
+
+def _grace(option: str, value: object) -> float:
+    if (found := seconds(option, value)) < 0:
+        raise BadOption(message=f"{option}={value!r} must not be negative.")
+    return found
+
+
+def _lifetime(option: str, value: object) -> float:
+    if value is None or value == -1:
+        return YEAR
+    if (found := seconds(option, value)) < 0:
+        raise BadOption(message=f"{option}={value!r} must be seconds, 0 or more; -1 keeps results for a year.")
+    return min(found, YEAR)
+
+
+def _flag(option: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise BadOption(message=f"{option}={value!r} must be True or False.")
+    return value
+
+
+def _count(option: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadOption(message=f"{option}={value!r} must be a whole number of 1 or more.")
+    return value
+
+
+def _seed(option: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise BadOption(message=f"{option}={value!r} must be a whole number, 0 or more.")
+    return value
+
+
+def _tolerance(option: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise BadOption(message=f"{option}={value!r} must be a number of jobs, or a fraction below 1.")
+    return value
+
+
+def _names(option: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not all(isinstance(name, str) for name in value):  # type: ignore[attr-defined]
+        raise BadOption(message=f'{option}={value!r} must be a list of names of variables, as env=["API_KEY"].')
+    return tuple(value)  # type: ignore[arg-type]
+
+
+def _inline(option: str, value: object) -> bool | str:
+    if value not in (True, False, "collect"):
+        raise BadOption(message=f"{option}={value!r} must be True, False or 'collect'.")
+    return value  # type: ignore[return-value]
+
+
+def _optional_flag(option: str, value: object) -> bool | None:
+    return None if value is None else _flag(option, value)
+
+
+def _optional_name(option: str, value: object) -> str | None:
+    return None if value is None else check_name(option, value)
+
+
+_CHECKS: dict[str, Any] = {
+    "queue": check_name,
+    "name": _optional_name,
+    "timeout": _positive,
+    "grace": _grace,
+    "result_ttl": _lifetime,
+    "failure_ttl": _lifetime,
+    "ttl": _positive,
+    "at_front": _flag,
+    "isolate": _flag,
+    "slice": _grace,
+    "preload": _flag,
+    "max_result": _count,
+    "max_failed": _tolerance,
+    "seed": _seed,
+    "env": _names,
+    "progress": _optional_flag,
+    "inline": _inline,
+}
+
+
+R = TypeVar("R", bound=msgspec.Struct)
+_decoders: dict[type[msgspec.Struct], msgspec.msgpack.Decoder[Any]] = {}
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    """A record as msgpack."""
+    return _encoder.encode(record)
+
+
+def decode(kind: type[R], data: bytes | memoryview, what: str = "A record") -> R:
+    """The record in `data`, validated; raises BadSignature (it is not what we wrote) for anything else."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    try:
+        found: R = decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as why:
+        raise BadSignature(what=what, why=f"it is no {kind.__name__} ({why})") from why
+    return found
+
+
+def job_id(batch: str, index: int) -> str:
+    """The id of a job of a batch."""
+    return f"{batch}:{index}"
+
+
+def utc(us: int) -> datetime:
+    """Microseconds of Redis's clock as an aware datetime."""
+    from datetime import UTC
+
+    return datetime.fromtimestamp(us / 1e6, tz=UTC)

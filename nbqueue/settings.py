@@ -1,0 +1,92 @@
+"""Where the server is and how we behave: arguments > environment > connection file > config file > defaults."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nbqueue.errors import BadOption
+from nbqueue.model import check_name
+
+NAMESPACE = "nbq"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is decided outside the code. `url` None means local mode: a private server on this machine."""
+
+    home: Path
+    url: str | None = None
+    namespace: str = NAMESPACE
+    slots: int | None = None
+    progress: bool = True
+    inline: bool | str = False
+
+    @property
+    def local(self) -> Path:
+        """The folder of this host's private server; hosts that share a home never judge each other's files."""
+        return self.home / "local" / host()
+
+
+def host() -> str:
+    """This machine's name: the scheduler's word for it where several nodes share a hostname."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def home_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """`NBQUEUE_HOME`, or `~/.nbqueue`."""
+    return Path(environ.get("NBQUEUE_HOME") or Path.home() / ".nbqueue").expanduser()
+
+
+def load(
+    url: str | None = None,
+    namespace: str | None = None,
+    *,
+    config: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Settings:
+    """The settings in force. Raises BadOption for a file or variable that cannot be understood."""
+    home = home_folder(environ)
+    filed = _toml(config) if config else _toml(home / "config.toml", missing_ok=True)
+    filed |= _toml(home / "connection.toml", missing_ok=True)
+    pick = {
+        "url": url or environ.get("NBQUEUE_URL") or filed.get("url"),
+        "namespace": namespace or environ.get("NBQUEUE_NAMESPACE") or filed.get("namespace") or NAMESPACE,
+    }
+    return Settings(
+        home=home,
+        url=pick["url"],
+        namespace=check_name("namespace", pick["namespace"]),
+        slots=_slots(environ.get("NBQUEUE_SLOTS") or filed.get("slots")),
+        progress=environ.get("NBQUEUE_PROGRESS", "1") != "0",
+        inline="collect" if environ.get("NBQUEUE_INLINE") == "collect" else bool(environ.get("NBQUEUE_INLINE")),
+    )
+
+
+def _toml(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        if missing_ok:
+            return {}
+        raise BadOption(message=f"There is no config file {path}.") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as why:
+        raise BadOption(message=f"The file {path} cannot be read: {why}. Mend or remove it.") from why
+
+
+def _slots(value: object) -> int | None:
+    if value is None:
+        return None
+    if not str(value).isdigit() or int(str(value)) < 1:
+        raise BadOption(message=f"NBQUEUE_SLOTS={value!r} must be a whole number of 1 or more.")
+    return int(str(value))
+
+
+def cpus() -> int:
+    """The CPUs that this process may use: its affinity, not the machine's count."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,257 @@
+"""Signed bytes: what leaves one process for another, and comes back.
+
+`seal` signs with HMAC-SHA256 over version, key id, namespace, kind, batch, index, attempt, length and payload; `unseal`
+checks all of that before anyone opens the payload. A function cannot be replayed as a result, nor one job's bytes as
+another's. The secret is made at first use in `~/.nbqueue/secret`, as Erlang's cookie or munge's key: a shared home
+makes a cluster work without any setting.
+
+Layout: version (1 byte), key id (4), MAC cut to 16 bytes (RFC 2104, 5), payload.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+import os
+import pickle
+import secrets
+import stat
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from nbqueue.errors import BadSecret, BadSignature, TooLarge, UnknownKey
+
+VERSION = b"\x01"
+_HEAD = 21
+_NUMBERS = struct.Struct(">qIQ")
+
+FUNCTION, SPEC, ARGUMENTS, OUTCOME, META, MAIL, TAIL = (
+    b"fn",
+    b"spec",
+    b"args",
+    b"out",
+    b"meta",
+    b"mail",
+    b"tail",
+)
+
+
+class Keyring:
+    """The secrets that this user signs with (the first) and accepts (all of them)."""
+
+    def __init__(self, keys: list[bytes], path: str) -> None:
+        self.path = path
+        self._keys = {hashlib.sha256(b"nbqueue key id" + key).digest()[:4]: key for key in keys}
+        self.current, self.key = next(iter(self._keys.items()))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of all keys, in hexadecimal; the first signs."""
+        return tuple(key.hex() for key in self._keys)
+
+    def find(self, key_id: bytes, what: str) -> bytes:
+        """The secret with this id; raises UnknownKey."""
+        try:
+            return self._keys[key_id]
+        except KeyError:
+            raise UnknownKey(what=what, key=key_id.hex(), path=self.path) from None
+
+    @classmethod
+    def load(cls, home: Path, environ: Mapping[str, str] = os.environ) -> Keyring:
+        """The keys of NBQUEUE_SECRET, or of `home/secret`, which is made if there is none. Raises BadSecret."""
+        text = environ.get("NBQUEUE_SECRET")
+        if text:
+            return cls(_parse(text, "NBQUEUE_SECRET"), "NBQUEUE_SECRET")
+        path = home / "secret"
+        if not os.path.lexists(path):
+            _create(path)
+        return cls(_parse(_read(path), str(path)), str(path))
+
+
+def _create(path: Path) -> None:
+    """Writes a fresh secret so that of two processes that start at once, both read the same one."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = path.with_name(f".secret-{os.getpid()}-{secrets.token_hex(4)}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass  # another process was first: its secret is ours too
+        finally:
+            draft.unlink()
+    except OSError as why:
+        remedy = "Set NBQUEUE_HOME to a folder that you may write to, or NBQUEUE_SECRET to a long random text."
+        raise BadSecret(path=path, why=f"it cannot be written ({why})", remedy=remedy) from why
+
+
+def _read(path: Path) -> str:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as why:
+        remedy = f"Make it a plain file of yours: `rm {path}` lets nbqueue make a new one."
+        raise BadSecret(path=path, why=f"it cannot be opened as a plain file ({why})", remedy=remedy) from why
+    with os.fdopen(descriptor) as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise BadSecret(path=path, why="it is no plain file", remedy=f"Run `rm {path}`.")
+        if facts.st_uid != os.getuid():
+            remedy = f"Run `rm {path}` as its owner, or set NBQUEUE_HOME to a folder of your own."
+            raise BadSecret(path=path, why=f"it belongs to user {facts.st_uid}, not to you", remedy=remedy)
+        if facts.st_mode & 0o077:
+            raise BadSecret(path=path, why="others may read or write it", remedy=f"Run `chmod 600 {path}`.")
+        return file.read()
+
+
+def _parse(text: str, path: str) -> list[bytes]:
+    keys = [line.strip().encode() for line in text.replace(",", "\n").splitlines() if line.strip()]
+    if not keys:
+        raise BadSecret(path=path, why="it is empty", remedy="Remove it, and nbqueue makes a new one.")
+    if short := [key for key in keys if len(key) < 16]:
+        why = f"a key of {len(short[0])} characters is too short"
+        raise BadSecret(path=path, why=why, remedy="Use at least 16 characters, better 64 random ones.")
+    return keys
+
+
+class Sealer:
+    """Seals and unseals within one namespace."""
+
+    def __init__(self, keyring: Keyring, namespace: str) -> None:
+        self.keyring = keyring
+        self._namespace = namespace.encode()
+
+    def _context(self, key_id: bytes, kind: bytes, batch: str) -> bytes:
+        name = batch.encode()
+        sizes = struct.pack(">HHH", len(self._namespace), len(kind), len(name))
+        return b"".join((VERSION, key_id, sizes, self._namespace, kind, name))
+
+    def seal(self, kind: bytes, batch: str, index: int, payload: bytes, attempt: int = 0) -> bytes:
+        """`payload`, signed for this place and no other. An index of -1 stands for the whole batch."""
+        ring = self.keyring
+        text = self._context(ring.current, kind, batch) + _NUMBERS.pack(index, attempt, len(payload)) + payload
+        return b"".join((VERSION, ring.current, hmac.digest(ring.key, text, "sha256")[:16], payload))
+
+    def seal_all(self, kind: bytes, batch: str, start: int, payloads: list[bytes]) -> list[bytes]:
+        """`payloads` signed for the indexes from `start` on."""
+        ring = self.keyring
+        context, head = self._context(ring.current, kind, batch), VERSION + ring.current
+        digest, numbers, key = hmac.digest, _NUMBERS.pack, ring.key
+        return [
+            head + digest(key, context + numbers(index, 0, len(payload)) + payload, "sha256")[:16] + payload
+            for index, payload in enumerate(payloads, start)
+        ]
+
+    def unseal(self, kind: bytes, batch: str, index: int, blob: bytes, attempt: int = 0) -> bytes:
+        """The payload, if `blob` was sealed for just this place; raises BadSignature or UnknownKey."""
+        what = f"The {_WORDS.get(kind, 'record')} of {batch}" + (f":{index}" if index >= 0 else "")
+        if len(blob) < _HEAD or blob[:1] != VERSION:
+            raise BadSignature(what=what, why="it is cut short or of another version")
+        key_id, payload = blob[1:5], blob[_HEAD:]
+        key = self.keyring.find(key_id, what)
+        text = self._context(key_id, kind, batch) + _NUMBERS.pack(index, attempt, len(payload)) + payload
+        if not hmac.compare_digest(hmac.digest(key, text, "sha256")[:16], blob[5:_HEAD]):
+            raise BadSignature(what=what, why="the signature does not fit the content and its place")
+        return payload
+
+
+_WORDS = {
+    FUNCTION: "function",
+    SPEC: "description",
+    ARGUMENTS: "arguments",
+    OUTCOME: "outcome",
+    META: "meta",
+    TAIL: "log",
+}
+
+
+def peek(blob: bytes) -> bytes:
+    """The payload without any check: only for records that are shown and never trusted or unpickled."""
+    return blob[_HEAD:]
+
+
+# ---------------------------------------------------------------- pickling
+
+
+class _Capped(io.BytesIO):
+    """Memory that refuses to grow over a limit while it is written, not after."""
+
+    def __init__(self, limit: int, what: str, remedy: str) -> None:
+        super().__init__()
+        self._left, self._facts = limit, {"what": what, "limit": f"{limit / 1e6:,.0f} MB", "remedy": remedy}
+
+    def write(self, data: Any) -> int:
+        size = len(data) if isinstance(data, bytes) else memoryview(data).nbytes
+        self._left -= size
+        if self._left < 0:
+            raise TooLarge(**self._facts)
+        return super().write(data)
+
+
+_PLAIN = (int, float, bool, type(None))
+
+
+def dumps(value: Any, limit: int, what: str = "This value", remedy: str = "") -> bytes:
+    """`value` as a pickle of at most `limit` bytes. Raises TooLarge, or whatever pickling raises.
+
+    The C pickler first; cloudpickle where it fails, and where the pickle names `__main__`, which is another module in
+    the process that will open it.
+    """
+    kind = type(value)
+    if kind in _PLAIN or (kind in (str, bytes) and len(value) < 10_000):
+        return pickle.dumps(value, 5)
+    file = _Capped(limit, what, remedy)
+    try:
+        pickle.Pickler(file, 5).dump(value)
+    except TooLarge:
+        raise
+    except Exception:  # noqa: BLE001 - any class may refuse; cloudpickle then decides and says why
+        return by_value(value, limit, what, remedy)
+    data = file.getvalue()
+    if b"__main__" in data or cloudpickle.list_registry_pickle_by_value():
+        return by_value(value, limit, what, remedy)
+    return data
+
+
+def by_value(value: Any, limit: int, what: str = "This value", remedy: str = "") -> bytes:
+    """As dumps, with cloudpickle: functions and classes of a notebook travel whole."""
+    file = _Capped(limit, what, remedy)
+    cloudpickle.Pickler(file, 5).dump(value)
+    return file.getvalue()
+
+
+def loads(data: bytes | memoryview) -> Any:
+    """The value in a pickle that `unseal` has checked (or that never left this machine's pipes)."""
+    return pickle.loads(data)
+
+
+class _Scale(io.RawIOBase):
+    """A sink that counts and keeps nothing."""
+
+    size = 0
+
+    def write(self, data: Any) -> int:
+        length = len(data) if isinstance(data, bytes) else memoryview(data).nbytes
+        self.size += length
+        return length
+
+
+def measured(value: Any) -> int:
+    """How many bytes `value` takes when it is pickled by value; nothing is kept. Raises whatever pickling raises."""
+    scale = _Scale()
+    cloudpickle.Pickler(scale, 5).dump(value)
+    return scale.size
+
+
+def travels_whole(module: str) -> bool:
+    """Whether the user asked cloudpickle to send this module, or a package around it, by value."""
+    named = cloudpickle.list_registry_pickle_by_value()
+    return any(module == name or module.startswith(name + ".") for name in named)

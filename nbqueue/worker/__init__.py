@@ -1,0 +1,1 @@
+"""The hands: parent, stable, horse."""
