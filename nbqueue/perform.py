@@ -1,0 +1,275 @@
+"""Run one call, and turn whatever happens into a Ride: the horse and `inline="collect"` share it.
+
+A payload is one byte and a pickle: `1` the only positional argument, `2` (args, kwargs), `3` (args, kwargs, label).
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import CoroutineType, TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from nbqueue import wire
+from nbqueue.errors import JobTimeout, NotPicklable, TooLarge
+from nbqueue.model import MAX_ARGUMENTS, Cause, Failure, Ride, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+MAX_TRACEBACK = 64_000  # bytes; of a longer one the beginning and the end are kept
+MAX_MESSAGE = 8_000  # characters
+MAX_EXCEPTION = 1 << 20  # bytes of a pickled exception
+
+_OURS = str(Path(__file__).parent)
+_OURS_TOO = ("asyncio/runners.py", "asyncio/base_events.py")
+
+
+class Here:
+    """What client code may ask about the job that it runs in. One job at a time runs in a process."""
+
+    job: str | None = None
+    seed: int | None = None
+    index: int = 0
+    note: Callable[[int, bytes], None] | None = None
+    stream: np.random.Generator | None = None
+
+
+class Clock(Protocol):
+    """What watches the time limit of a call."""
+
+    def start(self) -> None:
+        """From now on JobTimeout may be raised."""
+
+    def stop(self) -> None:
+        """From now on it may not."""
+
+
+class _NoClock:
+    def start(self) -> None:
+        """There is no time limit."""
+
+    def stop(self) -> None:
+        """There is no time limit."""
+
+
+def current() -> str | None:
+    """The id of the job that this code runs in; None outside of jobs."""
+    return Here.job
+
+
+@contextmanager
+def inside(job: str, seed: int | None, index: int) -> Iterator[None]:
+    """Marks this process as running `job` while the context lasts."""
+    enter(job, seed, index)
+    try:
+        yield
+    finally:
+        leave()
+
+
+def enter(job: str, seed: int | None, index: int) -> None:
+    """Marks this process as running `job`."""
+    Here.job, Here.seed, Here.index, Here.stream = job, seed, index, None
+
+
+def leave() -> None:
+    """Marks this process as running no job."""
+    Here.job = Here.stream = None
+
+
+def rng() -> np.random.Generator:
+    """The job's own NumPy Generator: the same stream for the same (seed, index), through retries too."""
+    if Here.stream is None:
+        import numpy as np
+
+        key = None if Here.job is None or Here.seed is None else [Here.seed, Here.index]
+        Here.stream = np.random.default_rng(key)
+    return Here.stream
+
+
+def note(kind: int, payload: bytes) -> None:
+    """Sends meta or progress of the running job to its worker; does nothing where no worker listens."""
+    if Here.note is not None:
+        Here.note(kind, payload)
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def pack(args: Sequence[Any], kwargs: Mapping[str, Any], label: Any = None, *, what: str = "An argument") -> bytes:
+    """The arguments of a call as a payload. Raises TooLarge, or whatever pickling raises."""
+    remedy = "Pass a path, or less of it."
+    if label is not None:
+        return b"3" + wire.dumps((tuple(args), dict(kwargs), label), MAX_ARGUMENTS, what, remedy)
+    if len(args) == 1 and not kwargs:
+        return b"1" + wire.dumps(args[0], MAX_ARGUMENTS, what, remedy)
+    return b"2" + wire.dumps((tuple(args), dict(kwargs)), MAX_ARGUMENTS, what, remedy)
+
+
+def unpack(payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """`(args, kwargs, label)`. Raises whatever unpickling raises."""
+    kind, value = payload[:1], wire.loads(memoryview(payload)[1:])
+    if kind == b"1":
+        return (value,), {}, None
+    args, kwargs, *label = value
+    return tuple(args), dict(kwargs), label[0] if label else None
+
+
+# ---------------------------------------------------------------- the call
+
+
+def perform(
+    function: Callable[..., Any], payload: bytes, *, job: str, max_result: int, clock: Clock | None = None
+) -> Ride:
+    """Calls `function` with the packed arguments; never raises, whatever the function does."""
+    clock = clock or _NoClock()
+    started, cpu = time.monotonic(), time.process_time()
+    cause, failure, data = None, None, None
+    stage = "arguments"
+    try:
+        clock.start()
+        args, kwargs, _ = unpack(payload)
+        stage = "call"
+        value = function(*args, **kwargs)
+        if isinstance(value, CoroutineType):
+            value = _awaited(value)
+        stage = "result"
+        data = _dumped(value, max_result)
+        clock.stop()
+    except BaseException as why:  # noqa: BLE001 - a job may raise anything; all of it becomes its outcome
+        clock.stop()
+        cause, failure = _judge(why, stage, job)
+        data = None
+        why.__traceback__ = None  # it holds the frames of the job, and with them all that was on its stack
+    return Ride(
+        State.FAILED if cause else State.FINISHED,
+        cause,
+        started,
+        time.monotonic(),
+        cpu_s=time.process_time() - cpu,
+        failure=failure,
+        value=data,
+    )
+
+
+def _awaited(value: Any) -> Any:
+    import asyncio
+
+    return asyncio.run(value)
+
+
+def _dumped(value: Any, limit: int) -> bytes:
+    remedy = "Write it to a file and return the path, or raise `max_result=`."
+    what = f"The result (a {type(value).__name__})"
+    data = wire.dumps(value, limit, what, remedy)
+    if len(data) > limit:
+        raise TooLarge(what=what, limit=f"{limit / 1e6:,.0f} MB", remedy=remedy)
+    return data
+
+
+def _judge(why: BaseException, stage: str, job: str) -> tuple[Cause, Failure]:
+    if isinstance(why, JobTimeout):
+        return Cause.TIMEOUT, failure_of(why)
+    if stage != "result":
+        return Cause.ERROR, failure_of(why)
+    if isinstance(why, TooLarge):
+        return Cause.TOO_LARGE, failure_of(why)
+    facts = {
+        "what": f"The result of job {job}",
+        "why": f"{type_name(type(why))}: {_cut(text_of(why), 1_000)}",
+        "remedy": "Return plain data: numbers, text, lists, dicts, arrays, frames.",
+    }
+    named = NotPicklable(**facts)
+    told = traceback_of(why)
+    return Cause.UNSERIALIZABLE, Failure(type_name(NotPicklable), str(named), told, _pickled(named))
+
+
+# ---------------------------------------------------------------- telling what went wrong
+
+
+def failure_of(why: BaseException) -> Failure:
+    """What a Ride says of an exception. Never raises, even where the exception's own methods do."""
+    return Failure(type_name(type(why)), _cut(text_of(why), MAX_MESSAGE), traceback_of(why), _pickled(why))
+
+
+def type_name(kind: type) -> str:
+    """A class's qualified name, as tracebacks show it: without `builtins.` or `__main__.`."""
+    module, name = getattr(kind, "__module__", ""), getattr(kind, "__qualname__", "?")
+    plain = not isinstance(module, str) or module in {"builtins", "__main__", ""}
+    return _clean(str(name) if plain else f"{module}.{name}")
+
+
+def text_of(why: BaseException) -> str:
+    """`str(why)`, or what can be said where that fails."""
+    try:
+        return _clean(str(why))
+    except BaseException as again:  # noqa: BLE001 - a __str__ of the user's may raise anything
+        return f"<its message cannot be shown: __str__ raised {type_name(type(again))}>"
+
+
+def traceback_of(why: BaseException) -> str:
+    """The traceback of `why`: the user's frames, and at most MAX_TRACEBACK bytes of text."""
+    try:
+        told = traceback.TracebackException(type(why), why, _users(why.__traceback__), compact=True)
+        text = _clean("".join(told.format()))
+    except BaseException as again:  # noqa: BLE001 - it calls methods of the user's, which may raise anything
+        text = f"<the traceback cannot be shown: {type_name(type(again))}>\n{_frames(why)}"
+    return _cut(text, MAX_TRACEBACK)
+
+
+def _frames(why: BaseException) -> str:
+    return "".join(
+        f'  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}\n'
+        for frame, line in traceback.walk_tb(_users(why.__traceback__))
+    )
+
+
+def _users(tb: TracebackType | None) -> TracebackType | None:
+    """`tb` without our own frames at its beginning (the call) and at its end (where the time limit struck)."""
+    while tb is not None and _is_ours(tb):
+        tb = tb.tb_next
+    here = tb
+    while here is not None and here.tb_next is not None:
+        if here.tb_next.tb_next is None and _is_ours(here.tb_next):
+            here.tb_next = None
+            break
+        here = here.tb_next
+    return tb
+
+
+def _is_ours(tb: TracebackType) -> bool:
+    name = tb.tb_frame.f_code.co_filename
+    return name.startswith(_OURS) or name.endswith(_OURS_TOO)
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _cut(text: str, limit: int) -> str:
+    """At most `limit` bytes of `text`, which is ASCII or UTF-8: a quarter from its beginning, the rest from its end."""
+    if len(text) <= limit // 4:
+        return text
+    data = text.encode()
+    if len(data) <= limit:
+        return text
+    room = limit - 80
+    head, tail = data[: room // 4], data[-(room - room // 4) :]
+    middle = f"\n... {len(data) - room:,} bytes left out ...\n"
+    return head.decode("utf-8", "ignore") + middle + tail.decode("utf-8", "ignore")
+
+
+def _pickled(why: BaseException) -> bytes | None:
+    """The exception as a pickle that is known to open again; None where there is none."""
+    try:
+        data = wire.dumps(why, MAX_EXCEPTION)
+        same = type(wire.loads(data)).__qualname__ == type(why).__qualname__
+    except BaseException:  # noqa: BLE001 - the exception's own methods may raise anything; its text is kept anyway
+        return None
+    return data if same else None

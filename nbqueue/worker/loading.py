@@ -1,0 +1,126 @@
+"""Loading one function: its place (folder, path, environment), its modules, itself."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from nbqueue import perform, wire
+from nbqueue.errors import LoadError
+from nbqueue.model import Failure, FunctionRecord
+from nbqueue.settings import cpus, host
+from nbqueue.worker import frames, tree
+
+_SCRUBBED = ("NBQUEUE_SECRET", "NBQUEUE_URL")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_GPU = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
+
+
+def settle_in(record: FunctionRecord) -> None:
+    """Makes this process the place that the function expects: folder, sys.path, environment, an empty `__main__`."""
+    environ = os.environ
+    for name in [name for name in environ if name in _SCRUBBED or name.startswith("JPY_")]:
+        del environ[name]
+    for name in _THREADS:
+        environ.setdefault(name, str(cpus()))
+    environ["MPLBACKEND"] = "Agg"
+    environ.update(record.env)
+    if Path(record.cwd).is_dir() and os.access(record.cwd, os.X_OK):
+        os.chdir(record.cwd)
+    wanted = [path for path in (*record.path, record.cwd) if path and Path(path).exists()]
+    sys.path[:0] = [path for path in dict.fromkeys(wanted) if path not in sys.path]
+    # A notebook's own classes name `__main__` as their module: they must not find the stable's names there.
+    main = ModuleType("__main__")
+    main.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = main
+
+
+def load(record: FunctionRecord) -> Callable[..., Any]:
+    """The function, with its modules verified and imported. Raises LoadError."""
+    try:
+        for name, digest in sorted(record.modules.items()):
+            _verify(name, digest)
+        function = wire.loads(record.payload)
+    except LoadError:
+        raise
+    except BaseException as why:
+        text = f"{perform.type_name(type(why))}: {perform.text_of(why)}"
+        raise _unfit(record, text) from why
+    if not callable(function):
+        raise _unfit(record, f"it is no function but a {type(function).__name__}")
+    found: Callable[..., Any] = function
+    return found
+
+
+def _unfit(record: FunctionRecord, why: str) -> LoadError:
+    return LoadError(label=record.label, host=host(), why=why)
+
+
+def _verify(name: str, digest: str) -> None:
+    found = importlib.util.find_spec(name)
+    if found is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    import hashlib
+
+    origin = Path(found.origin) if found.has_location and found.origin else None
+    here = hashlib.sha256(origin.read_bytes()).hexdigest() if origin is not None else None
+    if here != digest:
+        where = f" ({origin})" if origin is not None else ""
+        raise ImportError(f"the module {name!r} here{where} is not the one that the function was submitted with")
+
+
+def failure_of(why: LoadError) -> Failure:
+    """What UNFIT says; the traceback is that of the exception behind it."""
+    failure = perform.failure_of(why)
+    cause = why.__cause__
+    told = "" if cause is None else perform.traceback_of(cause)
+    return Failure(failure.type, failure.message, told, failure.pickled)
+
+
+def start_over(
+    channel: frames.Channel, payload: bytes, later: frames.Frames, cwd: str, environ: dict[str, str]
+) -> NoReturn:
+    """Becomes a stable that has loaded nothing, because one with threads or a GPU context must not be forked.
+
+    Every horse then loads the function itself. What the parent has sent by now goes along, in a file.
+    """
+    import tempfile
+
+    with tempfile.TemporaryFile(buffering=0) as file:
+        for kind, each, _ in [(frames.LOAD_BARE, payload, None), *later]:
+            file.write(frames.HEAD.pack(len(each), kind) + each)
+        file.write(channel.unread)
+        file.seek(0)
+        for fd in (channel.fileno(), file.fileno()):
+            os.set_inheritable(fd, True)
+        for pid in tree.children():
+            tree.kill_group(pid)
+        os.chdir(cwd)
+        safe = ["-P"] if sys.flags.safe_path else []
+        command = [sys.executable, *safe, "-m", "nbqueue.worker.stable", str(channel.fileno()), str(file.fileno())]
+        os.execve(sys.executable, command, environ)  # noqa: S606 - the same program again
+
+
+def must_fork_bare() -> str:
+    """Why a process that has loaded the function cannot be forked; empty if it can."""
+    if (count := threading.active_count()) > 1:
+        return f"{count - 1} threads"
+    try:
+        opened = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]  # noqa: PTH115, PTH208
+    except OSError:
+        return ""  # no /proc, or a descriptor (that of the listing itself) closed meanwhile
+    gpu = [path for path in opened if path.startswith(_GPU)]
+    return f"an open {gpu[0]}" if gpu else ""
+
+
+def freeze_memory() -> None:
+    """Moves all that is loaded out of the collector's sight, so that forks share its pages."""
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,157 @@
+"""What a stable knows of its slots: the calls that wait, and the horse that rides."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Self
+
+from nbqueue.worker.capture import Output
+from nbqueue.worker.frames import Channel, Run
+from nbqueue.worker.limits import Board
+
+MOST_CALLS = 4_000  # of one horse: as many tickets fit into the smallest pipe
+PATIENCE = 0.1  # seconds after which the calls behind a long one are taken back, whatever its slice
+_REPORT_LIMIT = 1 << 28
+
+
+class Call:
+    """One call of a RUN, on its way through the stable."""
+
+    __slots__ = ("attempt", "index", "payload", "run", "seq", "solo")
+
+    def __init__(self, run: Run, seq: int, index: int, attempt: int, payload: bytes) -> None:
+        self.run = run
+        self.seq = seq
+        self.index = index
+        self.attempt = attempt
+        self.payload = payload
+        self.solo = run.isolate  # alone in its process
+
+    @property
+    def job(self) -> str:
+        """The job's id."""
+        return self.run.batch if self.run.single else f"{self.run.batch}:{self.index}"
+
+
+class Mount:
+    """A live horse, seen from the stable."""
+
+    def __init__(self, slot: Slot, pid: int, calls: list[Call], gear: Gear, mark: bytes) -> None:
+        self.slot = slot
+        self.pid = pid
+        self.calls = calls  # those whose tickets it took, or may still take
+        self.channel = Channel(socket.socket(fileno=gear.report_in), _REPORT_LIMIT)
+        self.output = Output(gear.output_in, mark)
+        self.pidfd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+        self.reported = 0  # calls that have their outcome
+        self.begun: int | None = None  # position of the call that outlasted the slice
+        self.alarmed: int | None = None  # position of the call that was told of its limit
+        self.overdue = False  # killed, because the grace was over
+        self.killed: set[int] = set()  # seqs of calls that nobody wants to hear of
+        self.gone = False
+        self._tickets = gear.tickets
+        limits = [call.run.timeout for call in calls if call.run.timeout is not None]
+        self.patience = max(PATIENCE, calls[0].run.slice)
+        self.rhythm = min(self.patience, *limits) if limits else self.patience
+        self.check_at = time.monotonic() + min(self.rhythm, 0.005)
+        self.heard = False  # whether the selector watches its output
+
+    def take_back(self) -> list[Call]:
+        """The calls whose tickets were not taken; the horse will not make them."""
+        try:
+            count = len(os.read(self._tickets, MOST_CALLS))
+        except BlockingIOError:
+            count = 0
+        if not count:
+            return []
+        rest = self.calls[-count:]
+        del self.calls[-count:]
+        return rest
+
+    @property
+    def unfinished(self) -> list[Call]:
+        """The calls without an outcome, the one that goes on first."""
+        return self.calls[self.reported :]
+
+    def close(self) -> None:
+        """Closes every descriptor that belongs to this horse."""
+        self.gone = True
+        self.channel.close()
+        self.output.close()
+        os.close(self._tickets)
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+
+    def descriptors(self) -> list[int]:
+        """Those that another horse must not inherit."""
+        fds = [self.channel.fileno(), self.output.fileno(), self._tickets]
+        return fds if self.pidfd is None else [*fds, self.pidfd]
+
+
+class Gear:
+    """The descriptors between a stable and a horse that is about to be forked; a context that closes what is left."""
+
+    def __init__(self, count: int) -> None:
+        self._open: set[int] = set()
+        try:
+            self.report_in, self.report = self._keep(end.detach() for end in socket.socketpair())
+            self.output_in, self.output = self._keep(os.pipe())
+            self.tickets, feed = self._keep(os.pipe())
+            os.set_blocking(self.output_in, False)
+            os.write(feed, bytes(count))
+            self._open.remove(feed)
+            os.close(feed)
+        except OSError:
+            self.__exit__()
+            raise
+
+    def _keep(self, fds: Iterable[int]) -> tuple[int, int]:
+        first, second = fds
+        self._open.update((first, second))
+        return first, second
+
+    def keep_ours(self) -> None:
+        """Leaves the stable's ends open."""
+        self._open -= {self.report_in, self.output_in, self.tickets}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._open:
+            os.close(self._open.pop())
+
+
+class Slot:
+    """A place for one horse at a time."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.queue: deque[Call] = deque()
+        self.board = Board()
+        self.mount: Mount | None = None
+
+    def pick(self) -> list[Call]:
+        """The next horse's calls: one that must be alone, or all up to such a one."""
+        first = self.queue.popleft()
+        calls = [first]
+        if first.solo or first.run.slice <= 0:
+            return calls
+        queue = self.queue
+        while queue and len(calls) < MOST_CALLS and not queue[0].solo and queue[0].run.slice == first.run.slice:
+            calls.append(queue.popleft())
+        return calls
+
+    def put_back(self, calls: Iterable[Call]) -> None:
+        """Puts calls before all others, in their order."""
+        self.queue.extendleft(reversed(list(calls)))
+
+    def clear(self) -> list[Call]:
+        """Takes all calls that wait."""
+        calls = list(self.queue)
+        self.queue.clear()
+        return calls

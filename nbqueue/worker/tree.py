@@ -1,0 +1,142 @@
+"""Processes under a process: finding, freezing and ending them, whatever they did to get away.
+
+On Linux stable and horse are subreapers: what a job's children leave behind comes to its horse, and what a dead horse
+leaves comes to the stable. Elsewhere a process group stands for the tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import signal
+import sys
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+LINUX = sys.platform == "linux"
+_PDEATHSIG, _CHILD_SUBREAPER = 1, 36
+_ROUNDS = 50  # a tree that still grows after so many looks is looked at again in the next turn
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None, use_errno=True) if LINUX else None
+
+
+def become_subreaper() -> None:
+    """Orphans among this process's descendants become its children."""
+    if (libc := _libc()) is not None:
+        libc.prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def die_with(parent: int | None) -> None:
+    """Kills this process when `parent`, which forked it, ends; None: no longer."""
+    libc = _libc()
+    if libc is None:
+        return
+    libc.prctl(_PDEATHSIG, 0 if parent is None else signal.SIGKILL, 0, 0, 0)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)  # it ended before we asked
+
+
+def children(pid: int | None = None) -> list[int]:
+    """The children of a process (this one by default), zombies included."""
+    pid = os.getpid() if pid is None else pid
+    try:
+        found: list[int] = []
+        for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - the hot path of every horse's end
+            with open(f"/proc/{pid}/task/{task}/children", "rb") as file:  # noqa: PTH123 - as above
+                found += map(int, file.read().split())
+    except OSError:
+        return [] if LINUX and Path(f"/proc/self/task/{os.getpid()}/children").exists() else _children_by_ps(pid)
+    return found
+
+
+def _children_by_ps(pid: int) -> list[int]:
+    import subprocess  # what is not imported need not be forked
+
+    try:
+        listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []  # without /proc and ps, the process group is all that can be reached
+    pairs = (line.split() for line in listing.stdout.splitlines())
+    return [int(child) for child, parent in pairs if int(parent) == pid and child != str(pid)]
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes under `pid`, parents before their children."""
+    found = children(pid)
+    for each in found:
+        found += children(each)
+    return found
+
+
+def send(pid: int, signum: int) -> None:
+    """Sends a signal to a process that may be gone."""
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        pass  # it is gone, as it should be
+    except PermissionError:
+        pass  # it became another user's (sudo): it is no longer ours to end
+
+
+def freeze(pid: int) -> None:
+    """Stops a process and all under it: parents first, so that none can fork on."""
+    send(pid, signal.SIGSTOP)
+    stopped: set[int] = set()
+    for _ in range(_ROUNDS):
+        fresh = [each for each in descendants(pid) if each not in stopped]
+        if not fresh:
+            return
+        for each in fresh:
+            send(each, signal.SIGSTOP)
+        stopped.update(fresh)
+
+
+def thaw(pid: int) -> None:
+    """Lets a process and all under it go on: children first."""
+    for each in reversed(descendants(pid)):
+        send(each, signal.SIGCONT)
+    send(pid, signal.SIGCONT)
+
+
+def kill_strays(known: Collection[int]) -> bool:
+    """Kills and reaps every child of this process that is not among `known`; True when none is left.
+
+    Killing one may bring its children here, so it looks again until there is nothing new.
+    """
+    killed: set[int] = set()
+    for _ in range(_ROUNDS):
+        strays = [pid for pid in children() if pid not in known]
+        if not strays:
+            return True
+        for pid in strays:
+            if pid not in killed:
+                send(pid, signal.SIGKILL)
+                killed.add(pid)
+        _reap(strays)
+    return False
+
+
+def reap_children(known: Collection[int] = ()) -> None:
+    """Reaps every child of this process that has ended and is not among `known`, whose ends others wait for."""
+    _reap(pid for pid in children() if pid not in known)
+
+
+def _reap(pids: Iterable[int]) -> None:
+    for pid in pids:
+        try:
+            os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            continue  # someone else has reaped it
+
+
+def kill_group(pid: int) -> None:
+    """Kills a horse: itself, and where there are no subreapers, its process group."""
+    if not LINUX:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, or is about to
+            os.killpg(pid, signal.SIGKILL)
+    send(pid, signal.SIGKILL)

@@ -1,0 +1,109 @@
+"""Loading the function: its place, its modules, and what cannot be loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import textwrap
+from pathlib import Path
+
+from stable_driver import Driver
+
+from nbqueue import wire
+from nbqueue.errors import LoadError
+from nbqueue.model import State
+
+
+def write_module(folder, name, text):
+    path = folder / f"{name}.py"
+    path.write_text(textwrap.dedent(text))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def by_reference(module, name):
+    return f"c{module}\n{name}\n.".encode()
+
+
+def test_a_module_is_verified_and_imported_once(tmp_path):
+    digest = write_module(tmp_path, "mymod", "def f(x):\n    return x + 1\n")
+    with Driver(by_reference("mymod", "f"), modules={"mymod": digest}, path=(str(tmp_path),)) as driver:
+        assert driver.values(1, 2) == [2, 3]
+
+
+def test_another_source_is_unfit_and_named(tmp_path):
+    write_module(tmp_path, "mymod2", "def f(x):\n    return x + 1\n")
+    with Driver(by_reference("mymod2", "f"), modules={"mymod2": "0" * 64}, path=(str(tmp_path),)) as driver:
+        driver.until(lambda: driver.unfit)
+    assert "mymod2" in driver.unfit.message
+    assert os.uname().nodename in driver.unfit.message
+    assert isinstance(wire.loads(driver.unfit.pickled), LoadError)
+
+
+def test_a_missing_module_is_unfit_and_named():
+    for facts in ({"modules": {"nowhere": "0" * 64}}, {}):
+        with Driver(by_reference("nowhere", "f"), **facts) as driver:
+            driver.until(lambda: driver.unfit)
+        assert "No module named 'nowhere'" in driver.unfit.message
+
+
+def test_an_import_that_exits_is_unfit(tmp_path):
+    write_module(tmp_path, "exits", "import sys\nsys.exit(3)\n")
+    with Driver(by_reference("exits", "f"), path=(str(tmp_path),)) as driver:
+        driver.until(lambda: driver.unfit)
+    assert "SystemExit" in driver.unfit.message
+
+
+THREADED = """
+    import os, threading, time
+    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+    loader = os.getpid()
+    def f(x):
+        return os.getpid() == loader, threading.active_count(), os.environ.get("MINE")
+"""
+
+
+def test_where_loading_starts_threads_the_horse_loads(tmp_path):
+    write_module(tmp_path, "threaded", THREADED)
+    place = {"path": (str(tmp_path),), "env": {"MINE": "yes"}}
+    record = {"path": place["path"]}
+    with Driver(by_reference("threaded", "f"), **record) as driver:
+        seqs = driver.run(*range(5))
+        rides = driver.outcomes(seqs)
+        assert all(ride.state is State.FINISHED for ride in rides)
+        assert {wire.loads(ride.value) for ride in rides} == {(True, 2, None)}
+
+
+def test_a_bare_stable_has_its_horses_load(tmp_path):
+    write_module(tmp_path, "bare", "import os\nloader = os.getpid()\ndef f(x):\n    return os.getpid() == loader\n")
+    with Driver(by_reference("bare", "f"), bare=True, path=(str(tmp_path),)) as driver:
+        assert driver.values(1, 2) == [True, True]
+    with Driver(by_reference("nowhere", "f"), bare=True) as driver:
+        ride = driver.outcome(1)
+        assert ride.cause == "load"
+        assert "nowhere" in ride.failure.message
+
+
+def test_the_environment_of_a_job(tmp_path):
+    secret = {"NBQUEUE_SECRET": "s" * 16, "NBQUEUE_URL": "redis://x", "JPY_PARENT_PID": "1", "OMP_NUM_THREADS": "3"}
+
+    def f(_):
+        return dict(os.environ), str(Path.cwd()), sys.stdin.read()
+
+    record = {"cwd": str(tmp_path)}
+    with Driver(env=secret) as driver:
+        driver.load(f, env={"API_KEY": "k"}, **record)
+        environ, cwd, stdin = driver.values(0)[0]
+    assert not {"NBQUEUE_SECRET", "NBQUEUE_URL", "JPY_PARENT_PID"} & set(environ)
+    assert environ["OMP_NUM_THREADS"] == "3"
+    assert environ["MPLBACKEND"] == "Agg"
+    assert environ["API_KEY"] == "k"
+    assert int(environ["MKL_NUM_THREADS"]) >= 1
+    assert (cwd, stdin) == (str(tmp_path), "")
+
+
+def test_a_notebooks_class_does_not_find_the_stables_names():
+    names = {"__name__": "__main__"}
+    exec("class Stable:\n    x = 1\ndef f(_):\n    return Stable()\n", names)
+    with Driver(names["f"]) as driver:
+        assert driver.outcome(0).state is State.FINISHED

@@ -1,0 +1,178 @@
+"""A real stable over a real socketpair: calls, slices, tickets, and what is taken back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import wait_until
+from stable_driver import Driver, alive_with
+
+from nbqueue import wire
+from nbqueue.model import Cause, State
+
+
+@pytest.fixture
+def fifo(tmp_path):
+    path = tmp_path / "gate"
+    os.mkfifo(path)
+    return str(path)
+
+
+def open_gate(path):
+    Path(path).write_text("go")
+
+
+def test_a_map_comes_back_complete_and_in_any_number():
+    with Driver(lambda x: x * 2) as driver:
+        seqs = [seq for slot in (0, 1) for seq in driver.run(*range(500), slot=slot)]
+        rides = driver.outcomes(seqs)
+    assert [wire.loads(ride.value) for ride in rides] == [2 * x for x in range(500)] * 2
+
+
+def test_a_fresh_stable_has_imported_the_standard_library_only():
+    code = (
+        "import sys, runpy\nsys.argv = ['x', '99']\n"
+        "import nbqueue.worker.stable\n"
+        "print([m for m in ('redis', 'msgspec', 'cloudpickle', 'pandas', 'numpy', 'asyncio') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_short_calls_share_a_horse_and_isolated_ones_do_not():
+    with Driver(lambda _: os.getpid()) as driver:
+        shared = driver.values(*range(50))
+        alone = driver.values(*range(5), isolate=True)
+    assert len(set(shared)) < 10
+    assert len(set(alone)) == 5
+
+
+def test_a_long_call_gives_the_rest_back_and_says_that_it_has_begun(fifo):
+    def f(path):
+        return Path(path).read_text() if path else "short"
+
+    with Driver(f) as driver:
+        first, long, *rest = driver.run(None, fifo, None, None)
+        driver.until(lambda: driver.begun and driver.back)
+        assert driver.begun == [long]
+        assert driver.back == rest
+        assert first in driver.rides
+        open_gate(fifo)
+        assert driver.outcomes([long])[0].state is State.FINISHED
+
+
+def test_calls_behind_an_old_horse_go_on_in_a_fresh_one():
+    def f(_):
+        end = time.monotonic() + 0.03
+        while time.monotonic() < end:
+            pass
+        return os.getpid()
+
+    with Driver(f) as driver:
+        pids = driver.values(*range(10))
+    assert 1 < len(set(pids)) < 10
+
+
+def test_a_crash_among_shared_calls_harms_no_other(tmp_path):
+    log = tmp_path / "log"
+
+    def f(x):
+        with log.open("a") as file:
+            file.write(f"{x} {os.getpid()}\n")
+        if x == 3:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return x
+
+    with Driver(f) as driver:
+        rides = driver.outcomes(driver.run(*range(6)))
+    assert [ride.state for ride in rides].count(State.FINISHED) == 5
+    assert (rides[3].cause, rides[3].code) == (Cause.CRASHED, -signal.SIGSEGV)
+    assert "SIGSEGV" in rides[3].failure.message
+    runs = [line.split() for line in log.read_text().splitlines()]
+    assert len([run for run in runs if run[0] == "3"]) == 2  # once among others, once alone
+    assert len(runs) == 7
+
+
+def test_killed_jobs_are_gone_and_others_go_on(fifo):
+    def f(path):
+        return Path(path).read_text() if path else "short"
+
+    with Driver(f) as driver:
+        running, queued, other = driver.run(fifo, None, None)
+        driver.kill(queued)
+        driver.until(lambda: queued in driver.gone)
+        wait_until(driver.horses)
+        driver.kill(running)
+        driver.until(lambda: running in driver.gone)
+        assert driver.outcomes([other])[0].state is State.FINISHED or other in driver.back
+        assert not {running, queued} & set(driver.rides)
+
+
+def test_drain_takes_back_what_has_not_begun(fifo):
+    with Driver(lambda path: Path(path).read_text()) as driver:
+        running, *rest = driver.run(*[fifo] * 4)
+        wait_until(driver.horses)
+        driver.until(lambda: driver.begun)
+        driver.drain()
+        later = driver.run(fifo)
+        driver.until(lambda: set(driver.back) >= {*rest, *later})
+        open_gate(fifo)
+        assert driver.outcomes([running])[0].state is State.FINISHED
+
+
+def test_the_parent_dies_and_all_under_it_ends():
+    def f(_):
+        subprocess.Popen(["sleep", "100"], start_new_session=True)
+        time.sleep(100)
+
+    driver = Driver(f)
+    driver.run(0)
+    wait_until(lambda: (driver.pump(), len(driver.alive()) == 3)[1])
+    driver.close()
+
+
+def test_the_stable_dies_and_its_horses_die():
+    with Driver(lambda _: time.sleep(100)) as driver:
+        driver.run(0)
+        wait_until(lambda: (driver.pump(), driver.horses())[1])
+        os.kill(driver.process.pid, signal.SIGKILL)
+        driver.process.wait()
+        wait_until(lambda: not alive_with(driver.mark))
+
+
+def test_sigterm_ends_neither_stable_nor_horse_and_no_child_inherits_that(fifo):
+    def f(path):
+        from multiprocessing import Pool
+
+        with Pool(2) as pool:  # its end needs SIGTERM to work in forked children
+            squares = pool.map(abs, [-1, -2])
+        return squares, Path(path).read_text()
+
+    with Driver(f) as driver:
+        seqs = driver.run(fifo)
+        driver.until(lambda: driver.begun)
+        for pid in (driver.process.pid, *driver.horses()):
+            os.kill(pid, signal.SIGTERM)
+        open_gate(fifo)
+        assert wire.loads(driver.outcomes(seqs)[0].value) == ([1, 2], "go")
+
+
+def test_a_note_travels_while_the_job_runs(fifo):
+    def f(path):
+        from nbqueue import perform
+
+        perform.note(1, b"half way")
+        return perform.current(), Path(path).read_text()
+
+    with Driver(f) as driver:
+        (seq,) = driver.run(fifo)
+        driver.until(lambda: driver.notes)
+        assert driver.notes[0] == (seq, 1, b"half way")
+        open_gate(fifo)
+        assert wire.loads(driver.outcomes([seq])[0].value) == ("b:0", "go")
