@@ -1,0 +1,63 @@
+"""The worker's two ears: mail (hints, and later signed control messages) always, bells only while it is idle.
+
+A bell's token wakes one worker; who is full does not listen, so the token waits for one that is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from selectors import EVENT_READ, BaseSelector
+
+from nbqueue.store.broker import Broker
+from nbqueue.store.ear import Ear
+
+_LONG = 3_600.0  # seconds that the mail is listened to at a stretch
+
+
+class Ears:
+    """Two blocking connections, watched by the worker's selector."""
+
+    connections = 3  # of one worker to its server: commands, mail, bells
+
+    def __init__(self, broker: Broker, selector: BaseSelector) -> None:
+        self._broker, self._selector = broker, selector
+        self._mail, self._bell = Ear(broker.connection), Ear(broker.connection)
+        self._watched: dict[Ear, int] = {}  # ear -> the descriptor that the selector knows
+        self._worker = ""
+
+    def attend(self, worker: str) -> None:
+        """Listens to the mail of this worker, again if the connection was lost. Raises NoServer."""
+        self._worker = worker
+        self._listen(self._mail, [self._broker.keys.mail(worker)], _LONG)
+
+    def listen(self, queues: Sequence[str], seconds: float) -> None:
+        """Listens to the bells of these queues. Raises NoServer."""
+        self._listen(self._bell, [self._broker.keys.bell(queue) for queue in queues], seconds)
+
+    def _listen(self, ear: Ear, keys: Sequence[str], seconds: float) -> None:
+        ear.listen(keys, seconds)
+        known = self._watched.get(ear)
+        if known == ear.fileno():
+            return
+        self._unwatch(ear)
+        self._watched[ear] = ear.fileno()
+        self._selector.register(ear.fileno(), EVENT_READ, ear)
+
+    def hear(self, ear: Ear) -> str | None:
+        """What an ear has heard: `look` or `bell`; None for nothing yet."""
+        heard = ear.hear()
+        if not ear.listening:
+            self._unwatch(ear)
+        if heard is None and ear.listening:
+            return None
+        return "look" if ear is self._mail else "bell"
+
+    def _unwatch(self, ear: Ear) -> None:
+        if (known := self._watched.pop(ear, None)) is not None:
+            self._selector.unregister(known)
+
+    def close(self) -> None:
+        """Closes both connections."""
+        for ear in (self._mail, self._bell):
+            self._unwatch(ear)
+            ear.close()

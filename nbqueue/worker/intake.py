@@ -1,0 +1,100 @@
+"""From a claim to tasks: signatures are checked here, by the parent, before a stable sees a byte."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import msgspec
+
+from nbqueue.errors import BadSignature
+from nbqueue.model import Cause, Failure, FunctionRecord, Ride, Spec, State, decode
+from nbqueue.store.broker import Broker
+from nbqueue.store.records import Claimed, Grant
+from nbqueue.wire import ARGUMENTS, FUNCTION, SPEC, Sealer
+from nbqueue.worker.ledger import Ledger, Task
+
+_REMEMBERED = 256  # specs of batches, so that a batch's second claim need not check its spec again
+
+
+@dataclass(slots=True)
+class Intake:
+    """Turns grants into tasks; what does not verify becomes a failure at once, and touches nothing else."""
+
+    broker: Broker
+    sealer: Sealer
+    ledger: Ledger
+    isolate: bool = False  # a process of its own for every job, whatever the batch says
+    _specs: dict[str, tuple[bytes, Spec]] = field(default_factory=dict)
+
+    def take(self, claimed: Claimed) -> list[tuple[Task, Ride]]:
+        """Adds what a claim gave to the ledger; returns the jobs that failed their check, with their rides."""
+        bad: list[tuple[Task, Ride]] = []
+        for grant in claimed.grants:
+            bad += self._take(grant)
+        return bad
+
+    def _take(self, grant: Grant) -> list[tuple[Task, Ride]]:
+        try:
+            spec = self._spec(grant)
+        except BadSignature as why:
+            broken = [self._task(grant, i, b"", Spec(label=grant.batch)) for i in range(len(grant.jobs))]
+            return [(task, refused(why)) for task in broken]
+        good: list[Task] = []
+        bad: list[tuple[Task, Ride]] = []
+        for place, job in enumerate(grant.jobs):
+            try:
+                payload = self.sealer.unseal(ARGUMENTS, grant.batch, job.index, job.args)
+            except BadSignature as why:
+                bad.append((self._task(grant, place, b"", spec), refused(why)))
+            else:
+                good.append(self._task(grant, place, payload, spec))
+        self.ledger.add(good)
+        return bad
+
+    def _task(self, grant: Grant, place: int, payload: bytes, spec: Spec) -> Task:
+        job = grant.jobs[place]
+        return Task(
+            seq=self.ledger.next_seq(),
+            batch=grant.batch,
+            index=job.index,
+            attempt=job.attempt,
+            token=grant.token,
+            payload=payload,
+            spec=spec,
+            since=time.monotonic(),
+        )
+
+    def _spec(self, grant: Grant) -> Spec:
+        known = self._specs.get(grant.batch)
+        if known and known[0] == grant.spec:
+            return known[1]
+        spec = decode(Spec, self.sealer.unseal(SPEC, grant.batch, -1, grant.spec), f"The description of {grant.batch}")
+        if self.isolate and not spec.isolate:
+            spec = msgspec.structs.replace(spec, isolate=True)
+        if len(self._specs) >= _REMEMBERED:
+            del self._specs[next(iter(self._specs))]
+        self._specs[grant.batch] = (grant.spec, spec)
+        return spec
+
+    def function(self, batch: str, key: str) -> FunctionRecord:
+        """The function of a batch. Raises BadSignature, also when it is not the function that the spec names."""
+        blob = self.broker.function(batch)
+        what = f"The function of {batch}"
+        if blob is None:
+            raise BadSignature(what=what, why="it is not there")
+        record = decode(FunctionRecord, self.sealer.unseal(FUNCTION, batch, -1, blob), what)
+        if record.key != key:
+            raise BadSignature(what=what, why="it is another function than the one that was submitted")
+        return record
+
+
+def refused(why: BadSignature) -> Ride:
+    """The outcome of a job whose bytes were not signed, or not for this place."""
+    return failed(Cause.SIGNATURE, Failure("nbqueue.errors.BadSignature", str(why)))
+
+
+def failed(cause: Cause, failure: Failure, code: int | None = None) -> Ride:
+    """The outcome of a job that never ran to an end of its own."""
+    now = time.monotonic()
+    return Ride(State.FAILED, cause, now, now, failure=failure, code=code)

@@ -1,0 +1,66 @@
+"""Finding what a dead worker left behind.
+
+Every stable is started with an environment mark that names its worker's process; /proc shows it for all that the
+stable forks, however they daemonise. At its start a worker kills what carries the mark of a worker that is no more.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+MARK = "NBQUEUE_MARK"
+_PROC = Path("/proc")
+
+
+def started(pid: int) -> str:
+    """When a process started, in clock ticks since boot: with the pid, a name that is not used twice. Empty if gone."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return ""
+    fields = text.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def own_mark(worker: str) -> str:
+    """The mark of this process's stables."""
+    pid = os.getpid()
+    return f"{worker}/{pid}/{started(pid)}"
+
+
+def carriers() -> Iterator[tuple[int, str]]:
+    """`(pid, mark)` of every process of this user that carries a mark."""
+    if not _PROC.is_dir():
+        return
+    needle = f"{MARK}=".encode()
+    for entry in _PROC.iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            environ = (entry / "environ").read_bytes()
+        except OSError:
+            continue  # gone by now, or another user's
+        for item in environ.split(b"\0"):
+            if item.startswith(needle):
+                yield int(entry.name), item[len(needle) :].decode("utf-8", "replace")
+
+
+def sweep() -> int:
+    """Kills what carries the mark of a worker that is no more; returns how many processes that were."""
+    killed = 0
+    for pid, mark in carriers():
+        _, _, rest = mark.partition("/")
+        owner, _, since = rest.partition("/")
+        if not owner.isdigit() or not since or started(int(owner)) == since:
+            continue
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        except PermissionError:
+            continue  # another user's process that we may see but not touch
+        killed += 1
+    return killed

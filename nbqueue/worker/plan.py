@@ -1,0 +1,29 @@
+"""How a worker was asked to work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nbqueue.model import BEAT, DEFAULT_QUEUE, LEASE
+
+ALL_QUEUES = "*"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The options of `nbqueue worker`; times in seconds."""
+
+    queues: tuple[str, ...] = (DEFAULT_QUEUE,)
+    slots: int = 0  # 0: the CPUs that this process may use
+    name: str = ""
+    burst: bool = False
+    isolate: bool = False
+    max_jobs: int | None = None
+    max_idle: float | None = None
+    patience: float = 0.0  # how long a burst worker waits for a first job
+    grace: float = 5.0  # what running jobs get at a SIGTERM
+    lease: float = LEASE
+    beat: float = BEAT
+    local: bool = False  # the worker of a private server: stays while a notebook is connected, and ends the server last
+    exits: bool = False  # the process ends with the worker: signals that come late are ignored
+    server: str = ""  # its name in messages

@@ -1,0 +1,298 @@
+"""All the stables of a worker: which function has one, what they answer, and what happens when one dies."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
+
+import msgspec
+
+from nbqueue.errors import BadSignature
+from nbqueue.model import MAX_LOSSES, Cause, Failure, FunctionRecord, Ride, decode
+from nbqueue.worker import frames, limits
+from nbqueue.worker.intake import Intake, failed, refused
+from nbqueue.worker.ledger import Ledger, Pace, Task
+from nbqueue.worker.score import Score
+from nbqueue.worker.settling import Settler
+from nbqueue.worker.stall import Stall
+
+KEPT_WARM = 4  # idle stables
+SHORT = 0.01  # seconds: calls under this are sent ahead, so that no slot waits for us
+
+
+@dataclass(slots=True)
+class Stables:
+    """Sends waiting tasks to stables, and takes in what they answer."""
+
+    ledger: Ledger
+    intake: Intake
+    settler: Settler
+    score: Score
+    selector: BaseSelector
+    mark: str
+    host: str
+    threads: int
+    recent: Pace = field(default_factory=Pace)
+    unfit: dict[str, Failure] = field(default_factory=dict)  # functions that this worker could not load
+    sole: set[str] = field(default_factory=set)  # of those, the ones that no other worker can load either
+    refusals: list[Task] = field(default_factory=list)  # jobs whose function could not be loaded here
+    fence: float | None = None
+    _stalls: dict[str, Stall] = field(default_factory=dict)
+
+    # ------------------------------------------------------------ to the stables
+
+    def dispatch(self) -> None:
+        """Gives waiting tasks to slots, first claimed first: a chunk a free slot, and one ahead of short calls."""
+        free, ahead = self.ledger.free_slots(), self._slots_ahead()
+        for batch in self.ledger.in_order():
+            if not free and not ahead:
+                return
+            while (queue := self.ledger.waiting.get(batch)) and (free or ahead):
+                first = queue[0]
+                if (slot := self._slot_for(first, free, ahead)) is None:
+                    break
+                if (stall := self._stall_for(first)) is None:
+                    break
+                count = 1 if first.alone else self._chunk(first, len(queue), len(free) or len(ahead))
+                self._send(stall, slot, self.ledger.take(batch, count))
+                ahead.pop(slot, None)
+                if slot in free:
+                    free.remove(slot)
+
+    def _send(self, stall: Stall, slot: int, tasks: list[Task]) -> None:
+        for task in tasks:
+            self.ledger.mount(task, slot, stall)
+        stall.run(slot, tasks)
+        self._watch(stall)
+        self.score.group("->", tasks[0].batch, [task.index for task in tasks], tasks[0].spec.single)
+
+    def _chunk(self, task: Task, waiting: int, takers: int) -> int:
+        return max(1, min(self.ledger.pace(task.spec.key).chunk(), -(-waiting // takers)))
+
+    def _slots_ahead(self) -> dict[int, str]:
+        """Slots that run short calls and will be free soon -> the function that they run."""
+        found = {}
+        for slot, riding in enumerate(self.ledger.riding):
+            if not riding:
+                continue
+            task = next(iter(riding.values()))
+            pace = self.ledger.pace(task.spec.key)
+            short = pace.mean is not None and pace.mean < SHORT and not task.begun and not task.alone
+            if short and len(riding) <= pace.chunk() // 4:
+                found[slot] = task.spec.key
+        return found
+
+    def _slot_for(self, task: Task, free: list[int], ahead: dict[int, str]) -> int | None:
+        if free:
+            return free[0]
+        if task.alone:
+            return None
+        return next((slot for slot, key in ahead.items() if key == task.spec.key), None)
+
+    def _stall_for(self, task: Task) -> Stall | None:
+        """The stable of a task's function, started if need be; None when the task cannot run and was dealt with."""
+        key = f"{task.spec.key}#{task.seq}" if task.alone else task.spec.key
+        if key in self._stalls:
+            return self._stalls[key]
+        if (failure := self.unfit.get(task.spec.key)) is not None:
+            self._refuse(task.batch, failure)
+            return None
+        try:
+            record = self.intake.function(task.batch, task.spec.key)
+        except BadSignature as why:
+            for each in self.ledger.take(task.batch, len(self.ledger.waiting[task.batch])):
+                self.finish(each, refused(why))
+            return None
+        self._make_room()
+        return self._start(key, record, preload=task.spec.preload)
+
+    def _start(self, key: str, record: FunctionRecord, *, preload: bool) -> Stall:
+        stall = Stall(record, key=key, mark=self.mark, host=self.host, threads=self.threads, preload=preload)
+        self._stalls[key] = stall
+        self.selector.register(stall.channel.fileno(), EVENT_READ, stall)
+        if self.fence is not None:
+            stall.channel.send(frames.FENCE, frames.pack_fence(self.fence))
+        self._watch(stall)
+        return stall
+
+    def _make_room(self) -> None:
+        idle = sorted((stall for stall in self._stalls.values() if not self._busy(stall)), key=lambda stall: stall.used)
+        for stall in idle[: max(0, len(idle) - KEPT_WARM + 1)]:
+            self._end(stall)
+
+    def _busy(self, stall: Stall) -> bool:
+        return any(task.stall is stall for riding in self.ledger.riding for task in riding.values())
+
+    def _watch(self, stall: Stall) -> None:
+        """Asks the selector for what the channel needs now."""
+        events = EVENT_READ | (EVENT_WRITE if stall.channel.wants_write else 0)
+        self.selector.modify(stall.channel.fileno(), events, stall)
+
+    def set_fence(self, fence: float) -> None:
+        """Tells all stables until when the lease lasts, on the clock that counts suspend."""
+        self.fence = fence
+        self._tell_all(frames.FENCE, frames.pack_fence(fence))
+
+    def thaw(self) -> None:
+        """After a fence: what rides now stands, and goes on."""
+        for stall in self._stalls.values():
+            mine = [task.seq for riding in self.ledger.riding for task in riding.values() if task.stall is stall]
+            stall.channel.send(frames.THAW, frames.pack_seqs(mine))
+            self._watch(stall)
+
+    def drain(self) -> None:
+        """Takes back all that has not begun."""
+        self._tell_all(frames.DRAIN, b"")
+
+    def kill(self, tasks: Iterable[Task]) -> None:
+        """Ends these tasks without an outcome; their slots are free when the stable says GONE."""
+        by_stall: dict[Stall, list[int]] = {}
+        for task in tasks:
+            if task.stall is not None:
+                by_stall.setdefault(task.stall, []).append(task.seq)
+            else:
+                self.ledger.drop(task)
+        for stall, seqs in by_stall.items():
+            stall.channel.send(frames.KILL, frames.pack_seqs(seqs))
+            self._watch(stall)
+
+    def _tell_all(self, kind: int, payload: bytes) -> None:
+        for stall in self._stalls.values():
+            stall.channel.send(kind, payload)
+            self._watch(stall)
+
+    def close(self) -> None:
+        """Ends every stable and all under them."""
+        for stall in list(self._stalls.values()):
+            self._end(stall)
+
+    def _end(self, stall: Stall) -> None:
+        self._remove(stall)
+        stall.close()
+        self.reap_strays()
+
+    def _remove(self, stall: Stall) -> None:
+        self._stalls.pop(stall.key, None)
+        self.selector.unregister(stall.channel.fileno())
+
+    # ------------------------------------------------------------ from the stables
+
+    def hear(self, stall: Stall, events: int) -> None:
+        """Handles what a stable's channel has for us."""
+        if self._stalls.get(stall.key) is not stall:
+            return  # it was ended while its event waited
+        if events & EVENT_WRITE:
+            stall.channel.flush()
+        try:
+            for kind, payload, fd in stall.channel.receive():
+                self._heard(stall, kind, payload, fd)
+        except (frames.FrameError, BadSignature, struct.error) as why:
+            # A job wrote into what is not its own: nothing that comes after can be trusted.
+            self.score.line("!!", f"the stable of {stall.label} sent what is no frame ({why}) and is ended")
+            stall.process.kill()
+        if self._stalls.get(stall.key) is not stall:
+            return  # it served one job alone, which is done
+        if stall.channel.eof or stall.failure is not None:
+            self._died(stall)
+        else:
+            self._watch(stall)
+
+    def _heard(self, stall: Stall, kind: int, payload: bytes, fd: int | None) -> None:
+        if kind == frames.DONE:
+            self._done(payload, fd)
+        elif kind == frames.READY:
+            stall.ready = True
+        elif kind == frames.UNFIT:
+            stall.failure = decode(Failure, payload, "A stable's answer")
+        elif kind in (frames.BACK, frames.BEGUN, frames.GONE):
+            known = map(self.ledger.tasks.get, reversed(frames.unpack_seqs(payload)))
+            for task in filter(None, known):
+                self._moved(task, kind)
+
+    def _moved(self, task: Task, kind: int) -> None:
+        if kind == frames.BACK:
+            self.ledger.put_back(task)
+        elif kind == frames.BEGUN:
+            task.begun = True
+        else:
+            self.ledger.drop(task)
+
+    def _done(self, payload: bytes, fd: int | None) -> None:
+        done = frames.unpack_done(payload)
+        value = None if fd is None else frames.read_value(fd)
+        task = self.ledger.tasks.get(done.seq)
+        if task is None:
+            return  # it was killed on request while its outcome was on the way
+        ride = frames.decode_ride(done.ride)
+        if value is not None:
+            ride = msgspec.structs.replace(ride, value=value)
+        self.ledger.pace(task.spec.key).saw(ride.ended - ride.started)
+        self.recent.saw(ride.ended - ride.started)
+        private = task.stall if task.alone else None
+        self.ledger.done(task)
+        self.settler.add(task, ride, done.tail)
+        if private is not None:
+            self._end(private)
+
+    def finish(self, task: Task, ride: Ride) -> None:
+        """Settles a task that never came to a stable, or whose stable is no more."""
+        self.ledger.drop(task)
+        self.settler.add(task, ride, b"")
+
+    # ------------------------------------------------------------ when a stable dies
+
+    def _died(self, stall: Stall) -> None:
+        self._remove(stall)
+        how = stall.died()
+        self.reap_strays()
+        riding = [[task for task in riding.values() if task.stall is stall] for riding in self.ledger.riding if riding]
+        key = stall.key.partition("#")[0]
+        if stall.failure is None and not stall.ready:
+            stall.failure = Failure("LoadError", f"the process that loaded {stall.label} died with {how}")
+        for tasks in riding:
+            for task in reversed(tasks):
+                self.ledger.put_back(task)
+        if stall.failure is not None:
+            self.unfit[key] = stall.failure
+            self.score.line("!!", f"{stall.label} cannot be loaded here: {stall.failure.type}")
+            return
+        self.score.line("--", f"the stable of {stall.label} died with {how}; its jobs run again")
+        for tasks in riding:
+            if tasks:
+                self._suspect(tasks[0], how)
+
+    def _suspect(self, task: Task, how: str) -> None:
+        """A job under which the stable died runs next with a stable of its own, so that no other is blamed."""
+        task.alone, task.deaths = True, task.deaths + 1
+        if task.deaths >= MAX_LOSSES:
+            text = f"the process that runs this function died with {how} while only this job ran, {task.deaths} times"
+            self.finish(task, failed(Cause.CRASHED, Failure("Crashed", text)))
+
+    def _refuse(self, batch: str, failure: Failure) -> None:
+        """The waiting tasks of a batch whose function cannot be loaded: given back, or failed where nobody can."""
+        tasks = self.ledger.take(batch, len(self.ledger.waiting[batch]))
+        if tasks[0].spec.key in self.sole:
+            for task in tasks:
+                self.finish(task, failed(Cause.LOAD, failure))
+        else:
+            self.refusals += tasks
+
+    def unbegun(self, age: float) -> list[Task]:
+        """Waiting tasks older than `age` seconds, for the caller to give back."""
+        limit = time.monotonic() - age
+        return [task for task in self.ledger.all_waiting() if task.since < limit and not task.alone]
+
+    def take_refusals(self) -> dict[str, list[Task]]:
+        """Jobs whose function could not be loaded here, by function; each is handed out once."""
+        by_key: dict[str, list[Task]] = {}
+        for task in self.refusals:
+            by_key.setdefault(task.spec.key, []).append(task)
+        self.refusals = []
+        return by_key
+
+    def reap_strays(self) -> None:
+        """Collects dead children; a live one that is no stable has lost its stable, and is killed."""
+        limits.kill_strays({stall.process.pid for stall in self._stalls.values()})

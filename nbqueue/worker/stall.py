@@ -1,0 +1,100 @@
+"""The parent's side of one stable: starting it, telling it what to run, and what it answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from nbqueue.model import Failure, FunctionRecord, encode
+from nbqueue.worker import frames
+from nbqueue.worker.ledger import Task
+from nbqueue.worker.marks import MARK
+
+_SCRUBBED = ("NBQUEUE_SECRET", "NBQUEUE_URL")
+
+
+class Stall:
+    """A stable that serves one function, as the parent sees it."""
+
+    def __init__(self, record: FunctionRecord, *, key: str, mark: str, host: str, threads: int, preload: bool) -> None:
+        self.key = key
+        self.label = record.label
+        self.ready = False
+        self.failure: Failure | None = None  # why it cannot load its function
+        self.used = time.monotonic()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            self.process = self._spawn(record, theirs, mark=mark, host=host, threads=threads)
+        self.channel = frames.Channel(ours)
+        self.channel.send(frames.LOAD if preload else frames.LOAD_BARE, encode(record))
+
+    @staticmethod
+    def _spawn(
+        record: FunctionRecord, theirs: socket.socket, *, mark: str, host: str, threads: int
+    ) -> subprocess.Popen[bytes]:
+        # On the client's own machine the client's interpreter loads the function: another environment is no obstacle.
+        near = record.host == host and Path(record.interpreter).exists()
+        interpreter = record.interpreter if near else sys.executable
+        environ = {k: v for k, v in os.environ.items() if k not in _SCRUBBED and not k.startswith("JPY_")}
+        environ[MARK] = mark
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            environ.setdefault(name, str(threads))
+        environ.setdefault("MPLBACKEND", "Agg")
+        return subprocess.Popen(
+            [interpreter, "-P", "-m", "nbqueue.worker.stable", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+            pass_fds=(theirs.fileno(),),
+            env=environ,
+            start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle
+        )
+
+    def run(self, slot: int, tasks: Sequence[Task]) -> None:
+        """Sends tasks of one batch to run one after another on a slot."""
+        first = tasks[0]
+        spec = first.spec
+        self.channel.send(
+            frames.RUN,
+            frames.encode(
+                frames.Run(
+                    slot=slot,
+                    batch=first.batch,
+                    label=spec.label,
+                    isolate=spec.isolate or first.alone,
+                    timeout=spec.timeout,
+                    grace=spec.grace,
+                    slice=spec.slice,
+                    max_result=spec.max_result,
+                    seed=spec.seed,
+                    jobs=[frames.Job(task.seq, task.index, task.attempt, task.payload) for task in tasks],
+                    single=spec.single,
+                    timeout_from=spec.timeout_from,
+                )
+            ),
+        )
+        self.used = time.monotonic()
+
+    def close(self) -> None:
+        """Ends the stable, which ends all under it; returns when it is dead."""
+        self.channel.close()
+        try:
+            self.process.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def died(self) -> str:
+        """After the channel's end: waits for the process and says how it ended."""
+        self.channel.close()
+        try:
+            code = self.process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

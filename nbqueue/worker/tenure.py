@@ -1,0 +1,115 @@
+"""A worker's standing in the store: joining, the heartbeat, and what happens when the lease ends.
+
+Each renewed lease is told to the stables as a fence, a margin before its end: they freeze what runs there, since the
+parent may be the one that is stuck.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import dataclass, field
+from importlib import metadata
+
+from nbqueue.errors import LeaseEnded
+from nbqueue.model import DEFAULT_QUEUE, WorkerInfo, encode, new_id
+from nbqueue.settings import host
+from nbqueue.store.broker import Broker
+from nbqueue.wire import Keyring
+from nbqueue.worker import limits
+from nbqueue.worker.ears import Ears
+from nbqueue.worker.ledger import Ledger
+from nbqueue.worker.plan import ALL_QUEUES, Plan
+from nbqueue.worker.score import Score
+from nbqueue.worker.settling import Settler
+from nbqueue.worker.stables import Stables
+
+
+@dataclass(slots=True)
+class Tenure:
+    """Joins, renews, reaps and promotes for one worker."""
+
+    broker: Broker
+    keyring: Keyring
+    plan: Plan
+    slots: int
+    id: str
+    ledger: Ledger
+    settler: Settler
+    stables: Stables
+    ears: Ears
+    score: Score
+    next_beat: float = 0.0
+    queues: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.queues = self.plan.queues
+
+    @property
+    def name(self) -> str:
+        """The worker's name for people; its id is that and a random part."""
+        return self.plan.name or host()
+
+    def join(self) -> None:
+        """Joins under the present id; again, to serve other queues."""
+        if ALL_QUEUES in self.plan.queues:
+            self.queues = tuple(sorted({DEFAULT_QUEUE, *self.broker.queues()}))
+        info = WorkerInfo(
+            id=self.id,
+            name=self.name,
+            host=host(),
+            pid=os.getpid(),
+            slots=self.slots,
+            queues=self.queues,
+            python=python_version(),
+            keys=self.keyring.ids,
+            version=metadata.version("nbqueue"),
+            local=self.plan.local,
+        )
+        before = limits.fence_clock()
+        plan = self.plan
+        self.clock(self.broker.join(self.id, encode(info), self.queues, self.slots, lease=plan.lease, beat=plan.beat))
+        self._leased(before)
+        self.ears.attend(self.id)
+
+    def clock(self, now_us: int) -> None:
+        """Takes Redis's time: outcomes are dated by it, whatever this machine's clock says."""
+        self.settler.offset = now_us - time.monotonic() * 1e6
+
+    def _leased(self, before: float) -> None:
+        lease = self.plan.lease
+        self.stables.set_fence(before + lease - min(3.0, lease * 0.15))
+        self.next_beat = time.monotonic() + self.plan.beat
+
+    def beat(self) -> None:
+        """Renews the lease, stops what is no longer ours, and does what anyone may do: reap, promote."""
+        if ALL_QUEUES in self.plan.queues and set(self.broker.queues()) - set(self.queues):
+            self.join()
+        before = limits.fence_clock()
+        frozen = self.stables.fence is not None and before >= self.stables.fence
+        begun = self.ledger.begun()
+        renewed = self.broker.renew(self.id, [task.lease for task in begun], lease=self.plan.lease)
+        fallen = set(renewed.fallen)
+        self.stables.kill([task for task in begun if task.lease in fallen])
+        if frozen:
+            self.stables.thaw()
+        self.clock(renewed.now_us)
+        self._leased(before)
+        self.broker.reap()
+        self.broker.promote()
+
+    def rejoin(self, why: LeaseEnded) -> None:
+        """Too late: our jobs belong to others. What runs is killed before anything new begins."""
+        jobs, outcomes = len(self.ledger.tasks), self.settler.forget()
+        self.score.line("!!", f"{why} {jobs} jobs were stopped, {outcomes} outcomes dropped")
+        self.stables.close()
+        for task in list(self.ledger.tasks.values()):
+            self.ledger.drop(task)
+        self.id = self.settler.worker = new_id(self.name)
+        self.join()
+
+
+def python_version() -> str:
+    """This Python's version, as cloudpickle cares for it: `3.11`."""
+    return ".".join(platform.python_version_tuple()[:2])
