@@ -11,6 +11,7 @@ what to do next.
       JobFailed  JobCanceled  BatchFailed  NotDone
       LeaseEnded            (a worker's own)
       LoadError             (a stable's own)
+    RemoteTraceback         (the cause of a job's exception)
     JobTimeout              (a BaseException, raised inside a job)
 """
 
@@ -159,6 +160,17 @@ class BatchFailed(NbqueueError):
 
 class NotDone(NbqueueError, TimeoutError):
     """{what} is not done after {seconds:g} s: {tally}. It goes on running; wait again, or call `.cancel()`."""
+
+
+class RemoteTraceback(Exception):
+    """The traceback of a job's exception as text, where it was raised; the `__cause__` of the exception itself."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(text)
+
+    def __str__(self) -> str:
+        return f"\n{self.text}"
 
 
 # ---------------------------------------------------------------- inside a worker

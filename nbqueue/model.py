@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from datetime import datetime, timedelta
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -304,7 +305,7 @@ def _seed(option: str, value: object) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
-        raise BadOption(message=f"{option}={value!r} must be a whole number, 0 or more.")
+        raise BadOption(message=f"{option}={value!r} must be a whole number from 0 to 2**63 - 1.")
     return value
 
 
@@ -317,15 +318,15 @@ def _tolerance(option: str, value: object) -> float | None:
 
 
 def _names(option: str, value: object) -> tuple[str, ...]:
-    if isinstance(value, str) or not all(isinstance(name, str) for name in value):  # type: ignore[attr-defined]
+    if not isinstance(value, Iterable) or isinstance(value, str) or not all(isinstance(name, str) for name in value):
         raise BadOption(message=f'{option}={value!r} must be a list of names of variables, as env=["API_KEY"].')
-    return tuple(value)  # type: ignore[arg-type]
+    return tuple(value)
 
 
 def _inline(option: str, value: object) -> bool | str:
-    if value not in (True, False, "collect"):
-        raise BadOption(message=f"{option}={value!r} must be True, False or 'collect'.")
-    return value  # type: ignore[return-value]
+    if isinstance(value, bool) or (isinstance(value, str) and value == "collect"):
+        return value
+    raise BadOption(message=f"{option}={value!r} must be True, False or 'collect'.")
 
 
 def _optional_flag(option: str, value: object) -> bool | None:
@@ -386,6 +387,4 @@ def job_id(batch: str, index: int) -> str:
 
 def utc(us: int) -> datetime:
     """Microseconds of Redis's clock as an aware datetime."""
-    from datetime import UTC
-
     return datetime.fromtimestamp(us / 1e6, tz=UTC)

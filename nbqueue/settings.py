@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from nbqueue.errors import BadOption
-from nbqueue.model import check_name
 
 NAMESPACE = "nbq"
 
@@ -61,7 +60,7 @@ def load(
     return Settings(
         home=home,
         url=pick["url"],
-        namespace=check_name("namespace", pick["namespace"]),
+        namespace=str(pick["namespace"]),
         slots=_slots(environ.get("NBQUEUE_SLOTS") or filed.get("slots")),
         progress=environ.get("NBQUEUE_PROGRESS", "1") != "0",
         inline="collect" if environ.get("NBQUEUE_INLINE") == "collect" else bool(environ.get("NBQUEUE_INLINE")),

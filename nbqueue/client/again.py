@@ -1,0 +1,121 @@
+"""retry: which rows, with which function, under which limits."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nbqueue import wire
+from nbqueue.client import captures, inline, tables
+from nbqueue.client.function import describe
+from nbqueue.client.job import Job
+from nbqueue.errors import BadInput, BadOption, Expired
+from nbqueue.model import Options, Spec, State, encode, new_id
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
+
+LIMITS = ("timeout", "grace", "isolate", "slice", "preload", "max_result")
+
+
+def retry(batch: Batch[Any], rows: Any, func: Callable[..., Any] | str | None, limits: dict[str, Any]) -> int:
+    """Runs rows of `batch` again; answers how many. Raises BadInput or BadOption."""
+    indexes = chosen(batch, rows)
+    spec = limited(batch.spec, limits)
+    if func is None:
+        _warn_if_changed(batch)
+    if batch.inline:
+        inline.again(batch, indexes, func, spec)
+        return len(indexes)
+    session, watch = batch.session, batch.watch
+    changes: dict[str, Any] = {}
+    if func is not None:
+        function = describe(func, salt=session.sealer.keyring.key)
+        spec = msgspec.structs.replace(spec, key=function.record.key, label=function.label)
+        changes |= {"key": function.record.key, "signer": session.sealer.keyring.current.hex()}
+        changes |= {"python": function.record.python, "host": function.record.host}
+        changes["function"] = session.sealer.seal(wire.FUNCTION, batch.id, -1, encode(function.record))
+        batch.function = function.call
+    if spec != batch.spec:
+        changes["spec"] = session.sealer.seal(wire.SPEC, batch.id, -1, encode(spec))
+    if watch.gone:
+        raise Expired(what=batch.id, ttl="some time")
+    seen = [(index, watch.attempt(index)) for index in indexes]
+    nonce = new_id("retry", 12)
+    session.attend()
+    count = session.ask(lambda broker: broker.retry(batch.id, seen, nonce=nonce, **changes)) if seen else 0
+    batch.spec = spec
+    with watch.changed:
+        watch.reopen()
+        if count == len(indexes):
+            # The log says so too, but `job.wait()` right after this must not find the old outcome.
+            for index in indexes:
+                watch.withdraw(index)
+    session.collector.follow(watch)
+    return count
+
+
+def limited(spec: Spec, limits: dict[str, Any]) -> Spec:
+    """`spec` with other limits, checked."""
+    strange = sorted(set(limits) - set(LIMITS))
+    if strange:
+        raise BadOption(message=f"retry() takes no {strange[0]!r}; its limits are: {', '.join(LIMITS)}.")
+    checked = Options().replaced(**limits)
+    return msgspec.structs.replace(spec, **{name: getattr(checked, name) for name in limits})
+
+
+def chosen(batch: Batch[Any], rows: Any) -> list[int]:
+    """The positions that `rows` names, each once, in order. All of them must have ended. Raises BadInput."""
+    watch = batch.watch
+    if rows is None:
+        return [index for index in range(len(batch)) if watch.state(index) is State.FAILED]
+    if tables.is_frame(rows):
+        if "job_id" not in rows.columns:
+            raise BadInput(message="These rows have no column job_id: take them from to_frame() of this batch.")
+        rows = list(rows["job_id"])
+    elif isinstance(rows, int | str | Job):
+        rows = [rows]
+    if not isinstance(rows, Iterable):
+        raise BadInput(message=f"rows={rows!r} must name rows: positions, Jobs, job ids, or rows of to_frame().")
+    found = sorted({_position(batch, row) for row in rows})
+    running = [index for index in found if not watch.has(index)]
+    if running:
+        raise BadInput(message=f"{batch[running[0]].id} has not ended yet; retry it when it has, or cancel() it first.")
+    return found
+
+
+def _position(batch: Batch[Any], row: Any) -> int:
+    if isinstance(row, Job):
+        row = row.id
+    if isinstance(row, str):
+        owner, _, digits = row.rpartition(":")
+        if batch.single and row == batch.id:
+            return 0
+        if owner != batch.id or not digits.isdecimal():
+            raise BadInput(message=f"{row!r} is no job of {batch.id}: its rows are named by its own job ids.")
+        row = int(digits)
+    try:
+        position = int(row.__index__())
+    except AttributeError:
+        raise BadInput(message=f"{row!r} names no row: give positions, Jobs, job ids, or rows of to_frame().") from None
+    if isinstance(row, bool) or not -len(batch) <= position < len(batch):
+        raise BadInput(message=f"There is no row {row!r} in {batch.id}, which has {len(batch):,}.")
+    return position % len(batch)
+
+
+def _warn_if_changed(batch: Batch[Any]) -> None:
+    old = batch.function
+    if not isinstance(old, FunctionType) or old.__module__ != "__main__":
+        return
+    new = getattr(sys.modules["__main__"], old.__name__, None)
+    if isinstance(new, FunctionType) and new is not old and not captures.same_code(old, new):
+        warnings.warn(
+            f"{old.__name__} has changed since {batch.id} was submitted; this retry runs the old one. "
+            f"To run the new one: retry(func={old.__name__}).",
+            stacklevel=4,
+        )

@@ -1,0 +1,183 @@
+"""The verbs of a notebook: `nbqueue.map(f, items)` and its kin.
+
+All keywords of `submit` and `grid` are the function's; all keywords of `map` and `starmap` are nbqueue's.
+`options(timeout=60)` has every verb, so both can be said at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from nbqueue.client import items, listing, session
+from nbqueue.client.batch import Batch
+from nbqueue.client.function import Function, label_of
+from nbqueue.client.home import Local
+from nbqueue.client.items import Calls
+from nbqueue.client.job import Job
+from nbqueue.client.session import Session
+from nbqueue.client.submission import Submission, refuse_inside
+from nbqueue.errors import BadOption
+from nbqueue.model import Options
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_FIELDS = frozenset(Options.__struct_fields__)
+
+
+class Verbs:
+    """The verbs under given options. Immutable: `options(...)` gives another one."""
+
+    __slots__ = ("_options", "_typed")
+
+    def __init__(self, options: Options, typed: frozenset[str] = frozenset()) -> None:
+        object.__setattr__(self, "_options", options)
+        object.__setattr__(self, "_typed", typed)
+
+    if TYPE_CHECKING:
+        _options: Options
+        _typed: frozenset[str]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"options are immutable: say options({name}=...) for another set")
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={getattr(self._options, name)!r}" for name in sorted(self._typed))
+        return f"nbqueue.options({told})"
+
+    def options(self, **changes: Any) -> Verbs:
+        """These options with some changed. Raises BadOption."""
+        return Verbs(self._options.replaced(**changes), self._typed | changes.keys())
+
+    def map(self, f: Callable[..., R] | str, *iterables: Any, **keywords: Any) -> Batch[R]:
+        """One job an item: `f(item)`. Several iterables are zipped; the rows of a DataFrame are keywords."""
+        return self._several("map", f, lambda function: items.mapped(function, iterables), keywords)
+
+    def starmap(
+        self, f: Callable[..., R] | str, iterable: Iterable[tuple[Any, ...] | Mapping[str, Any]], **keywords: Any
+    ) -> Batch[R]:
+        """One job an item: `f(*item)` for tuples, `f(**item)` for dicts."""
+        return self._several("starmap", f, lambda function: items.starmapped(function, iterable), keywords)
+
+    def grid(self, f: Callable[..., R] | str, /, **axes: Any) -> Batch[R]:
+        """One job for every combination of the axes, the last keyword fastest; all keywords are the function's."""
+        refuse_inside("grid")
+        return Submission(session.current(), self._options, f, lambda function: items.gridded(function, axes)).run()
+
+    def submit(self, f: Callable[P, R] | str, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """One call: `f(*args, **kwargs)`; all keywords are the function's. Displays nothing."""
+        refuse_inside("submit")
+
+        def calls(function: Function) -> Calls:
+            return items.single(function, args, kwargs)
+
+        batch: Batch[R] = Submission(session.current(), self._options, f, calls, single=True).run()
+        return batch[0]
+
+    def _several(
+        self, verb: str, f: Callable[..., Any] | str, calls: Callable[[Function], Calls], keywords: dict[str, Any]
+    ) -> Batch[Any]:
+        refuse_inside(verb)
+        options = self._options.replaced(**keywords) if not keywords or keywords.keys() <= _FIELDS else None
+
+        def checked(function: Function) -> Calls:
+            _check_keywords(verb, function, keywords)
+            return calls(function)
+
+        if options is None:
+            _refuse(verb, f if isinstance(f, str) else label_of(f), min(keywords.keys() - _FIELDS))
+        assert options is not None
+        return Submission(session.current(), options, f, checked).run()
+
+
+def _check_keywords(verb: str, function: Function, keywords: dict[str, Any]) -> None:
+    parameters = function.signature.parameters if function.signature is not None else {}
+    for name, value in keywords.items():
+        if name in parameters:
+            raise BadOption(
+                message=f"{name!r} is an option of nbqueue and a parameter of {function.label}. "
+                f"For the function: {verb}(functools.partial({function.label}, {name}={value!r}), ...). "
+                f"For nbqueue: nbqueue.options({name}={value!r}).{verb}({function.label}, ...)."
+            )
+
+
+def _refuse(verb: str, label: str, name: str) -> None:
+    label = label.rpartition(".")[2]
+    raise BadOption(
+        message=f"{verb}() has no option {name!r}. A keyword for the function goes in with "
+        f"functools.partial: {verb}(functools.partial({label}, {name}=...), items). "
+        f"Options of nbqueue may also stand before the verb: nbqueue.options(timeout=60).{verb}({label}, items). "
+        f"They are: {', '.join(Options.__struct_fields__)}."
+    )
+
+
+_plain = Verbs(Options())
+
+
+def map(f: Callable[..., R] | str, *iterables: Any, **keywords: Any) -> Batch[R]:  # noqa: A001 - as executors call it
+    """Runs `f(item)` for every item, on any number of machines; returns at once, and shows how it goes.
+
+    Several iterables are zipped strictly; the rows of a DataFrame are keywords. Keywords are nbqueue's options: queue,
+    name, timeout, grace, result_ttl, failure_ttl, ttl, at_front, isolate, slice, preload, max_result, max_failed, seed,
+    env, progress, inline.
+    """
+    return _plain.map(f, *iterables, **keywords)
+
+
+def starmap(
+    f: Callable[..., R] | str, iterable: Iterable[tuple[Any, ...] | Mapping[str, Any]], **keywords: Any
+) -> Batch[R]:
+    """Runs `f(*item)` for tuples and `f(**item)` for dicts; keywords are nbqueue's options, as in `map`."""
+    return _plain.starmap(f, iterable, **keywords)
+
+
+def grid(f: Callable[..., R] | str, /, **axes: Any) -> Batch[R]:
+    """Runs `f` for every combination of the axes (lists, tuples, ranges, arrays, Series), the last keyword fastest.
+
+    All keywords are the function's; options stand before: `options(timeout=60).grid(f, lr=[.1, .01])`.
+    """
+    return _plain.grid(f, **axes)
+
+
+def submit(f: Callable[P, R] | str, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+    """Runs one call. All keywords are the function's; options stand before: `options(timeout=60).submit(f, 1)`."""
+    return _plain.submit(f, *args, **kwargs)
+
+
+def options(**changes: Any) -> Verbs:
+    """Options with every verb: `nbqueue.options(timeout=60, queue="gpu").map(f, items)`. Raises BadOption."""
+    return _plain.options(**changes)
+
+
+def connect(url: Any = None, *, namespace: str | None = None) -> Session:
+    """Uses this server from now on: a URL, a `redis.Redis`, or None for what the settings say.
+
+    Raises NoServer, WrongPassword or ServerUnfit.
+    """
+    refuse_inside("connect")
+    return session.connect(url, namespace=namespace)
+
+
+def attach(name: str | None = None) -> Batch[Any]:
+    """The batch of this name or id, from whatever session; without one, the latest. Raises NoSuchBatch."""
+    refuse_inside("attach")
+    return listing.attach(session.current(), name)
+
+
+def batches() -> pd.DataFrame:
+    """All batches on the server, the latest first: id, name, function, counts, times, owner."""
+    refuse_inside("batches")
+    return listing.batches(session.current())
+
+
+def local(slots: int | None = None, memory: int | str | None = None) -> Local:
+    """The private server of this machine, with a worker of `slots` and at most `memory` (bytes, or text such as '2GB').
+
+    Both are used from now on, also where another server is configured. `.stop()` ends them.
+    """
+    refuse_inside("local")
+    return Local.start(slots, memory)

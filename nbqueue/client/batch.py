@@ -1,0 +1,221 @@
+"""A handle on a batch: a sequence of Jobs, from memory. Waits and verbs ask the store; `repr` and properties do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+
+from nbqueue.client import again, frame, progress, waiting
+from nbqueue.client.failed import Failed
+from nbqueue.client.job import Job, error_of, text_of, value_of
+from nbqueue.client.session import Session
+from nbqueue.client.watch import Watch
+from nbqueue.errors import BadInput, BadOption, BatchFailed, JobFailed, NotDone
+from nbqueue.model import Outcome, Spec, State, Tally
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+R = TypeVar("R")
+
+
+class Batch(Sequence[Job[R]], Generic[R]):
+    """One submission: a function and n argument sets. `batch[3]` is the Job of item 3; iterating never waits."""
+
+    def __init__(
+        self,
+        session: Session,
+        watch: Watch,
+        spec: Spec,
+        *,
+        name: str | None = None,
+        function: Callable[..., Any] | None = None,
+        inline: bool | str = False,
+    ) -> None:
+        self.session, self.watch, self.spec = session, watch, spec
+        self.name, self.function, self.inline = name, function, inline
+        self.shown_in = progress.cell()
+        self.visible = False  # whether a bar may be drawn while someone waits
+
+    # ------------------------------------------------------------ what it is
+
+    @property
+    def id(self) -> str:
+        """Its id, as `count_words-7k2f`."""
+        return self.watch.batch
+
+    @property
+    def queue(self) -> str:
+        """The queue that it was submitted to."""
+        return self.watch.queue
+
+    @property
+    def single(self) -> bool:
+        """Whether it is a batch of one made by `submit`."""
+        return self.spec.single
+
+    @property
+    def seed(self) -> int | None:
+        """What the jobs' random generators are seeded with, together with their index."""
+        return self.spec.seed
+
+    @property
+    def tally(self) -> Tally:
+        """Counts by state, as last heard."""
+        return self.watch.tally
+
+    @property
+    def done(self) -> bool:
+        """Whether all have ended and their outcomes are here, as last heard."""
+        return self.watch.settled
+
+    def __len__(self) -> int:
+        return self.watch.n
+
+    @overload
+    def __getitem__(self, index: int) -> Job[R]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Job[R]]: ...
+    def __getitem__(self, index: int | slice) -> Job[R] | list[Job[R]]:
+        places = range(len(self))[index]
+        return Job(self, places) if isinstance(places, int) else [Job(self, place) for place in places]
+
+    def __repr__(self) -> str:
+        name = f" {self.name!r}" if self.name else ""
+        marks = {"lost": ", lost by the server", "expired": ", expired", "forgotten": ", forgotten"}
+        tail = marks.get(self.watch.gone, "") + (", cut short" if self.watch.cut else "")
+        return f"<Batch {self.id}{name}: {self.tally}{tail}>"
+
+    def _ipython_display_(self) -> None:
+        if self.shown_in is None or self.shown_in != progress.cell():
+            progress.view(self)
+
+    # ------------------------------------------------------------ waiting
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """True when all jobs have ended, False after `timeout` seconds. Never raises for failed jobs.
+
+        Raises LostByServer or Expired when the store has the batch no more, and what stopped the upload.
+        """
+        met = waiting.until(self, lambda: self.watch.settled, timeout)
+        for bar in list(self.watch.bars):
+            bar.update(self.watch)  # its end belongs to the cell that waited
+        waiting.raise_error(self)
+        frame.warn_if_cut(self)
+        return met
+
+    def results(self, errors: Literal["raise", "return", "skip"] = "raise", timeout: float | None = None) -> list[R]:
+        """Waits, then the values in input order.
+
+        `errors`: "raise" raises BatchFailed if any job did not finish, "return" puts the exception in its place,
+        "skip" leaves such jobs out. NotDone after `timeout` seconds.
+        """
+        if errors not in {"raise", "return", "skip"}:
+            raise BadOption(message=f"errors={errors!r} must be 'raise', 'return' or 'skip'.")
+        if not self.wait(timeout):
+            raise NotDone(what=f"Batch {self.id}", seconds=timeout, tally=str(self.tally))
+        if errors == "raise" and self.tally.finished < len(self):
+            raise self._complaint()
+        found: list[Any] = []
+        for index, outcome in self.outcomes():
+            error = error_of(outcome, self[index].id)
+            if error is None:
+                found.append(value_of(outcome, self[index].id))
+            elif errors == "return":
+                found.append(error)
+        return found
+
+    def outcomes(self) -> Iterator[tuple[int, Outcome]]:
+        """(index, outcome) of all jobs that have ended, in input order. Raises BadSignature."""
+        sealer = self.session.sealer
+        for index in range(len(self)):
+            outcome = self.watch.outcome(index, sealer)
+            if outcome is not None:
+                yield index, outcome
+
+    def _complaint(self) -> BatchFailed:
+        tally = self.tally
+        bad = ((index, outcome) for index, outcome in self.outcomes() if outcome.state is not State.FINISHED)
+        index, outcome = next(bad)
+        job = self[index].id
+        canceled = f" ({tally.canceled} canceled)" if tally.canceled else ""
+        failed = tally.failed + tally.canceled
+        complaint = BatchFailed(
+            failed=failed, n=len(self), batch=self.id, canceled=canceled, job=job, error=text_of(outcome)
+        )
+        complaint.__cause__ = error_of(outcome, job) or JobFailed(job=job, cause=None, error="")
+        return complaint
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[Job[R]]:
+        """Yields each Job when it has ended, earlier ones first. NotDone after `timeout` seconds without one."""
+        watch, place, seen = self.watch, 0, set[int]()
+        while not (watch.settled and place >= len(watch.ended)):
+            start = place
+            if not waiting.until(self, lambda start=start: len(watch.ended) > start or watch.settled, timeout):  # type: ignore[misc]
+                raise NotDone(what=f"Batch {self.id}", seconds=timeout, tally=str(self.tally))
+            place = len(watch.ended)
+            for index in watch.ends(start, place):
+                if index not in seen and watch.has(index):
+                    seen.add(index)
+                    yield self[index]
+
+    # ------------------------------------------------------------ looking
+
+    def to_frame(
+        self, *, wait: bool = True, meta: bool = False, args: bool = False, timeout: float | None = None
+    ) -> pd.DataFrame:
+        """One row an input, in input order: arguments, result, status, error, runtime_s, job_id.
+
+        Never raises for a failed job.
+        `wait=False` shows what there is. `meta=True` adds causes, times (UTC), CPU seconds, MB of memory, host and
+        worker. `args=True` shows arguments over 1 kB whole. NotDone after `timeout` seconds.
+        """
+        if wait and not self.wait(timeout):
+            raise NotDone(what=f"Batch {self.id}", seconds=timeout, tally=str(self.tally))
+        return frame.build(self, meta=meta, args=args)
+
+    @property
+    def failed(self) -> Failed[R]:
+        """The Jobs that failed so far, as a sequence with a table for a repr."""
+        watch = self.watch
+        return Failed(self, [index for index in range(len(self)) if watch.state(index) is State.FAILED])
+
+    # ------------------------------------------------------------ verbs
+
+    def retry(self, rows: Any = None, func: Callable[..., Any] | str | None = None, **limits: Any) -> Batch[R]:
+        """Runs rows again: the failed ones, or those named by position, Job, job id, or a frame with `job_id`.
+
+        `func` replaces the function; `limits` are timeout, grace, isolate, slice, preload, max_result.
+        """
+        again.retry(self, rows, func, limits)
+        return self
+
+    def cancel(self, *, running: bool = True) -> int:
+        """Cancels all that has not ended; `running=False` spares what runs. Answers how many were canceled."""
+        if self.inline:
+            return 0
+        return self.session.ask(lambda broker: broker.cancel(self.id, running=running))
+
+    def forget(self) -> None:
+        """Removes a done batch, its arguments and its results from the server. Raises BadInput while it runs."""
+        if not self.inline and not self.session.ask(lambda broker: broker.forget(self.id)):
+            raise BadInput(message=f"{self.id} still runs ({self.tally}): wait for it, or cancel() it, then forget it.")
+        self.session.collector.drop(self.watch)
+        self.watch.gone = "forgotten"
+
+    # A Sequence's own versions compare every element, and would unpickle nothing useful.
+    def __contains__(self, job: object) -> bool:
+        return isinstance(job, Job) and job.batch.id == self.id and 0 <= job.index < len(self)
+
+    def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
+        """The position of a Job of this batch."""
+        places: Iterable[int] = range(len(self))[start:stop]
+        if value in self and value.index in places:
+            return int(value.index)
+        raise ValueError(f"{value!r} is not in {self!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Batch) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)

@@ -1,0 +1,167 @@
+"""What a function takes along: its globals, closures and bound arguments, and the modules that its code reaches."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from nbqueue import wire
+
+MOST = 20_000  # things looked at; a graph beyond that is data, not code
+
+
+def by_value(thing: Any) -> bool:
+    """Whether a function or class travels whole: of a notebook, a script or another function, or named by the user."""
+    module = getattr(thing, "__module__", None)
+    if not isinstance(module, str) or module in {"__main__", "__mp_main__"} or wire.travels_whole(module):
+        return True
+    found: Any = sys.modules.get(module)
+    for part in getattr(thing, "__qualname__", "?").split("."):
+        found = getattr(found, part, None)
+    return found is not thing
+
+
+class Reach:
+    """A walk over all that `function` takes along by value.
+
+    `captured`: name -> value of the data on the way (neither modules nor code). `modules`: names of modules to look at.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self.captured: dict[str, Any] = {}
+        self.modules: set[str] = set()
+        self._seen: set[int] = set()
+        self._kept: list[Any] = []  # so that no id is given twice while we walk
+        waiting: list[tuple[str, Any]] = [("", function)]
+        while waiting and len(self._seen) < MOST:
+            name, thing = waiting.pop()
+            if id(thing) not in self._seen:
+                self._seen.add(id(thing))
+                self._kept.append(thing)
+                waiting += self._visit(name, thing)
+
+    def _visit(self, name: str, thing: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(thing, ModuleType):
+            self.modules.add(thing.__name__)
+        elif isinstance(thing, MethodType):
+            yield name or "self", thing.__self__
+            yield "", thing.__func__
+        elif isinstance(thing, functools.partial):
+            yield "", thing.func
+            yield from ((f"argument {place}", value) for place, value in enumerate(thing.args))
+            yield from thing.keywords.items()
+        elif isinstance(thing, FunctionType | type):
+            yield from self._code(thing)
+        elif not isinstance(thing, BuiltinFunctionType):
+            if name:
+                self.captured.setdefault(name, thing)
+            yield "", type(thing)
+
+    def _code(self, thing: Any) -> Iterator[tuple[str, Any]]:
+        if not by_value(thing):
+            self.modules.add(thing.__module__)
+        elif isinstance(thing, type):
+            yield from (("", base) for base in thing.__bases__)
+            yield from _members(thing)
+        else:
+            yield from self._function(thing)
+
+    def _function(self, function: FunctionType) -> Iterator[tuple[str, Any]]:
+        if wrapped := getattr(function, "__wrapped__", None):
+            yield "", wrapped
+        names, imports = names_of(function.__code__)
+        self.modules |= imports
+        yield from ((name, function.__globals__[name]) for name in names if name in function.__globals__)
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+            try:
+                yield name, cell.cell_contents
+            except ValueError:
+                continue  # an empty cell: the variable has no value yet
+        for value in [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]:
+            yield "a default", value
+
+
+def _members(kind: type) -> Iterator[tuple[str, Any]]:
+    for name, member in vars(kind).items():
+        if isinstance(member, staticmethod | classmethod):
+            yield "", member.__func__
+        elif isinstance(member, property):
+            yield from (("", part) for part in (member.fget, member.fset, member.fdel) if part)
+        elif not name.startswith("__") or isinstance(member, FunctionType):
+            yield name, member
+
+
+@functools.lru_cache(maxsize=1024)
+def names_of(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """(globals that it loads, modules that it may import) of a code object and of those inside it."""
+    names, imports = set[str](), set[str]()
+    package = ""
+    for step in dis.get_instructions(code):
+        if step.opname in {"LOAD_GLOBAL", "LOAD_NAME"}:
+            names.add(step.argval)
+        elif step.opname == "IMPORT_NAME":
+            package = step.argval
+            imports.add(package)
+        elif step.opname == "IMPORT_FROM":
+            imports.add(f"{package}.{step.argval}")
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            more_names, more_imports = names_of(constant)
+            names |= more_names
+            imports |= more_imports
+    return frozenset(names), frozenset(imports)
+
+
+def largest(captured: dict[str, Any], floor: int) -> str:
+    """The captured names over `floor` bytes, largest first, as `df 2.0 GB, model 300 MB`."""
+    sizes = sorted(((size_of(value), name) for name, value in captured.items()), reverse=True)
+    shown = [f"{name} {shown_size(size)}" for size, name in sizes[:5] if size > floor]
+    return ", ".join(shown)
+
+
+def size_of(value: Any) -> int:
+    """About how many bytes `value` takes on its way; 0 for what cannot be pickled."""
+    nbytes = getattr(value, "nbytes", None)
+    if isinstance(nbytes, int) and nbytes > 1 << 20:
+        return nbytes
+    try:
+        return wire.measured(value)
+    except Exception:  # noqa: BLE001 - any class may refuse; that error is reported elsewhere, here only sizes count
+        return 0
+
+
+def shown_size(size: float) -> str:
+    """`size` in bytes as people read it."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def same_code(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether two functions say the same: code without file and lines, constants and defaults."""
+    first, second = inspect.unwrap(one), inspect.unwrap(other)
+    if not (isinstance(first, FunctionType) and isinstance(second, FunctionType)):
+        return one is other
+    if first.__code__.co_names != second.__code__.co_names or not _same(first.__defaults__, second.__defaults__):
+        return False
+    return _same_code(first.__code__, second.__code__)
+
+
+def _same_code(one: CodeType, other: CodeType) -> bool:
+    if (one.co_code, one.co_names, len(one.co_consts)) != (other.co_code, other.co_names, len(other.co_consts)):
+        return False
+    return all(
+        _same_code(mine, theirs) if isinstance(mine, CodeType) and isinstance(theirs, CodeType) else _same(mine, theirs)
+        for mine, theirs in zip(one.co_consts, other.co_consts, strict=True)
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and repr(one) == repr(other)

@@ -1,0 +1,220 @@
+"""The collector: one thread a session that copies outcomes into memory as they land, and moves the bars.
+
+It follows the logs of all batches in one round trip, wakes on hints, and asks now and then anyway, since hints may be
+lost. It never unpickles. When the server is away it waits for it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from nbqueue.errors import NbqueueError, NoServer, ServerRefused
+
+if TYPE_CHECKING:
+    from nbqueue.client.session import Session
+    from nbqueue.client.watch import Watch
+    from nbqueue.store.broker import Broker
+    from nbqueue.store.reads import Progress
+
+PART = 1_000  # outcomes a turn and batch
+LOGS = 500  # batches a turn
+FEW = 50  # batches of one a turn that are looked at without being named
+IDLE = 0.25  # seconds between two looks without a hint
+OUTAGE = 0.5  # seconds between two tries while the server is away
+SHORT = 60.0  # seconds; results that are kept no longer may expire before anyone saw the batch end
+SHOW = 0.1  # seconds between two movements of a bar
+
+
+class Collector:
+    """Follows watches until each is settled."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._lock = threading.Lock()
+        self._watches: dict[Watch, None] = {}  # in the order of their arrival; one batch may be watched twice
+        self._wake = threading.Event()
+        self._pause = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._shown: dict[Watch, float] = {}
+        self._ended: dict[Watch, None] = {}  # batches of one that the session's log has named
+        self._position = self._round = 0
+        self.outage: NbqueueError | None = None  # why the store cannot be read at the moment
+
+    def follow(self, watch: Watch) -> None:
+        """Follows `watch` from now on (again, after a retry)."""
+        with self._lock:
+            self._watches[watch] = None
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="nbqueue collector", daemon=True)
+                self._thread.start()
+                atexit.register(self.stop)
+        self._wake.set()
+
+    def drop(self, watch: Watch) -> None:
+        """Stops following."""
+        with self._lock:
+            self._watches.pop(watch, None)
+
+    def stop(self) -> None:
+        """Ends the thread; at the latest with its next answer."""
+        self._pause.set()
+        self._wake.set()
+        atexit.unregister(self.stop)
+
+    def _run(self) -> None:
+        broker = hints = None
+        while not self._pause.is_set():
+            if not self._active():
+                self._wake.wait()
+                self._wake.clear()
+                continue
+            if self._session.asleep:
+                broker = hints = None
+                self._pause.wait(OUTAGE)
+                continue
+            try:
+                if broker is None or hints is None:
+                    broker, hints = self._session.fresh_broker(), self._session.fresh_hints()
+                busy = self._turn(broker)
+                self.outage = None
+                if not busy and self._active():
+                    hints.wait(IDLE)
+            except (NoServer, ServerRefused) as why:
+                self._away(why)
+                broker = hints = None
+            except Exception as why:  # noqa: BLE001 - a fault of ours must reach those who wait, not die with a thread
+                self._fail(why)
+
+    def _active(self) -> list[Watch]:
+        with self._lock:
+            return list(self._watches)
+
+    def _away(self, why: NbqueueError) -> None:
+        self.outage = why
+        if not self._pause.wait(OUTAGE) and self._active() and not self._session.asleep:
+            # A private server that was killed is started again, on the same data.
+            with contextlib.suppress(NbqueueError):
+                self._session.revive()
+
+    def _fail(self, why: Exception) -> None:
+        for watch in self._active():
+            self.drop(watch)
+            with watch.changed:
+                watch.fault = why
+                watch.changed.notify_all()
+
+    # ------------------------------------------------------------ one turn
+
+    def _turn(self, broker: Broker) -> bool:
+        """One look at what is followed; answers whether there was more than one look could take."""
+        busy = self._read_singles(broker)
+        watches = self._chosen()
+        for watch in watches:
+            if watch.upload is not None:
+                watch.upload.tend()
+        generations = [watch.generation for watch in watches]
+        answers = broker.follow([(watch.batch, watch.position) for watch in watches], PART)
+        for watch, generation, (view, entries) in zip(watches, generations, answers, strict=True):
+            if view is None:
+                self._missing(broker, watch)
+            else:
+                busy |= self._take(broker, watch, generation, view, entries)
+        return busy
+
+    def _read_singles(self, broker: Broker) -> bool:
+        """The ends of batches of one stand in one log of the session; those named there are looked at next."""
+        entries = broker.session_log(self._session.id, self._position, PART)
+        self._position += len(entries)
+        if entries:
+            named = {entry.decode() for entry in entries}
+            self._ended |= dict.fromkeys(watch for watch in self._active() if watch.single and watch.batch in named)
+        return len(entries) == PART or len(self._ended) > PART
+
+    def _chosen(self) -> list[Watch]:
+        """Batches of many, the batches of one that ended, and a few others, in case a line was lost; all in turn."""
+        watches = self._active()
+        many = _window([watch for watch in watches if not watch.single], LOGS, self._round)
+        few = _window([watch for watch in watches if watch.single], FEW, self._round)
+        ended = list(self._ended)[:PART]
+        for watch in ended:
+            del self._ended[watch]
+        self._round += 1
+        return list(dict.fromkeys([*many, *ended, *few]))
+
+    def _take(self, broker: Broker, watch: Watch, generation: int, view: Progress, entries: list[bytes]) -> bool:
+        caught_up = len(entries) < PART
+        with watch.changed:
+            for entry in entries:
+                watch.enter(entry.decode())
+            watch.position += len(entries)
+            if generation == watch.generation:
+                watch.see(view, caught_up=caught_up)
+            if watch.single and watch.over and not watch.has(0) and not watch.behind:
+                watch.behind.append(0)  # a batch of one writes no log of its own
+            wanted = [watch.behind[place] for place in range(min(PART, len(watch.behind)))]
+        if wanted:
+            self._copy(broker, watch, wanted)
+        self._limit(broker, watch)
+        if view.expired and wanted and not watch.settled:
+            self._gone(watch, "expired")
+            return False
+        settled = watch.settled
+        self._show(watch, last=settled)
+        with watch.changed:
+            if watch.settled:  # still: a retry may have reopened it this moment
+                self.drop(watch)
+        return not settled and (not caught_up or bool(watch.behind))
+
+    def _copy(self, broker: Broker, watch: Watch, wanted: list[int]) -> None:
+        blobs = broker.outcomes(watch.batch, wanted)
+        with watch.changed:
+            for index, blob in zip(wanted, blobs, strict=True):
+                watch.behind.popleft()  # others only append
+                if blob is not None:  # None: a retry has just withdrawn it, and the log says so next
+                    watch.put(index, blob)
+            watch.changed.notify_all()
+
+    def _limit(self, broker: Broker, watch: Watch) -> None:
+        """Cancels the rest of a batch in which more failed than `max_failed` allows."""
+        allowed, tally = watch.max_failed, watch.tally
+        if allowed is None or watch.over:
+            return
+        if 0 < allowed < 1:
+            allowed = allowed * tally.n
+        if tally.failed > allowed:
+            watch.max_failed = None  # once: a retry of the rest is the user's will
+            broker.cancel(watch.batch)
+
+    def _missing(self, broker: Broker, watch: Watch) -> None:
+        if watch.known or broker.view(watch.batch) is None:
+            lost = broker.epoch() != watch.epoch or (not watch.over and watch.ttl > SHORT)
+            self._gone(watch, "lost" if lost else "expired")
+
+    def _gone(self, watch: Watch, why: str) -> None:
+        self.drop(watch)
+        with watch.changed:
+            watch.gone = why
+            watch.changed.notify_all()
+        self._show(watch, last=True)
+
+    def _show(self, watch: Watch, *, last: bool) -> None:
+        now = time.monotonic()
+        if last or now - self._shown.get(watch, 0.0) > SHOW:
+            self._shown[watch] = now
+            if last:
+                self._shown.pop(watch, None)
+            with watch.changed:
+                watch.changed.notify_all()
+            for bar in list(watch.bars):
+                bar.update(watch)
+
+
+def _window(watches: list[Watch], size: int, turn: int) -> list[Watch]:
+    """`size` of the watches, others with every turn."""
+    windows = max(1, -(-len(watches) // size))
+    start = turn % windows * size
+    return watches[start : start + size]

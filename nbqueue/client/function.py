@@ -1,0 +1,212 @@
+"""A function on its way: how it is named, what it takes along, and the key of the stable that may run it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import pkgutil
+import platform
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbqueue import settings, wire
+from nbqueue.client import captures, modules
+from nbqueue.errors import BadInput, BadOption, NotPicklable, TooLarge
+from nbqueue.model import MAX_FUNCTION, WARN_FUNCTION, FunctionRecord
+
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+\Z")
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function as the notebook knows it; `call` and `signature` are None where it cannot be imported here."""
+
+    call: Callable[..., Any] | None
+    label: str
+    signature: inspect.Signature | None
+    record: FunctionRecord
+
+
+class _ByName:
+    """Stands for a dotted name in a pickle: opening it imports the function there, and gives the function itself."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pkgutil.resolve_name, (self._name,)
+
+
+def describe(function: object, *, env: Sequence[str] = (), salt: bytes = b"") -> Function:
+    """`function` ready for sealing: a callable, or a dotted name such as `mylib.count`.
+
+    `env` names the variables that travel with it. `salt` is mixed into its key, so that a key tells nothing about
+    their values. Raises BadInput, BadOption, NotPicklable or TooLarge.
+    """
+    if isinstance(function, str):
+        call, thing, label = _named(function)
+    elif callable(function):
+        call = thing = function
+        label = label_of(function)
+    else:
+        raise BadInput(
+            message=f"{_short(function)} cannot be called. Give a function, or its dotted name such as 'mylib.count'."
+        )
+    reach = captures.Reach(call) if call is not None else None
+    payload = _pickled(thing, label, reach)
+    record = _placed(payload, label, _reached(function, reach, payload), _environment(env), salt)
+    return Function(call, label, signature_of(call), record)
+
+
+def _named(name: str) -> tuple[Callable[..., Any] | None, Any, str]:
+    if not _DOTTED.match(name):
+        raise BadInput(message=f"{_short(name)} is no dotted name of a function; one looks like 'mylib.count'.")
+    label = name.rpartition(".")[2]
+    try:
+        found = pkgutil.resolve_name(name)
+    except ImportError as why:
+        if not _missing_here(why, name):
+            raise BadInput(message=f"Importing {name!r} failed here: {why}. Mend the module, then try again.") from why
+        return None, _ByName(name), label  # the worker's machine may have it
+    except AttributeError as why:
+        raise BadInput(message=f"There is no {name!r} ({why}). Check the spelling of the dotted name.") from why
+    if not callable(found):
+        raise BadInput(message=f"{name!r} is {_short(found)}, which cannot be called.")
+    return found, _ByName(name), label
+
+
+def _missing_here(why: ImportError, name: str) -> bool:
+    """Whether the module itself is missing, rather than something that it imports."""
+    missing = why.name or ""
+    if isinstance(why, ModuleNotFoundError) and (name == missing or name.startswith(missing + ".")):
+        parent = missing.rpartition(".")[0]
+        return not parent or parent not in sys.modules
+    return False
+
+
+def _reached(function: object, reach: captures.Reach | None, payload: bytes) -> dict[str, str]:
+    names = set(reach.modules) if reach is not None else set()
+    if isinstance(function, str):
+        names.add(function.rpartition(".")[0])
+    if len(payload) < 1 << 20:
+        # What a function's data refers to (instances in a list, say) is named in its pickle; a chance hit does no harm.
+        names.update(name for name in modules.own_loaded() if name.encode() in payload)
+    return modules.digests(name for name in names if not wire.travels_whole(name))
+
+
+def label_of(function: Any) -> str:
+    """A function's name, for people and for ids."""
+    if isinstance(inner := getattr(function, "func", None), Callable):  # type: ignore[arg-type]
+        return label_of(inner)  # a partial
+    name = getattr(function, "__name__", None) or type(function).__name__
+    return "lambda" if name == "<lambda>" else str(name)[:100]
+
+
+def signature_of(function: Callable[..., Any] | None) -> inspect.Signature | None:
+    """The signature, or None for builtins that tell none and for functions that are not here."""
+    if function is None:
+        return None
+    try:
+        return inspect.signature(function)
+    except (ValueError, TypeError):
+        return None
+
+
+def _pickled(thing: Any, label: str, reach: captures.Reach | None) -> bytes:
+    captured = reach.captured if reach is not None else {}
+    remedy = "Pass a path, or a slice as argument."
+    try:
+        payload = wire.by_value(thing, MAX_FUNCTION, f"The function {label}")
+    except TooLarge as why:
+        names = captures.largest(captured, WARN_FUNCTION // 10)
+        shown = f"It takes along {names}: p" if names else "P"
+        raise TooLarge(**why.facts | {"remedy": shown + remedy[1:]}) from None
+    except Exception as why:
+        raise NotPicklable(
+            what=f"The function {label}",
+            why=f"{type(why).__name__}: {why}",
+            remedy=_culprits(captured) + "Make such things inside the function, or pass what they are made from.",
+        ) from why
+    if len(payload) > WARN_FUNCTION:
+        names = captures.largest(captured, WARN_FUNCTION // 10) or "its data"
+        size = captures.shown_size(len(payload))
+        warnings.warn(f"The function {label} takes along {size} ({names}): p{remedy[1:]}", stacklevel=2)
+    return payload
+
+
+def _culprits(captured: dict[str, Any]) -> str:
+    stuck = [name for name, value in captured.items() if not _goes(value)]
+    return f"It takes along {', '.join(sorted(stuck)[:5])}. " if stuck else ""
+
+
+def _goes(value: Any) -> bool:
+    try:
+        wire.measured(value)
+    except Exception:  # noqa: BLE001 - that it refuses is the answer
+        return False
+    return True
+
+
+def _environment(names: Sequence[str]) -> dict[str, str]:
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise BadOption(message=f"env={list(names)!r}: {missing[0]} is not set in this process.")
+    return {name: os.environ[name] for name in names}
+
+
+def added_path() -> tuple[str, ...]:
+    """The entries of sys.path that are not the interpreter's own, as absolute folders."""
+    zipped = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
+    own = modules.library_folders()
+    entries = [str(Path(entry or _here()).absolute()) for entry in sys.path]
+    return tuple(
+        dict.fromkeys(
+            entry
+            for entry in entries
+            if not (os.path.realpath(entry) + os.sep).startswith(own) and not entry.endswith(zipped)
+        )
+    )
+
+
+def _here() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return "/"  # the folder was removed under us; jobs then start at the root
+
+
+def _placed(payload: bytes, label: str, own: dict[str, str], env: dict[str, str], salt: bytes) -> FunctionRecord:
+    python = ".".join(platform.python_version_tuple()[:2])
+    path, cwd = added_path(), _here()
+    parts: list[bytes | str] = [payload, python, cwd, sys.executable, *path, "modules", *_flat(own), "env", *_flat(env)]
+    digest = hashlib.blake2b(digest_size=16, key=salt[:64])
+    for part in parts:
+        data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return FunctionRecord(
+        payload=payload,
+        key=digest.hexdigest(),
+        label=label,
+        python=python,
+        interpreter=sys.executable,
+        host=settings.host(),
+        cwd=cwd,
+        path=path,
+        modules=own,
+        env=env,
+    )
+
+
+def _flat(pairs: dict[str, str]) -> list[str]:
+    return [text for pair in sorted(pairs.items()) for text in pair]
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -1,0 +1,70 @@
+"""Local mode by hand: `nbqueue.local(slots=2)` and `.stop()`."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import msgspec
+
+from nbqueue import settings as settings_module
+from nbqueue.client import session as session_module
+from nbqueue.client.session import Session
+from nbqueue.errors import BadOption, NoServer
+from nbqueue.launch import local
+from nbqueue.store import server
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\Z", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+LEAVE = 10.0  # seconds that workers get to give back what they hold
+
+
+class Local:
+    """The private server and the local worker of this machine."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __repr__(self) -> str:
+        return f"<nbqueue.local in {self.session.settings.local}; .stop() ends it>"
+
+    @classmethod
+    def start(cls, slots: int | None = None, memory: int | str | None = None) -> Local:
+        """Starts what is not running, and makes it the session of this process."""
+        if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
+            raise BadOption(message=f"slots={slots!r} must be a whole number of 1 or more.")
+        found = msgspec.structs.replace(settings_module.load(), url=None)
+        current = session_module.peek()
+        session = current if current is not None and current.local and current.settings == found else Session(found)
+        session.slots = slots or session.slots
+        session.memory = size("memory", memory)
+        session.attend()
+        session_module.use(session)
+        return cls(session)
+
+    def stop(self) -> None:
+        """Ends the local worker (what it runs is given back), then the private server. The data stays on disk."""
+        folder = self.session.settings.local
+        self.session.asleep = True
+        if server.status(folder) is None:
+            return
+        try:
+            broker = self.session.broker
+            pids = local.stop(folder, broker)
+            end = time.monotonic() + LEAVE
+            while any(local.alive(pid) for pid in pids) and time.monotonic() < end:
+                time.sleep(0.02)
+        except NoServer as why:
+            session_module.tell(f"nbqueue: the private server did not answer ({why})")
+        self.session.disconnect()
+        server.stop(folder)
+
+
+def size(option: str, value: int | str | None) -> int | None:
+    """A size in bytes: a number, or text such as '500MB' or '2GB' (powers of 1024). Raises BadOption."""
+    if value is None:
+        return None
+    match = _SIZE.match(str(value).strip()) if not isinstance(value, bool) else None
+    if match is None or float(match[1]) <= 0:
+        raise BadOption(message=f"{option}={value!r} is no size: give bytes, or text such as '500MB' or '2GB'.")
+    return int(float(match[1]) * _UNITS[match[2].lower()])

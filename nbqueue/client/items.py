@@ -1,0 +1,265 @@
+"""Items as they are typed, and the calls that they mean.
+
+`map` gives one positional argument an item, `starmap` spreads tuples and dicts, `grid` crosses axes, a DataFrame's rows
+are keywords. Whatever has no length is read later, on a thread.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import warnings
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+from nbqueue import perform
+from nbqueue.client import tables
+from nbqueue.client.captures import shown_size
+from nbqueue.client.function import Function
+from nbqueue.errors import BadItems, NotPicklable, TooLarge
+from nbqueue.model import WARN_ARGUMENTS
+
+Call = tuple[tuple[Any, ...], dict[str, Any], Any]  # positional arguments, keywords, index label (None: none)
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The calls of a batch, in order; `n` is None where only reading tells.
+
+    `columns` are the names that a frame gives to positional arguments first, then to keywords.
+    """
+
+    rows: Iterable[Call]
+    n: int | None
+    columns: tuple[str, ...]
+    labeled: bool = False
+    index_names: tuple[str | None, ...] = ()
+
+
+# ---------------------------------------------------------------- the verbs' items
+
+
+def mapped(function: Function, items: tuple[Any, ...]) -> Calls:
+    """One call an item; several iterables are zipped strictly. Raises BadItems."""
+    if not items:
+        raise BadItems(message=f"There are no items: give them after the function, as map({function.label}, items).")
+    if any(tables.is_frame(item) for item in items):
+        return _framed(function, items)
+    for position, item in enumerate(items):
+        _check(item, position, function.label)
+    n = _length(items)
+    labels, names = next(((*tables.labels(item),) for item in items if tables.is_series(item)), (None, ()))
+    rows: Iterable[Call]
+    if labels is not None and n is not None:
+        rows = ((args, {}, label) for args, label in zip(_zipped(items), labels, strict=True))
+    else:
+        labels, names = None, ()
+        rows = ((args, {}, None) for args in _zipped(items))
+    return Calls(rows, n, _columns(function, n, len(items)), labels is not None, names)
+
+
+def starmapped(function: Function, items: Any) -> Calls:
+    """Tuples are spread over the positions, dicts over the keywords. Raises BadItems."""
+    if tables.is_frame(items):
+        return _framed(function, (items,))
+    _check(items, 0, function.label)
+    labels, names = tables.labels(items) if tables.is_series(items) else (None, ())
+    spread = (_spread(index, item) for index, item in enumerate(items))
+    rows: Iterable[Call]
+    if labels is not None:
+        rows = ((args, kwargs, label) for (args, kwargs), label in zip(spread, labels, strict=True))
+    else:
+        rows = ((args, kwargs, None) for args, kwargs in spread)
+    n = len(items) if hasattr(items, "__len__") else None
+    return Calls(rows, n, _columns(function, n, 0), labels is not None, names)
+
+
+def gridded(function: Function, axes: dict[str, Any]) -> Calls:
+    """Every combination of the axes, the last keyword fastest; what is no axis is constant."""
+    crossed = {name: list(value) if tables.is_axis(value) else (value,) for name, value in axes.items()}
+    n = 1
+    for values in crossed.values():
+        n *= len(values)
+    names = tuple(crossed)
+    rows = (((), dict(zip(names, values, strict=True)), None) for values in itertools.product(*crossed.values()))
+    return Calls(rows, n, _ordered(function, names))
+
+
+def single(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calls:
+    """One call, as it stands."""
+    columns = _columns(function, 1, len(args))
+    return Calls([(args, kwargs, None)], 1, (*columns, *(name for name in kwargs if name not in columns)))
+
+
+def _framed(function: Function, items: tuple[Any, ...]) -> Calls:
+    if len(items) > 1:
+        raise BadItems(
+            message="A DataFrame stands alone: its rows are keywords. Add the other values to it as columns, "
+            "or give the columns one by one, as map(f, df['a'], values)."
+        )
+    frame = items[0]
+    names = tables.column_names(frame)
+    _check_columns(function, names)
+    labels, index_names = tables.labels(frame)
+    tagged = labels if labels is not None else itertools.repeat(None, len(frame))
+    rows = (((), row, label) for row, label in zip(tables.rows(frame), tagged, strict=True))
+    return Calls(rows, len(frame), _ordered(function, names), labels is not None, index_names)
+
+
+def _check_columns(function: Function, names: tuple[str, ...]) -> None:
+    if function.signature is None:
+        return
+    parameters = function.signature.parameters.values()
+    takes = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    strange = [name for name in names if name not in takes]
+    if strange and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        keep = ", ".join(repr(name) for name in names if name in takes)
+        raise BadItems(
+            message=f"{function.label}{function.signature} does not take the columns {', '.join(map(repr, strange))}. "
+            f"Leave them out, as map({function.label}, df[[{keep}]]); to pass one column as items, df['column']."
+        )
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _check(items: Any, position: int, label: str) -> None:
+    where = "items" if position == 0 else f"iterable {position + 1}"
+    if isinstance(items, str | bytes | bytearray | memoryview):
+        kind, out = type(items).__name__, f"for one item, wrap it: map({label}, [{_brief(items)}])"
+    elif isinstance(items, Mapping):
+        kind, out = "a mapping", "use list(d), list(d.values()) or list(d.items()); starmap spreads a list of dicts"
+    elif isinstance(items, AbstractSet) and not isinstance(items, KeysView | ItemsView):
+        kind, out = "a set", "a set has no order, and rows need one: use sorted(items)"
+    elif not tables.is_iterable(items):
+        kind, out = type(items).__name__, f"give a list of items; for one call, use submit({label}, ...)"
+    else:
+        return
+    raise BadItems(message=f"The {where} of {label} cannot be {kind}: {out}.")
+
+
+def _length(items: tuple[Any, ...]) -> int | None:
+    lengths = [len(item) for item in items if hasattr(item, "__len__")]
+    if len(set(lengths)) > 1:
+        raise BadItems(message=f"The iterables have different lengths: {', '.join(map(str, lengths))}.")
+    return lengths[0] if len(lengths) == len(items) else None
+
+
+def _zipped(items: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    if len(items) == 1:
+        yield from ((item,) for item in items[0])
+        return
+    try:
+        yield from zip(*items, strict=True)
+    except ValueError as why:
+        if "argument" not in str(why):
+            raise  # an iterable's own error
+        raise BadItems(message=f"The iterables have different lengths ({why}).") from why
+
+
+def _spread(index: int, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(item, Mapping):
+        if strange := [key for key in item if not isinstance(key, str)]:
+            raise BadItems(message=f"Item {index} has the key {strange[0]!r}: keywords must be strings.")
+        return (), dict(item)
+    if isinstance(item, tuple | list):
+        return tuple(item), {}
+    raise BadItems(
+        message=f"Item {index} is {_brief(item)}: starmap spreads tuples over positions and dicts over keywords. "
+        "For one argument an item use map."
+    )
+
+
+def bound(function: Function, call: Call, what: str = "the first item") -> None:
+    """Raises BadItems unless `call` fits the function's signature."""
+    if function.signature is None:
+        return
+    args, kwargs, _ = call
+    try:
+        function.signature.bind(*args, **kwargs)
+    except TypeError as why:
+        hint = ""
+        if len(args) == 1 and isinstance(args[0], tuple | Mapping) and not kwargs:
+            hint = " To spread tuples or dicts over the parameters, use starmap."
+        raise BadItems(message=f"{function.label}{function.signature} cannot take {what}: {why}.{hint}") from why
+
+
+# ---------------------------------------------------------------- columns
+
+
+def positional(function: Function) -> tuple[str, ...]:
+    """The names of the parameters that a position can fill."""
+    if function.signature is None:
+        return ()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(p.name for p in function.signature.parameters.values() if p.kind in kinds)
+
+
+def _columns(function: Function, n: int | None, used: int) -> tuple[str, ...]:
+    names = positional(function)
+    names += tuple(f"arg_{place}" for place in range(len(names), used))
+    return names[:used] if n == 0 and used else names
+
+
+def _ordered(function: Function, names: tuple[str, ...]) -> tuple[str, ...]:
+    if function.signature is None:
+        return names
+    known = [name for name in function.signature.parameters if name in names]
+    return (*known, *(name for name in names if name not in known))
+
+
+# ---------------------------------------------------------------- payloads
+
+
+def payloads(function: Function, calls: Calls) -> Iterator[bytes]:
+    """Each call as bytes; the first is bound to the signature before. Errors name the item."""
+    warned = False
+    pack: Callable[..., bytes] = perform.pack
+    for index, call in enumerate(calls.rows):
+        if index == 0:
+            bound(function, call)
+        args, kwargs, label = call
+        try:
+            payload = pack(args, kwargs, label)
+        except Exception as why:
+            raise _refusal(function, index, call, why) from why
+        if len(payload) > WARN_ARGUMENTS and not warned:
+            warned = True
+            size = shown_size(len(payload))
+            warnings.warn(
+                f"Item {index} of {function.label} is {size}: every job carries its arguments through the server. "
+                "Pass a path, or what the job can make it from.",
+                stacklevel=2,
+            )
+        yield payload
+
+
+def _refusal(function: Function, index: int, call: Call, why: Exception) -> Exception:
+    name = _culprit(function, call, too_large=isinstance(why, TooLarge))
+    what = f"Item {index} of {function.label}" + (f" (argument {name})" if name else "")
+    if isinstance(why, TooLarge):
+        remedy = "Pass a path, or what the job can make it from."
+        return TooLarge(what=what, limit=why.facts["limit"], remedy=remedy)
+    remedy = "Pass what it is made from (a path, a URL, plain values), and make it inside the function."
+    return NotPicklable(what=what, why=f"{type(why).__name__}: {why}", remedy=remedy)
+
+
+def _culprit(function: Function, call: Call, *, too_large: bool) -> str:
+    args, kwargs, _ = call
+    if too_large:
+        return ""
+    names = positional(function)
+    named = [(names[place] if place < len(names) else str(place), value) for place, value in enumerate(args)]
+    for name, value in [*named, *kwargs.items()]:
+        try:
+            perform.pack((value,), {}, None)
+        except Exception:  # noqa: BLE001 - that it refuses is the answer
+            return repr(name)
+    return ""
+
+
+def _brief(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

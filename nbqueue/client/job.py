@@ -1,0 +1,164 @@
+"""A handle on one job: its value, or why there is none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from nbqueue import wire
+from nbqueue.client import waiting
+from nbqueue.errors import BadSignature, Expired, JobCanceled, JobFailed, NotDone, RemoteTraceback
+from nbqueue.model import Cause, Failure, Outcome, State, job_id
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
+
+R = TypeVar("R")
+
+
+class Job(Generic[R]):
+    """One call of a batch. Its value is unpickled when asked for, in the caller's thread."""
+
+    def __init__(self, batch: Batch[R], index: int) -> None:
+        self.batch, self.index = batch, index
+
+    @property
+    def id(self) -> str:
+        """`batch:index`; of a single job the id of its batch."""
+        return self.batch.id if self.batch.single else job_id(self.batch.id, self.index)
+
+    def __repr__(self) -> str:
+        state = self.batch.watch.state(self.index)
+        return f"<Job {self.id}: {state or 'not done'}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Job) and (other.batch.id, other.index) == (self.batch.id, self.index)
+
+    def __hash__(self) -> int:
+        return hash((self.batch.id, self.index))
+
+    @property
+    def status(self) -> State:
+        """Where it is: from memory once it has ended, else the store is asked."""
+        found = self.batch.watch.state(self.index)
+        if found is None and not self.batch.inline:
+            found = self.batch.session.ask(lambda broker: broker.states(self.batch.id, [self.index]))[0]
+        return found or State.QUEUED
+
+    @property
+    def error(self) -> str:
+        """What went wrong, in a line; empty while nothing has."""
+        found = self.outcome
+        return "" if found is None else text_of(found)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The record of its run, signature checked; None until it has ended. Raises BadSignature."""
+        return self.batch.watch.outcome(self.index, self.batch.session.sealer)
+
+    def wait(self, timeout: float | None = None) -> R:
+        """Its value, when it has ended; or raises what the job raised, with the remote traceback as `__cause__`.
+
+        JobFailed where the exception cannot be rebuilt, JobCanceled, NotDone after `timeout` seconds.
+        """
+        self._await(timeout)
+        found = self.outcome
+        assert found is not None
+        return value_of(found, self.id)  # type: ignore[no-any-return]
+
+    @property
+    def result(self) -> R | None:
+        """None until it has ended, then as `wait()`."""
+        watch = self.batch.watch
+        if not watch.has(self.index):
+            if watch.gone or watch.settled:
+                raise self._absence()
+            return None
+        return self.wait()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What `wait` would raise, when it has ended; None if it finished."""
+        self._await(timeout)
+        found = self.outcome
+        assert found is not None
+        return error_of(found, self.id)
+
+    def _await(self, timeout: float | None) -> None:
+        watch = self.batch.watch
+        met = waiting.until(self.batch, lambda: watch.has(self.index) or watch.settled, timeout, index=self.index)
+        if not met:
+            raise NotDone(what=f"Job {self.id}", seconds=timeout, tally=str(self.batch.tally))
+        if not watch.has(self.index):
+            raise self._absence()
+
+    def _absence(self) -> Exception:
+        watch = self.batch.watch
+        if not watch.gone:
+            return Expired(what=self.id, ttl=waiting.lifetime(watch.ttl))
+        return waiting.absence(watch, self.batch.session, self.id)
+
+    def cancel(self, *, running: bool = True) -> bool:
+        """Cancels it, unless it has ended; `running=False` spares it once it runs. True: it was canceled."""
+        batch = self.batch
+        count = batch.session.ask(lambda broker: broker.cancel(batch.id, [self.index], running=running))
+        return bool(count)
+
+    @property
+    def log(self) -> str:
+        """The last of what it wrote to stdout and stderr (4 kB when finished, 64 kB when failed)."""
+        batch = self.batch
+        found = self.outcome
+        if found is None or batch.inline:
+            return ""
+        blob = batch.session.ask(lambda broker: broker.tails(batch.id, [self.index]))[0]
+        if not blob:
+            return ""
+        tail = batch.session.sealer.unseal(wire.TAIL, batch.id, self.index, blob, found.attempt)
+        return tail.decode("utf-8", "replace")
+
+
+def value_of(outcome: Outcome, job: str) -> Any:
+    """The value of a finished job; raises the job's error otherwise."""
+    error = error_of(outcome, job)
+    if error is not None:
+        raise error
+    if outcome.value is None:
+        raise BadSignature(what=f"The outcome of {job}", why="it says finished and holds no value")
+    return wire.loads(outcome.value)
+
+
+def error_of(outcome: Outcome, job: str) -> BaseException | None:
+    """The exception that stands for an outcome; None if it finished."""
+    if outcome.state is State.FINISHED:
+        return None
+    if outcome.state is State.CANCELED:
+        return JobCanceled(job=job, cause=outcome.cause)
+    rebuilt = _rebuilt(outcome.failure, outcome.cause)
+    if rebuilt is not None:
+        return rebuilt
+    error = JobFailed(job=job, cause=outcome.cause, error=text_of(outcome))
+    if outcome.failure is not None and outcome.failure.traceback:
+        error.__cause__ = RemoteTraceback(outcome.failure.traceback)
+    return error
+
+
+def _rebuilt(failure: Failure | None, cause: Cause | None) -> BaseException | None:
+    if failure is None or failure.pickled is None or cause is Cause.TIMEOUT:
+        return None
+    try:
+        error = wire.loads(failure.pickled)
+    except Exception:  # noqa: BLE001 - its class is not here, or refuses: JobFailed carries the text instead
+        return None
+    if not isinstance(error, Exception):
+        return None  # SystemExit or KeyboardInterrupt of a job must not end the notebook
+    error.__cause__ = RemoteTraceback(failure.traceback)
+    return error
+
+
+def text_of(outcome: Outcome) -> str:
+    """What went wrong in a word or a line; empty for a finished job."""
+    if outcome.failure is not None:
+        return str(outcome.failure)
+    if outcome.state is State.FINISHED:
+        return ""
+    code = f" (code {outcome.code})" if outcome.code else ""
+    return f"{outcome.cause or outcome.state}{code}"

@@ -1,0 +1,76 @@
+"""Finding batches again: one, or all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nbqueue import wire
+from nbqueue.client.batch import Batch
+from nbqueue.client.session import Session
+from nbqueue.client.watch import Watch
+from nbqueue.errors import BadSignature, Expired, NoSuchBatch
+from nbqueue.model import Spec, check_name, decode, utc
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nbqueue.store.records import BatchView
+
+_COUNTS = ("n", "queued", "started", "finished", "failed", "canceled")
+COLUMNS = ("id", "name", "function", "queue", *_COUNTS, "created_at", "expires_at", "owner")
+
+
+def attach(session: Session, name: str | None) -> Batch[Any]:
+    """The batch of this name or id; None: the latest. Raises NoSuchBatch, Expired or UnknownKey."""
+    view = _latest(session) if name is None else _find(session, check_name("batch", name.rpartition(":")[0] or name))
+    if view is None:
+        raise NoSuchBatch(name=name or "at all", server=session.server)
+    spec = decode(Spec, session.sealer.unseal(wire.SPEC, view.id, -1, view.spec), "A description")
+    if view.expired:
+        from nbqueue.client.waiting import lifetime
+
+        raise Expired(what=view.id, ttl=lifetime(spec.result_ttl))
+    session.attend()
+    watch = Watch(view.id, view.queue, session.ask(lambda broker: broker.epoch()), spec)
+    watch.payloads = None
+    watch.known, watch.tally, watch.created_us = True, view.tally, view.created_us
+    watch.open, watch.cut = view.open, view.cut
+    batch: Batch[Any] = Batch(session, watch, spec, name=view.name)
+    batch.shown_in = None
+    session.collector.follow(watch)
+    return batch
+
+
+def _find(session: Session, name: str) -> BatchView | None:
+    found = session.ask(lambda broker: broker.named(name, session.sealer.keyring.current.hex()) or broker.named(name))
+    return session.ask(lambda broker: broker.view(found or name))
+
+
+def _latest(session: Session) -> BatchView | None:
+    """The latest batch that this user's keys can open."""
+    ours = set(session.sealer.keyring.ids)
+    views = [view for view in session.ask(lambda broker: broker.batches()) if view.signer in ours and not view.expired]
+    return max(views, key=lambda view: view.created_us, default=None)
+
+
+def batches(session: Session) -> pd.DataFrame:
+    """All batches on the server, the latest first."""
+    import pandas as pd
+
+    views = sorted(session.ask(lambda broker: broker.batches()), key=lambda view: -view.created_us)
+    frame = pd.DataFrame([_row(session, view) for view in views if not view.expired], columns=list(COLUMNS))
+    for name in ("created_at", "expires_at"):
+        frame[name] = pd.to_datetime(frame[name], utc=True)
+    return frame
+
+
+def _row(session: Session, view: BatchView) -> tuple[Any, ...]:
+    try:
+        spec = decode(Spec, session.sealer.unseal(wire.SPEC, view.id, -1, view.spec))
+        label, owner = spec.label, spec.owner
+    except BadSignature:
+        label, owner = "", f"someone else (key {view.signer})"
+    tally = view.tally
+    counts = (tally.n, tally.queued, tally.started, tally.finished, tally.failed, tally.canceled)
+    expires = None if view.expires_us is None else utc(view.expires_us)
+    return view.id, view.name, label, view.queue, *counts, utc(view.created_us), expires, owner

@@ -1,0 +1,197 @@
+"""A session: one notebook (or script) and one server. It holds the connection, the keys, and the collector."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from nbqueue import settings as settings_module
+from nbqueue import wire
+from nbqueue.client.collector import Collector
+from nbqueue.errors import BadInput, NoServer
+from nbqueue.launch import local
+from nbqueue.model import check_name, new_id
+from nbqueue.settings import Settings
+from nbqueue.store import connection, server
+from nbqueue.store.broker import Broker
+from nbqueue.store.ear import Hints
+from nbqueue.store.keys import Keys
+
+T = TypeVar("T")
+
+
+class Session:
+    """Everything that talks for this process to one server. Connects when first needed.
+
+    `settings.url` None and no `client` means local mode: a private server on this machine, and a worker for it.
+    """
+
+    def __init__(self, settings: Settings, client: Any = None) -> None:
+        check_name("namespace", settings.namespace)
+        self.settings = settings
+        self.id = new_id(f"{settings_module.host()}.{os.getpid()}", 8)
+        self.pid = os.getpid()
+        self.local = settings.url is None and client is None
+        self.slots: int | None = settings.slots
+        self.memory: int | None = None
+        self.asleep = False  # the private server was stopped on purpose: only a verb starts it again
+        self.collector = Collector(self)
+        self.sealer = wire.Sealer(wire.Keyring.load(settings.home), settings.namespace)
+        self._client = client
+        self._lock = threading.RLock()
+        self._broker: Broker | None = None
+        self._url = settings.url
+        self._told = False
+
+    def __repr__(self) -> str:
+        return f"<nbqueue session on {self.server}, namespace {self.settings.namespace}>"
+
+    @property
+    def server(self) -> str:
+        """Where the server is, for people: the URL without its password."""
+        if self._broker is not None:
+            return self._broker.connection.url
+        if self._client is not None:
+            return connection.adopt(self._client).url
+        return connection.shown(self._url) if self._url else "a private server on this machine"
+
+    # ------------------------------------------------------------ the store
+
+    @property
+    def broker(self) -> Broker:
+        """The connected Broker. Raises NoServer, WrongPassword, ServerUnfit or NoServerProgram."""
+        with self._lock:
+            if self._broker is None:
+                if self.local:
+                    self._start_server()
+                line = self._line()
+                notes = [] if self.local else connection.preflight(line)
+                for note in notes:
+                    warnings.warn(note, stacklevel=3)
+                self._broker = Broker(line, self.settings.namespace)
+            return self._broker
+
+    def fresh_broker(self) -> Broker:
+        """A Broker with sockets of its own, for a thread."""
+        self.broker  # noqa: B018 - connects, and starts the private server if there is none
+        return Broker(self._line(), self.settings.namespace)
+
+    def fresh_hints(self) -> Hints:
+        """This session's hints, on a socket of their own."""
+        return Hints(self._line(), Keys(self.settings.namespace).hint(self.id))
+
+    def _line(self) -> connection.Connection:
+        if self._client is not None:
+            return connection.adopt(self._client)
+        if self._url is None:
+            raise BadInput(message="There is no server to connect to.")
+        return connection.connect(self._url)
+
+    def ask(self, question: Callable[[Broker], T]) -> T:
+        """`question(broker)`; a private server that was killed is started again, on the same data, and asked once more.
+
+        Every verb may be sent twice, so asking again is safe.
+        """
+        try:
+            return question(self.broker)
+        except NoServer:
+            if not self.local:
+                raise
+            self.revive()
+            return question(self.broker)
+
+    # ------------------------------------------------------------ local mode
+
+    def _start_server(self) -> None:
+        self._url = server.start(self.settings.local, maxmemory=self.memory).url
+
+    def revive(self) -> None:
+        """In local mode: makes sure that the private server and its worker are there. Elsewhere nothing."""
+        if self.local:
+            with self._lock:
+                self._start_server()
+            self.attend()
+
+    def attend(self) -> None:
+        """In local mode: makes sure that a worker is there; says once what was started. Elsewhere nothing."""
+        if not self.local:
+            return
+        self.asleep = False
+        try:
+            begun = self._ensure()
+        except NoServer:
+            with self._lock:
+                self._start_server()  # it was killed
+            begun = self._ensure()
+        if begun is not None and not self._told:
+            self._told = True
+            tell(
+                f"nbqueue: started a private server and a local worker with {begun.slots} slots"
+                f"{begun.why} in {self.settings.local}. Both outlive this session and leave when idle; "
+                "nbqueue.local().stop() stops them now."
+            )
+
+    def _ensure(self) -> local.Begun | None:
+        broker = self.broker
+        assert self._url is not None
+        return local.ensure(self.settings.local, self._url, self.settings.namespace, broker, self.slots)
+
+    def disconnect(self) -> None:
+        """Closes the connection; the next question opens another."""
+        with self._lock:
+            if self._broker is not None:
+                self._broker.connection.close()
+            self._broker = None
+
+
+def tell(message: str) -> None:
+    """One line to the user, beside the results."""
+    print(message, file=sys.stderr, flush=True)  # noqa: T201 - this is what it is for
+
+
+# ---------------------------------------------------------------- the session of this process
+
+_lock = threading.Lock()
+_current: Session | None = None
+
+
+def connect(url: Any = None, *, namespace: str | None = None) -> Session:
+    """Makes the session that all verbs use from now on: `url` is a URL, a `redis.Redis`, or None for the settings.
+
+    Raises NoServer, WrongPassword or ServerUnfit at once, not at the first `map`.
+    """
+    if url is not None and not isinstance(url, str) and not hasattr(url, "connection_pool"):
+        raise BadInput(message=f"connect() takes a URL or a redis.Redis, not {type(url).__name__}.")
+    client = None if isinstance(url, str) or url is None else url
+    found = settings_module.load(url if isinstance(url, str) else None, namespace)
+    session = Session(found, client)
+    session.broker  # noqa: B018 - the check is the point
+    use(session)
+    return session
+
+
+def peek() -> Session | None:
+    """The session of this process, if there is one."""
+    return _current
+
+
+def use(session: Session) -> None:
+    """Makes `session` the one that all verbs use from now on."""
+    global _current  # noqa: PLW0603 - a process has one current session, as it has one current directory
+    with _lock:
+        _current = session
+
+
+def current() -> Session:
+    """The session of this process, made from the settings if there is none. A forked child gets its own."""
+    global _current  # noqa: PLW0603 - as in connect
+    with _lock:
+        if _current is None:
+            _current = Session(settings_module.load())
+        elif _current.pid != os.getpid():
+            _current = Session(_current.settings, _current._client)  # noqa: SLF001 - its own module
+        return _current

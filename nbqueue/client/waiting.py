@@ -1,0 +1,119 @@
+"""Waiting for a batch or a job: yields to Ctrl-C, says once what is missing, and never waits for what cannot come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from nbqueue.client import progress
+from nbqueue.client.session import Session, tell
+from nbqueue.client.watch import Watch
+from nbqueue.errors import Expired, LostByServer, NbqueueError
+from nbqueue.model import DAY
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
+
+LOOK = 0.5  # seconds between two looks without news
+ADVISE = 5.0  # seconds without a live worker, after which one is asked for
+
+
+def until(batch: Batch[Any], met: Callable[[], bool], timeout: float | None, *, index: int | None = None) -> bool:
+    """Waits until `met()`; False when `timeout` seconds have passed before.
+
+    Raises what stopped the upload (for one job, `index`, only if it had not arrived), LostByServer, or Expired.
+    """
+    watch, begun = batch.watch, time.monotonic()
+    advice = Advice(batch.session, watch)
+    try:
+        if met():
+            return True
+        with progress.in_terminal(batch) as show:
+            while not met():
+                raise_trouble(batch, index)
+                passed = time.monotonic() - begun
+                if timeout is not None and passed >= timeout:
+                    return False
+                left = LOOK if timeout is None else min(LOOK, timeout - passed)
+                with watch.changed:
+                    if not met():
+                        watch.changed.wait(left)
+                show()
+                if passed > ADVISE:
+                    advice.give()
+    except KeyboardInterrupt:
+        tell(
+            f"nbqueue: stopped waiting; {batch.id} goes on running. "
+            f"nbqueue.attach({batch.name or batch.id!r}) finds it again, .cancel() stops it."
+        )
+        raise
+    return True
+
+
+def raise_trouble(batch: Batch[Any], index: int | None = None) -> None:
+    """Raises what keeps this batch, or one job of it, from ever being complete here."""
+    if index is None or index >= batch.tally.n:
+        raise_error(batch)
+    if batch.watch.fault is not None:
+        raise batch.watch.fault
+    if batch.watch.gone:
+        raise absence(batch.watch, batch.session, batch.id)
+
+
+def raise_error(batch: Batch[Any]) -> None:
+    """Raises what stopped the upload, or the collector."""
+    error = batch.watch.fault or batch.watch.error
+    if error is not None:
+        raise error
+
+
+def absence(watch: Watch, session: Session, what: str) -> NbqueueError:
+    """The error that says why the store has something no more."""
+    if watch.gone == "lost":
+        return LostByServer(server=session.server, what=what)
+    return Expired(what=what, ttl=lifetime(watch.ttl))
+
+
+def lifetime(seconds: float) -> str:
+    """A duration as people say it."""
+    for size, word in ((DAY, "days"), (3600.0, "hours"), (60.0, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {word}"
+    return f"{seconds:g} s"
+
+
+class Advice:
+    """What to do when nothing moves; given once a wait."""
+
+    def __init__(self, session: Session, watch: Watch) -> None:
+        self._session, self._watch = session, watch
+        self._given = False
+        self._next = 0.0
+
+    def give(self) -> None:
+        """Looks (every few seconds) whether anyone serves the queue, and says what to run if not."""
+        if self._given or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + ADVISE
+        message = self._message()
+        if message:
+            self._given = True
+            tell(f"nbqueue: {message}")
+
+    def _message(self) -> str:
+        session, queue = self._session, self._watch.queue
+        try:
+            if session.broker.live_slots(queue):
+                return ""
+            session.attend()
+        except NbqueueError as why:
+            return f"still waiting: {why}"
+        if session.local:
+            return f"no local worker has joined yet; its log is {session.settings.local / 'worker.log'}"
+        space = session.settings.namespace
+        prefix = f"NBQUEUE_NAMESPACE={space} " if space != "nbq" else ""
+        return (
+            f"no live worker serves the queue {queue!r} on {session.server}. "
+            f"Start one: {prefix}nbqueue worker --url {session.server} {queue}"
+        )

@@ -1,0 +1,181 @@
+"""What this session knows of one batch, in memory: outcomes as they landed, counts, and how far the log was read."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from nbqueue import wire
+from nbqueue.errors import BadSignature
+from nbqueue.model import Cause, Outcome, Spec, State, Tally, decode
+from nbqueue.store.records import Stored
+
+if TYPE_CHECKING:
+    from nbqueue.client.uploader import Upload
+    from nbqueue.store.reads import Progress
+
+KEPT_ARGUMENTS = 64 << 20  # bytes of arguments that a session remembers, a batch
+
+
+class Bar(Protocol):
+    """Something that shows a batch as it moves."""
+
+    def update(self, watch: Watch) -> None:
+        """Shows the present state; called from any thread."""
+
+
+class Watch:
+    """The memory of a batch. Written by the collector, read by everyone; `changed` guards it and tells of changes.
+
+    Nothing here is unpickled or even unsealed before someone asks for it.
+    """
+
+    def __init__(self, batch: str, queue: str, epoch: str, spec: Spec, *, max_failed: float | None = None) -> None:
+        self.batch, self.queue, self.epoch = batch, queue, epoch
+        self.ttl = spec.result_ttl
+        self.max_failed = max_failed
+        self.expected: int | None = None  # how many jobs there will be, while they are on their way
+        self.changed = threading.Condition()
+        self.tally = Tally()
+        self.known = False  # whether the store has confirmed that it is there
+        self.open = self.cut = self.over = False
+        self.single = spec.single
+        self.created_us = 0
+        self.expires_us: int | None = None
+        self.gone = ""  # "expired", "lost" or "forgotten": the store has it no more
+        self.error: BaseException | None = None  # what stopped the upload; what arrived goes on
+        self.fault: BaseException | None = None  # what stopped the collector: nothing more will be heard
+        self.upload: Upload | None = None
+        self.bars: list[Bar] = []
+        self.position = self.generation = 0
+        self.behind: deque[int] = deque()  # ended, but the outcome is not copied yet
+        self.ended: list[int | range] = []  # in the order in which they ended
+        self.payloads: list[bytes] | None = []  # arguments as sent, while they are few
+        self._bytes = 0
+        self._blobs: dict[int, bytes] = {}
+        self._opened: dict[int, Outcome] = {}  # those of an inline run, which never were bytes
+        self._cuts: list[range] = []
+        self._causes: dict[range, Cause] = {}
+        self._withdrawn: set[int] = set()
+
+    # ------------------------------------------------------------ reading
+
+    @property
+    def n(self) -> int:
+        """The number of jobs: those that arrived, or that are on their way."""
+        tally = self.tally.n
+        return tally if self.over or self.expected is None else max(self.expected, tally)
+
+    def attempt(self, index: int) -> int:
+        """The attempt of a job's outcome; 0 for one that never ran."""
+        blob = self._blobs.get(index)
+        return Stored.parse(blob).attempt if blob is not None else 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether every job has ended and every outcome has been copied here."""
+        return self.over and not self.behind
+
+    def has(self, index: int) -> bool:
+        """Whether the outcome of a job is here."""
+        return index in self._blobs or index in self._opened or self._is_cut(index)
+
+    def _is_cut(self, index: int) -> bool:
+        return bool(self._cuts) and index not in self._withdrawn and any(index in cut for cut in self._cuts)
+
+    def state(self, index: int) -> State | None:
+        """How a job ended, by its unsigned header; None while it has not."""
+        if index in self._opened:
+            return self._opened[index].state
+        blob = self._blobs.get(index)
+        if blob is not None:
+            return Stored.parse(blob).state
+        return State.CANCELED if self._is_cut(index) else None
+
+    def outcome(self, index: int, sealer: wire.Sealer) -> Outcome | None:
+        """The outcome of a job, its signature checked; None while there is none. Raises BadSignature."""
+        if index in self._opened:
+            return self._opened[index]
+        blob = self._blobs.get(index)
+        if blob is not None:
+            return opened(sealer, self.batch, index, blob)
+        if self._is_cut(index):
+            cause = next((cause for cut, cause in self._causes.items() if index in cut), Cause.USER)
+            return Outcome(State.CANCELED, cause, 0, 0, 0)
+        return None
+
+    def ends(self, start: int, stop: int) -> Iterator[int]:
+        """The indexes that ended, from entry `start` of the order up to `stop`."""
+        for entry in self.ended[start:stop]:
+            if isinstance(entry, range):
+                yield from entry
+            else:
+                yield entry
+
+    # ------------------------------------------------------------ writing (hold `changed`)
+
+    def remember(self, payloads: list[bytes]) -> None:
+        """Keeps arguments for frames, up to KEPT_ARGUMENTS."""
+        if self.payloads is not None:
+            self._bytes += sum(map(len, payloads))
+            if self._bytes > KEPT_ARGUMENTS:
+                self.payloads = None
+            else:
+                self.payloads += payloads
+
+    def see(self, view: Progress, *, caught_up: bool) -> None:
+        """Takes what the store says of the batch as a whole; `caught_up`: its log has been read to the end."""
+        self.known = True
+        self.tally = view.tally
+        self.open, self.cut, self.expires_us = view.open, view.cut, view.expires_us
+        self.over = view.done and caught_up
+        self._causes = {range(low, high): cause for low, high, cause in view.cuts}
+
+    def enter(self, entry: str) -> None:
+        """Takes one entry of the batch's log."""
+        if entry[0] == "r":
+            self.withdraw(int(entry[1:]))
+        elif entry[0] == "c":
+            low, _, high = entry[1:].partition("-")
+            self._cuts.append(range(int(low), int(high)))
+            self.ended.append(self._cuts[-1])
+        else:
+            self.behind.append(int(entry))
+
+    def withdraw(self, index: int) -> None:
+        """A retry has withdrawn this job's outcome."""
+        self._blobs.pop(index, None)
+        self._opened.pop(index, None)
+        if any(index in cut for cut in self._cuts):
+            self._withdrawn.add(index)
+
+    def put(self, index: int, blob: bytes) -> None:
+        """An outcome as it lies in the store."""
+        self._blobs[index] = blob
+        self.ended.append(index)
+
+    def put_opened(self, index: int, outcome: Outcome) -> None:
+        """An outcome of an inline run."""
+        self._opened[index] = outcome
+        self.ended.append(index)
+
+    def reopen(self) -> None:
+        """A retry runs: what the store said of the end before is no longer true."""
+        self.generation += 1
+        self.over = False
+        self.expires_us = None
+
+
+def opened(sealer: wire.Sealer, batch: str, index: int, blob: bytes) -> Outcome:
+    """The Outcome in a stored blob. Only a signed one can carry a value. Raises BadSignature."""
+    stored = Stored.parse(blob)
+    if stored.signed:
+        payload = sealer.unseal(wire.OUTCOME, batch, index, stored.body, stored.attempt)
+        outcome = decode(Outcome, payload, "An outcome")
+        if outcome.state is not stored.state:
+            raise BadSignature(what=f"The outcome of {batch}:{index}", why="its header says another state")
+        return outcome
+    note = stored.note(f"The outcome of {batch}:{index}")
+    return Outcome(stored.state, note.cause, stored.attempt, note.ended_us, 0, worker=note.worker)

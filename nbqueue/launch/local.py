@@ -1,0 +1,168 @@
+"""The local worker: started detached beside the private server, once for all sessions of this user on this machine."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from nbqueue.model import WorkerInfo, decode
+from nbqueue.settings import cpus, host
+
+IDLE = 900  # seconds without work after which it leaves
+BOOT = 20.0  # seconds that a started worker may take to join
+LOGIN_SLOTS, LOGIN_NICE = 2, 10
+
+_SCHEDULERS = ("sbatch", "qsub", "bsub")
+_ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+
+
+class Workers(Protocol):
+    """Whoever knows the live workers."""
+
+    def workers(self) -> Sequence[tuple[bytes, float, int]]:
+        """(info, seconds of lease left, jobs held) of each."""
+
+
+class Begun(NamedTuple):
+    """A worker that was just started."""
+
+    pid: int
+    slots: int
+    why: str  # a word on an unusual number of slots, or empty
+
+
+def on_login_node() -> bool:
+    """Whether this is a cluster's shared door: a scheduler's command is there, and we are in no allocation."""
+    if any(name in os.environ for name in _ALLOCATIONS):
+        return False
+    return any(shutil.which(command) for command in _SCHEDULERS)
+
+
+def ensure(folder: Path, url: str, namespace: str, broker: Workers, slots: int | None = None) -> Begun | None:
+    """Starts a local worker unless one lives or is just starting; answers what was started. Raises OSError."""
+    with _locked(folder):
+        if _starting(folder) or any(_serves(info) for info, *_ in broker.workers()):
+            return None
+        login = on_login_node()
+        count = slots or (LOGIN_SLOTS if login else cpus())
+        why = " (this looks like a login node: nice 10)" if login else ""
+        pid = _start(folder, url, namespace, count, nice=LOGIN_NICE if login else 0)
+        _note(folder, pid)
+        return Begun(pid, count, why)
+
+
+def _serves(info: bytes) -> bool:
+    worker = decode(WorkerInfo, info, "A worker")
+    # Its lease may outlast a worker that was killed; on this host we can see for ourselves.
+    return worker.local and worker.host == host() and alive(worker.pid)
+
+
+def command(url: str, slots: int) -> list[str]:
+    """The words that start a worker for every queue of a private server."""
+    words = [sys.executable, "-m", "nbqueue", "worker", "--local", "--url", url]
+    return [*words, "--slots", str(slots), "--max-idle", str(IDLE), "*"]
+
+
+def _start(folder: Path, url: str, namespace: str, slots: int, *, nice: int) -> int:
+    # Its own session and a log file for its output: it outlives the notebook, and Ctrl-C does not reach it.
+    words = command(url, slots)
+    if nice:
+        words = ["nice", "-n", str(nice), *words]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JPY_")}
+    with (folder / "worker.log").open("ab") as log:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+            env=kept | {"NBQUEUE_NAMESPACE": namespace},
+        )
+    _children.append(process)
+    return process.pid
+
+
+_children: list[subprocess.Popen[bytes]] = []  # polled, so that a child that left is no zombie
+
+
+# ---------------------------------------------------------------- who was started when
+
+
+def _note(folder: Path, pid: int) -> None:
+    (folder / "worker.json").write_text(json.dumps({"pid": pid, "born": _born(pid), "at": time.time()}))
+
+
+def _starting(folder: Path) -> bool:
+    """Whether a worker was started so short ago that it may not have joined yet."""
+    noted = _noted(folder)
+    return noted is not None and time.time() - noted[1] < BOOT
+
+
+def _noted(folder: Path) -> tuple[int, float] | None:
+    """(pid, time of the start) of the last worker started here, if that very process lives."""
+    try:
+        noted = json.loads((folder / "worker.json").read_text())
+        pid, born, started = int(noted["pid"]), str(noted["born"]), float(noted["at"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None  # none was started, or the file is cut short: then the store's list decides
+    return (pid, started) if born and _born(pid) == born else None
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine lives; a zombie does not."""
+    for child in list(_children):
+        if child.poll() is not None:
+            _children.remove(child)
+    return bool(_born(pid))
+
+
+def _born(pid: int) -> str:
+    """When a process began, in its machine's words, to tell it from a later one of its number; empty: it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        if Path("/proc/self").exists():
+            return ""
+        shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return shown.stdout.strip()
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def stop(folder: Path, broker: Workers) -> list[int]:
+    """Asks the local workers of this machine to leave (SIGTERM); answers their process ids."""
+    pids = {info.pid for info in _local(broker)}
+    noted = _noted(folder)
+    if noted is not None:
+        pids.add(noted[0])
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            continue  # it has just left
+    return sorted(pids)
+
+
+def _local(broker: Workers) -> Iterator[WorkerInfo]:
+    for info, *_ in broker.workers():
+        if _serves(info):
+            yield decode(WorkerInfo, info, "A worker")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Of two notebooks that start at the same moment, one goes first."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / "worker.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

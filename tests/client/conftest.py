@@ -1,0 +1,49 @@
+"""Every test has a home, a namespace, a session and hands of its own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+
+import pytest
+from hands import Hands
+from helpers import leaks
+
+import nbqueue
+from nbqueue.client import session as session_module
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch) -> Iterator[None]:
+    for name in [name for name in os.environ if name.startswith("NBQUEUE_") and "TEST" not in name]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NBQUEUE_HOME", str(tmp_path / "home"))
+    yield
+    session_module.use(None)
+
+
+@pytest.fixture
+def session(server):
+    found = nbqueue.connect(server.url, namespace=f"c{secrets.token_hex(6)}")
+    yield found
+    found.collector.stop()
+    broker = found.broker
+    left = leaks(broker)
+    if keys := list(broker.client.scan_iter(match=broker.keys.prefix + "*", count=1000)):
+        broker.client.unlink(*keys)
+    found.disconnect()
+    assert not left
+
+
+@pytest.fixture
+def hands(session):
+    found = Hands(session)
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def busy(hands):
+    """Hands that work on a thread of their own."""
+    return hands.start()

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import nbqueue
+from nbqueue.client import columns, frame
+
+
+def collect(f, *items, **options):
+    return nbqueue.map(f, *items, inline="collect", **options)
+
+
+def echo(x):
+    return x
+
+
+Pair = collections.namedtuple("Pair", "left right")  # noqa: PYI024 - the old kind is spread too
+
+
+@dataclasses.dataclass
+class Fit:
+    slope: float
+    name: str
+
+
+def test_one_row_an_input_in_input_order(session, busy):
+    def half(x, scale=1):
+        return x / 2 * scale
+
+    found = nbqueue.map(half, range(50)).to_frame(timeout=10)
+    assert list(found.columns) == ["x", "result", "status", "error", "runtime_s", "job_id"]
+    assert list(found["x"]) == list(range(50))
+    assert list(found["result"]) == [x / 2 for x in range(50)]
+    assert found.index.equals(pd.RangeIndex(50))
+
+
+def test_meta_has_times_and_places_with_fixed_types(session, busy):
+    batch = nbqueue.map(lambda x: 1 // x, [1, 0])
+    found = batch.to_frame(meta=True, timeout=10)
+    assert tuple(found.columns[-12:]) == frame.META
+    assert list(found["cause"].fillna("")) == ["", "error"]
+    assert found["error_type"][1] == "ZeroDivisionError"
+    assert str(found["attempt"].dtype) == str(found["code"].dtype) == "Int64"
+    for name in ("queued_at", "started_at", "ended_at"):
+        assert str(found[name].dtype) == "datetime64[us, UTC]"
+    assert (found["started_at"] >= found["queued_at"]).all()
+    assert found["max_rss_mb"][0] == 2.0
+    assert (found["wait_s"] >= 0).all()
+
+
+def test_an_attached_batch_shows_the_same_frame(session, busy):
+    source = pd.DataFrame({"b": [1, 2], "a": ["x", "y"]}, index=pd.Index(["p", "q"], name="who"))
+    batch = nbqueue.map(lambda a, b: a * b, source)
+    first = batch.to_frame(timeout=10)
+    assert list(first.index) == ["p", "q"]
+    assert first.index.name == "who"
+    assert list(first.columns[:3]) == ["a", "b", "result"]
+    pd.testing.assert_frame_equal(nbqueue.attach(batch.id).to_frame(timeout=10), first)
+
+
+def test_labels_of_several_levels_stay():
+    index = pd.MultiIndex.from_tuples([("a", 1), ("b", 2)], names=["one", "two"])
+    assert collect(echo, pd.Series([1, 2], index=index)).to_frame().index.equals(index)
+
+
+def test_rows_that_are_not_done_are_shown_too(session, hands):
+    batch = nbqueue.map(echo, [1, 2, 3])
+    hands.work(1)
+    next(batch.as_completed(timeout=10))
+    found = batch.to_frame(wait=False)
+    assert list(found["status"]) == ["finished", "queued", "queued"]
+    assert str(found["result"].dtype) == "Int64"
+    batch.cancel()
+
+
+def test_integers_and_booleans_with_missing_rows():
+    found = collect(lambda x: x or 1 // x, [1, 0, 3]).to_frame()
+    assert str(found["result"].dtype) == "Int64"
+    assert found["result"].isna().tolist() == [False, True, False]
+    assert str(collect(lambda x: [True, None, False][x], range(3)).to_frame()["result"].dtype) == "boolean"
+    assert str(collect(echo, [1, 2]).to_frame()["result"].dtype) == "int64"
+    assert str(collect(echo, [True, False]).to_frame()["result"].dtype) == "bool"
+    assert str(collect(echo, [np.int32(1), None]).to_frame()["result"].dtype) == "Int64"
+    assert collect(echo, [1 << 70, 1]).to_frame()["result"][0] == 1 << 70
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ({"a": 1, "b": 2}, ["a", "b"]),
+        (Fit(1.0, "x"), ["slope", "name"]),
+        (Pair(1, 2), ["left", "right"]),
+        (pd.Series([1, 2], index=["u", 3]), ["u", "3"]),
+        ([1, 2], ["result"]),
+        ((1, 2), ["result"]),
+        (np.arange(3), ["result"]),
+        (pd.DataFrame({"a": [1]}), ["result"]),
+        ({1: 2}, ["result"]),
+        ({}, ["result"]),
+        ({"a": {"deep": 1}}, ["a"]),
+    ],
+)
+def test_what_spreads_and_what_stays_whole(value, names):
+    found = collect(lambda n: value, [1, 2]).to_frame()
+    assert list(found.columns[1:-4]) == names
+
+
+def test_keys_that_are_taken_are_prefixed():
+    def f(x, status, arg_status):
+        return {"x": 1, "error": 2, "fine": 3, "host": 4}
+
+    found = nbqueue.options(inline="collect").starmap(f, [(1, 2, 3)]).to_frame(meta=True)
+    assert list(found.columns[:7]) == ["x", "arg_status", "arg_arg_status", "res_x", "res_error", "fine", "res_host"]
+    assert found["arg_status"][0] == 2
+    assert found.columns.is_unique
+
+
+def test_mixed_results_keep_single_values():
+    found = collect(lambda x: {"a": x} if x else 7, [1, 0]).to_frame()
+    assert found["result"].tolist()[1] == 7
+    assert found["a"].isna().tolist() == [False, True]
+
+
+def test_very_wide_results_stay_objects():
+    assert "result" in collect(lambda x: {str(n): n for n in range(1001)}, [1]).to_frame()
+
+
+def test_large_arguments_are_summarised_unless_asked_for():
+    batch = collect(lambda x: 0, ["ab" * 1000, np.zeros((40, 5)), list(range(2000)), "short"])
+    shown = batch.to_frame()["x"].tolist()
+    assert shown[0].endswith("(2,000 characters)")
+    assert shown[1].startswith("<ndarray 40 x 5, 1.")
+    assert shown[2].startswith("<list 2,000 items")
+    assert shown[3] == "short"
+    assert batch.to_frame(args=True)["x"][0] == "ab" * 1000
+
+
+def test_a_result_that_cannot_be_opened_costs_one_cell():
+    batch = collect(lambda x: x, [1, 2])
+    import msgspec
+
+    opened = batch.watch._opened
+    opened[0] = msgspec.structs.replace(opened[0], value=b"garbage")
+    found = batch.to_frame()
+    assert "cannot be opened here" in found["result"][0]
+    assert found["result"][1] == 2
+    with pytest.raises(pickle.UnpicklingError):
+        batch[0].wait()
+
+
+def test_rows_of_starmap_with_other_arguments_share_columns():
+    def f(x, y=1, *more, **named):
+        return x
+
+    found = nbqueue.options(inline="collect").starmap(f, [(1,), (1, 2, 3), {"x": 4, "z": 5}]).to_frame()
+    assert list(found.columns[:4]) == ["x", "y", "arg_2", "z"]
+    assert found["z"].tolist()[2] == 5
+
+
+def test_columns_of_an_odd_mixture():
+    assert columns.column([1, "a"]).tolist() == [1, "a"]
+    assert columns.column([columns.MISSING, [1, 2]]).tolist() == [None, [1, 2]]
+    assert columns.column([]).tolist() == []
+    assert columns.column([None, None]).isna().all()
+    assert str(columns.column([1.5, None]).dtype) == "float64"
+
+
+def test_the_table_of_failed_jobs_escapes_what_users_wrote():
+    def bad(x):
+        raise ValueError(f"<script>alert({x})</script>")
+
+    batch = collect(bad, range(30))
+    assert len(batch.failed) == 30
+    html = batch.failed._repr_html_()
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert "and 10 more" in repr(batch.failed)
+    assert len(batch.failed[:2]) == 2
+    assert batch.failed[3].index == 3

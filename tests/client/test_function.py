@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import textwrap
+import threading
+
+import cloudpickle
+import pytest
+
+from nbqueue import wire
+from nbqueue.client import captures, function, modules
+from nbqueue.client.function import describe
+from nbqueue.errors import BadInput, BadOption, NotPicklable, TooLarge
+
+BIG = b""
+
+
+@pytest.fixture
+def lib(tmp_path, monkeypatch):
+    """A module of the user's own, with a helper that it imports, and one that it imports late."""
+    (tmp_path / "ownlib.py").write_text(
+        "import ownhelper\ndef f(x):\n    from ownpack import late\n    return late.VALUE + ownhelper.A\n"
+    )
+    (tmp_path / "ownhelper.py").write_text("import json, numpy\nA = 1\n")
+    (tmp_path / "ownpack").mkdir()
+    (tmp_path / "ownpack" / "__init__.py").write_text("")
+    (tmp_path / "ownpack" / "late.py").write_text("VALUE = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("own")]:
+        del sys.modules[name]
+
+
+def loaded(record):
+    return wire.loads(record.payload)
+
+
+def test_an_importable_function_travels_by_reference_with_all_its_own_modules(lib):
+    import ownlib
+
+    found = describe(ownlib.f)
+    assert set(found.record.modules) == {"ownlib", "ownhelper", "ownpack", "ownpack.late"}
+    assert len(found.record.payload) < 200
+    assert loaded(found.record) is ownlib.f
+    assert str(lib) in found.record.path
+
+
+@pytest.mark.parametrize("edited", ["ownlib.py", "ownhelper.py", "ownpack/late.py"])
+def test_an_edit_anywhere_below_changes_the_key(lib, edited):
+    import ownlib
+
+    before = describe(ownlib.f).record.key
+    assert describe(ownlib.f).record.key == before
+    path = lib / edited
+    path.write_text(path.read_text() + "# edited\n")
+    assert describe(ownlib.f).record.key != before
+
+
+def test_a_lambda_that_uses_an_own_module_carries_its_digest(lib):
+    import ownlib
+
+    assert "ownhelper" in describe(ownlib.f).record.modules
+
+
+def test_data_that_refers_to_an_own_module_carries_its_digest(lib):
+    import ownlib
+
+    table = [ownlib.f]
+    assert "ownlib" in describe(lambda: table[0](1)).record.modules
+
+
+def test_a_half_edited_module_is_digested_all_the_same(lib):
+    (lib / "ownbroken.py").write_text("def f(:\n")
+    assert set(modules.digests(["ownbroken"])) == {"ownbroken"}
+
+
+def test_relative_imports_are_followed(lib):
+    (lib / "ownpack" / "near.py").write_text("from . import late\nfrom .late import VALUE\nfrom .. import x\n")
+    assert set(modules.digests(["ownpack.near"])) == {"ownpack", "ownpack.near", "ownpack.late"}
+
+
+def test_a_dotted_name_is_imported_where_it_runs(lib):
+    found = describe("ownlib.f")
+    assert found.label == "f"
+    assert str(found.signature) == "(x)"
+    assert "ownhelper" in found.record.modules
+    assert loaded(found.record).__name__ == "f"
+
+
+def test_a_dotted_name_that_is_not_here_is_sent_as_it_is():
+    found = describe("no_such_module_here.sub.f")
+    assert found.call is None
+    assert found.signature is None
+    with pytest.raises(ModuleNotFoundError):
+        loaded(found.record)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("json.nothing", "There is no 'json.nothing'"),
+        ("json", "no dotted name"),
+        ("a b.c", "no dotted name"),
+        ("os.sep", "cannot be called"),
+        ("", "no dotted name"),
+        (17, "cannot be called"),
+        (None, "cannot be called"),
+    ],
+)
+def test_what_is_no_function_is_refused(name, why):
+    with pytest.raises(BadInput, match=why):
+        describe(name)
+
+
+def test_a_module_that_fails_to_import_is_told_at_once(lib):
+    (lib / "ownbad.py").write_text("import no_such_thing_at_all\ndef f(): pass\n")
+    with pytest.raises(BadInput, match="no_such_thing_at_all"):
+        describe("ownbad.f")
+
+
+class Local:
+    def __init__(self, n):
+        self.n = n
+
+    def add(self, x):
+        return self.n + x
+
+    def __call__(self, x):
+        return self.n * x
+
+
+def test_lambdas_closures_local_classes_and_bound_methods_travel():
+    class Inner:
+        def go(self, x):
+            return x + offset
+
+    offset = 5
+    for thing, expected in [
+        (lambda x: x + offset, 7),
+        (Inner().go, 7),
+        (Local(3).add, 5),
+        (Local(3), 6),
+        (functools.partial(pow, 3), 9),
+        (int, 2),
+    ]:
+        assert loaded(describe(thing).record)(2) == expected
+
+
+def test_labels_are_for_people():
+    assert describe(lambda: 0).label == "lambda"
+    assert describe(functools.partial(pow, 2)).label == "pow"
+    assert describe(Local(1)).label == "Local"
+
+
+def test_a_module_that_the_user_named_travels_whole(lib):
+    import ownlib
+
+    cloudpickle.register_pickle_by_value(ownlib)
+    try:
+        found = describe(ownlib.f)
+        assert "ownlib" not in found.record.modules
+        assert "ownhelper" in found.record.modules
+        assert len(found.record.payload) > 300
+    finally:
+        cloudpickle.unregister_pickle_by_value(ownlib)
+
+
+def test_a_function_that_does_not_pickle_names_the_culprit():
+    lock = threading.Lock()
+    with pytest.raises(NotPicklable, match="It takes along lock"):
+        describe(lambda: lock)
+
+
+def test_large_captures_warn_and_are_named():
+    df = bytes(12 << 20)
+    with pytest.warns(UserWarning, match=r"takes along 12.6 MB \(df 12.6 MB\): pass a path, or a slice as argument"):
+        describe(lambda: df)
+
+
+def test_captures_that_are_too_large_are_refused_and_named(monkeypatch):
+    monkeypatch.setattr(function, "MAX_FUNCTION", 5 << 20)
+    df = bytes(12 << 20)
+    with pytest.raises(TooLarge, match=r"The function lambda is too large: over 5 MB. It takes along df 12.6 MB: pass"):
+        describe(lambda: df)
+
+
+def test_variables_travel_by_name_and_change_the_key(monkeypatch):
+    monkeypatch.setenv("API_KEY", "one")
+    first = describe(pow, env=["API_KEY"]).record
+    assert first.env == {"API_KEY": "one"}
+    monkeypatch.setenv("API_KEY", "two")
+    assert describe(pow, env=["API_KEY"]).record.key != first.key
+    with pytest.raises(BadOption, match="NOT_SET is not set"):
+        describe(pow, env=["NOT_SET"])
+
+
+def test_the_key_knows_cwd_and_salt(tmp_path, monkeypatch):
+    before = describe(pow).record.key
+    assert describe(pow).record.key == before
+    assert describe(pow, salt=b"secret").record.key != before
+    monkeypatch.chdir(tmp_path)
+    assert describe(pow).record.key != before
+
+
+def test_a_script_travels_by_value(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+        from nbqueue.client.function import describe
+        OFFSET = 40
+        def f(x):
+            return x + OFFSET
+        import sys
+        sys.stdout.buffer.write(describe(f).record.payload)
+        """)
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True)
+    assert wire.loads(done.stdout)(2) == 42, done.stderr
+
+
+def test_same_code_looks_at_what_is_said_and_not_where():
+    first, second = eval("lambda x: x + 1"), eval("\n\nlambda x: x + 1")
+    assert captures.same_code(first, second)
+    assert not captures.same_code(first, eval("lambda x: x + 2"))
+    assert not captures.same_code(first, eval("lambda x=1: x + 1"))

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import functools
+import os
+import threading
+
+import pandas as pd
+import pytest
+
+import nbqueue
+from nbqueue import perform
+from nbqueue.client import again, items
+from nbqueue.client import session as session_module
+from nbqueue.errors import (
+    BadInput,
+    BadItems,
+    BadName,
+    BadOption,
+    InsideJob,
+    InUse,
+    NoServer,
+    NoSuchBatch,
+    NotPicklable,
+)
+
+
+def square(x):
+    return x * x
+
+
+def clash(x, timeout=None):
+    return x, timeout
+
+
+def fail(x):
+    raise ValueError(x)
+
+
+def test_an_unknown_keyword_names_both_ways_out(session):
+    with pytest.raises(BadOption, match=r"no option 'scale'.*functools.partial.*nbqueue.options\(") as caught:
+        nbqueue.map(square, [1], scale=3)
+    assert isinstance(caught.value, TypeError)
+
+
+def test_a_keyword_that_is_also_a_parameter_is_refused_with_both_ways_out(session, busy):
+    with pytest.raises(BadOption, match=r"functools.partial\(clash, timeout=3\).*nbqueue.options\(timeout=3\).map"):
+        nbqueue.map(clash, [1], timeout=3)
+    assert nbqueue.options(timeout=3).map(clash, [1]).results(timeout=10) == [(1, None)]
+    assert nbqueue.map(functools.partial(clash, timeout=3), [1]).results(timeout=10) == [(1, 3)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout": 0},
+        {"result_ttl": -5},
+        {"queue": "a b"},
+        {"name": "<b>"},
+        {"seed": -1},
+        {"max_failed": -1},
+        {"ttl": 0},
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(session, options):
+    with pytest.raises((BadOption, BadName)):
+        nbqueue.map(square, [1], **options)
+    assert session.broker.batches() == []
+
+
+def test_options_are_immutable_and_have_every_verb(session, busy):
+    slow = nbqueue.options(timeout="3m")
+    assert repr(slow) == "nbqueue.options(timeout=180.0)"
+    with pytest.raises(AttributeError):
+        slow.timeout = 3
+    assert slow.options(queue="q") is not slow
+    assert slow.map(square, [2]).results(timeout=10) == [4]
+    assert slow.starmap(square, [(2,), {"x": 3}]).results(timeout=10) == [4, 9]
+    assert slow.grid(clash, x=[1, 2], timeout=range(2)).results(timeout=10) == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert slow.submit(square, 5).wait(10) == 25
+    assert slow.map(square, [2]).spec.timeout == 180
+
+
+def test_nothing_is_sent_for_bad_items(session):
+    for given in ("abc", {1, 2}, [threading.Lock()], iter([threading.Lock()])):
+        with pytest.raises((BadItems, NotPicklable)):
+            nbqueue.map(square, given)
+    with pytest.raises(BadItems):
+        nbqueue.map(lambda a, b: 0, iter([1]))
+    assert session.broker.batches() == []
+
+
+def test_a_name_that_is_taken_is_in_use(session):
+    batch = nbqueue.map(square, [1], name="words")
+    with pytest.raises(InUse, match=r"nbqueue.attach\('words'\)"):
+        nbqueue.map(square, [1], name="words")
+    with pytest.raises(InUse):
+        nbqueue.map(square, iter([1]), name="words")
+    assert nbqueue.attach("words") == batch
+    batch.cancel()
+
+
+def test_attach_finds_by_name_by_id_and_the_latest(session, busy):
+    first = nbqueue.map(square, [1, 2], name="one")
+    second = nbqueue.map(square, [3])
+    assert nbqueue.attach("one").results(timeout=10) == [1, 4]
+    assert nbqueue.attach(first.id).name == "one"
+    assert nbqueue.attach(first[1].id) == first
+    assert nbqueue.attach() == second
+    with pytest.raises(NoSuchBatch, match="nothing"):
+        nbqueue.attach("nothing")
+    with pytest.raises(BadName):
+        nbqueue.attach("<b>")
+
+
+def test_batches_lists_all_the_latest_first(session):
+    assert len(nbqueue.batches()) == 0
+    with pytest.raises(NoSuchBatch):
+        nbqueue.attach()
+    made = [nbqueue.map(square, range(3), name="a"), nbqueue.map(square, [1])]
+    found = nbqueue.batches()
+    assert list(found["id"]) == [made[1].id, made[0].id]
+    assert list(found["n"]) == [1, 3]
+    assert list(found["function"]) == ["square", "square"]
+    assert isinstance(found["created_at"].dtype, pd.DatetimeTZDtype)
+    for batch in made:
+        batch.cancel()
+
+
+def test_a_seed_is_drawn_recorded_and_shown(session, busy):
+    drawn = nbqueue.map(square, [1])
+    assert isinstance(drawn.seed, int)
+    assert nbqueue.attach(drawn.id).seed == drawn.seed
+    assert nbqueue.map(square, [1], seed=7).seed == 7
+
+
+@pytest.mark.parametrize("verb", ["map", "starmap", "grid", "submit", "connect", "attach", "batches", "local"])
+def test_a_job_cannot_submit(session, verb):
+    arguments = {"map": (square, [1]), "starmap": (square, [(1,)]), "grid": (square,), "submit": (square, 1)}
+    with perform.inside("x:1", None, 1), pytest.raises(InsideJob, match=f"nbqueue.{verb}"):
+        getattr(nbqueue, verb)(*arguments.get(verb, ()))
+
+
+def test_retry_runs_failed_rows_with_another_function_and_limits(session, busy):
+    batch = nbqueue.map(fail, [1, 2])
+    assert batch.wait(10)
+    assert batch.retry().wait(10)
+    assert batch.to_frame(meta=True)["attempt"].tolist() == [2, 2]
+    batch.retry([1], func=square, timeout="5m")
+    assert batch[1].wait(10) == 4
+    assert batch.wait(10)
+    assert batch.tally.failed == 1
+    assert nbqueue.attach(batch.id).spec.timeout == 300
+    with pytest.raises(BadOption, match="retry"):
+        batch.retry(queue="x")
+
+
+def test_rows_to_retry_are_named_in_many_ways(session, busy):
+    batch, other = nbqueue.map(square, range(4)), nbqueue.map(square, range(4))
+    assert batch.wait(10)
+    assert other.wait(10)
+    frame = batch.to_frame()
+    assert again.chosen(batch, frame[frame["x"] > 1]) == [2, 3]
+    assert again.chosen(batch, [3, -4, batch[1], batch[1].id]) == [0, 1, 3]
+    assert again.chosen(batch, None) == []
+    assert again.chosen(batch, 2) == [2]
+    for bad in (other.to_frame(), frame[["x"]], [4], ["x"], [True], [1.5], 3.5, [other[0]]):
+        with pytest.raises(BadInput):
+            batch.retry(bad)
+
+
+def test_rows_that_still_run_cannot_be_retried(session):
+    batch = nbqueue.map(square, [1])
+    with pytest.raises(BadInput, match="has not ended"):
+        batch.retry([0])
+    batch.cancel()
+
+
+def test_a_changed_function_is_pointed_out(session, busy, monkeypatch):
+    space = {"__name__": "__main__"}
+    exec("def f(x):\n    return 1 // x", space)
+    old = space["f"]
+    batch = nbqueue.map(old, [0])
+    assert batch.wait(10)
+    exec("def f(x):\n    return 0", space)
+    monkeypatch.setattr("__main__.f", space["f"], raising=False)
+    with pytest.warns(UserWarning, match=r"retry\(func=f\)"):
+        batch.retry()
+    assert batch.wait(10)
+
+
+# ---------------------------------------------------------------- inline
+
+
+def test_inline_collect_needs_no_server():
+    batch = nbqueue.map(lambda x: 1 // x, [1, 0], inline="collect")
+    assert batch.done
+    assert batch.to_frame()["status"].tolist() == ["finished", "failed"]
+    assert isinstance(batch[1].exception(), ZeroDivisionError)
+    assert batch.retry(func=square).results() == [1, 0]
+
+
+def test_inline_lets_the_first_exception_through_untouched():
+    marks = []
+
+    def f(x):
+        marks.append(x)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine") as caught:
+        nbqueue.map(f, [1, 2], inline=True)
+    assert caught.value.__cause__ is None
+    assert marks == [1]
+    assert nbqueue.map(square, [2, 3], inline=True).results() == [4, 9]
+
+
+def test_inline_pickles_arguments_and_results():
+    source = [[1], [2]]
+    batch = nbqueue.map(lambda x: x.append(9) or x, source, inline=True)
+    assert batch.results() == [[1, 9], [2, 9]]
+    assert source == [[1], [2]]
+    frame = nbqueue.map(lambda x: threading.Lock(), [1], inline="collect").to_frame(meta=True)
+    assert frame["cause"][0] == "unserializable"
+
+
+def test_inline_by_environment_for_all_verbs(monkeypatch):
+    monkeypatch.setenv("NBQUEUE_INLINE", "collect")
+    monkeypatch.setattr(session_module, "_current", None)
+    assert nbqueue.submit(square, 3).wait() == 9
+    assert nbqueue.grid(square, x=[1, 2]).results() == [1, 4]
+    assert nbqueue.map(square, iter([1, 2])).results() == [1, 4]
+    assert nbqueue.map(fail, [1, 2, 3], max_failed=0).tally.canceled == 2
+
+
+async def later(x):
+    return x + 1
+
+
+def test_inline_awaits_coroutines_also_inside_a_running_loop():
+    import asyncio
+
+    async def notebook(mode):
+        return nbqueue.map(later, [1], inline=mode).results()
+
+    assert nbqueue.map(later, [1], inline=True).results() == [2]
+    for mode in (True, "collect"):
+        assert asyncio.run(notebook(mode)) == [2]
+
+
+# ---------------------------------------------------------------- connecting
+
+
+def test_connect_says_at_once_what_is_wrong():
+    with pytest.raises(NoServer):
+        nbqueue.connect("redis://127.0.0.1:1")
+    with pytest.raises(BadOption, match="must begin with redis://"):
+        nbqueue.connect("http://x")
+    with pytest.raises(BadInput, match=r"redis\.Redis"):
+        nbqueue.connect(17)
+    with pytest.raises(BadName):
+        nbqueue.connect("redis://127.0.0.1:1", namespace="{x}")
+
+
+def test_connect_takes_a_client_of_the_users(server, session):
+    import redis
+
+    client = redis.Redis.from_url(server.url, decode_responses=True)
+    found = nbqueue.connect(client, namespace=session.settings.namespace)
+    batch = nbqueue.map(square, [1])
+    assert found.broker.view(batch.id) is not None
+    batch.cancel()
+    found.collector.stop()
+    found.disconnect()
+    client.close()
+
+
+def test_a_forked_child_gets_a_session_of_its_own(session):
+    before = session_module.current()
+    before.pid = os.getpid() - 1
+    after = session_module.current()
+    assert after is not before
+    assert after.settings == before.settings
+
+
+def test_the_first_item_is_bound_for_streams_too(session):
+    with pytest.raises(BadItems, match="cannot take the first item"):
+        nbqueue.map(lambda: 0, (n for n in [1]))
+
+
+def test_columns_are_fixed_by_the_signature(session):
+    from nbqueue.client.function import describe
+
+    assert items.mapped(describe(clash), ([],)).columns == ("x",)
+    assert items.mapped(describe(int), ([1],)).columns == ("arg_0",)

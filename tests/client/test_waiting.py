@@ -1,0 +1,302 @@
+"""Waiting and raising: what a Batch and a Job answer, and what they raise."""
+
+from __future__ import annotations
+
+import _thread
+import threading
+import traceback
+
+import pytest
+from helpers import wait_until
+
+import nbqueue
+from nbqueue import State
+from nbqueue.client import waiting
+from nbqueue.errors import (
+    BadInput,
+    BadOption,
+    BadSignature,
+    BatchFailed,
+    Expired,
+    JobCanceled,
+    JobFailed,
+    LostByServer,
+    NotDone,
+)
+from nbqueue.model import Cause, Failure, Outcome, encode
+from nbqueue.wire import OUTCOME
+
+
+def square(x):
+    if x == 3:
+        raise ValueError("three")
+    return x * x
+
+
+class OddError(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one}{two}")
+
+
+def odd(x):
+    raise OddError(x, "!")
+
+
+def leave(x):
+    raise SystemExit(7)
+
+
+def test_a_batch_is_a_sequence_of_jobs_and_iterating_never_waits(session):
+    batch = nbqueue.map(square, [1, 2, 3])
+    assert len(batch) == 3
+    assert [job.index for job in batch] == [0, 1, 2]
+    assert batch[-1] == batch[2]
+    assert batch[0] in batch
+    assert batch.index(batch[1]) == 1
+    assert [job.id for job in batch[1:]] == [f"{batch.id}:1", f"{batch.id}:2"]
+    with pytest.raises(IndexError):
+        batch[3]
+    assert repr(batch) == f"<Batch {batch.id}: 3 queued>"
+    assert batch.cancel() == 3
+
+
+def test_wait_says_yes_or_no_and_never_raises_for_failed_jobs(session, hands):
+    batch = nbqueue.map(square, [1, 2, 3])
+    assert batch.wait(0.05) is False
+    assert batch.wait(0) is False
+    hands.work()
+    assert batch.wait(10) is True
+    assert batch.done
+    assert batch.tally.finished == 2
+    assert batch.tally.failed == 1
+
+
+def test_results_come_in_input_order_and_raise_what_failed(session, busy):
+    batch = nbqueue.map(square, [4, 3, 5])
+    with pytest.raises(BatchFailed, match=r"1 of 3 jobs .*:1: ValueError: three") as caught:
+        batch.results(timeout=10)
+    assert type(caught.value.__cause__) is ValueError
+    assert batch.results(errors="skip") == [16, 25]
+    returned = batch.results(errors="return")
+    assert returned[0] == 16
+    assert isinstance(returned[1], ValueError)
+    with pytest.raises(BadOption, match="'raise', 'return' or 'skip'"):
+        batch.results(errors="ignore")
+
+
+def test_results_and_frames_say_when_they_are_not_done(session):
+    batch = nbqueue.map(square, [1])
+    for verb in (batch.results, batch.to_frame, batch[0].wait):
+        with pytest.raises(NotDone, match=r"not done after 0\.01 s"):
+            verb(timeout=0.01)
+    with pytest.raises(NotDone):
+        next(batch.as_completed(timeout=0.01))
+    batch.cancel()
+
+
+def test_as_completed_yields_what_ended_first(session, hands):
+    batch = nbqueue.map(square, range(4))
+    arrived = batch.as_completed(timeout=10)
+    hands.work(1)
+    assert next(arrived).index == 0
+    hands.work()
+    assert sorted(job.index for job in arrived) == [1, 2, 3]
+
+
+def test_a_job_gives_its_value_or_raises_the_original(session, hands):
+    batch = nbqueue.map(square, [2, 3])
+    assert batch[0].result is None
+    assert batch[0].status is State.QUEUED
+    hands.work()
+    assert batch[0].wait(10) == 4
+    assert batch[0].result == 4
+    assert batch[0].exception() is None
+    assert batch[0].status is State.FINISHED
+    assert batch[1].status is State.FAILED
+    with pytest.raises(ValueError, match="three") as caught:
+        batch[1].wait(10)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "in square" in told
+    assert isinstance(batch[1].exception(), ValueError)
+    assert batch[1].error == "ValueError: three"
+    assert batch[1].log == "said something\n"
+
+
+def test_exceptions_that_cannot_be_rebuilt_are_job_failed(session, busy):
+    with pytest.raises(JobFailed, match=r"OddError: 1!") as caught:
+        nbqueue.map(odd, [1])[0].wait(10)
+    assert "in odd" in str(caught.value.__cause__)
+
+
+def test_a_job_that_left_the_interpreter_does_not_end_the_notebook(session, busy):
+    with pytest.raises(JobFailed, match="SystemExit"):
+        nbqueue.map(leave, [1])[0].wait(10)
+
+
+def test_submit_gives_one_job_whose_id_is_the_batch(session, busy):
+    jobs = [nbqueue.submit(square, number) for number in (2, 4, 5)]
+    assert [job.wait(10) for job in jobs] == [4, 16, 25]
+    assert jobs[0].id == jobs[0].batch.id
+    assert nbqueue.submit(divmod, 7, 2).wait(10) == (3, 1)
+    assert nbqueue.submit(lambda queue, timeout: (queue, timeout), queue=1, timeout=2).wait(10) == (1, 2)
+    with pytest.raises(ValueError, match="three"):
+        nbqueue.submit(square, 3).wait(10)
+
+
+def test_cancel_ends_what_waits(session, hands):
+    batch = nbqueue.map(square, range(5))
+    assert batch[1].cancel() is True
+    with pytest.raises(JobCanceled, match="user"):
+        batch[1].wait(10)
+    hands.work(1)
+    assert batch.cancel() == 3
+    assert batch.wait(10)
+    assert batch.tally.canceled == 4
+    assert [job.status for job in batch] == [State.FINISHED] + [State.CANCELED] * 4
+    with pytest.raises(BatchFailed, match=r"4 of 5 .*\(4 canceled\)"):
+        batch.results()
+    assert list(batch.to_frame()["status"]) == ["finished"] + ["canceled"] * 4
+    assert batch.cancel() == 0
+
+
+def test_a_canceled_batch_can_be_retried(session, hands):
+    batch = nbqueue.map(square, range(3))
+    batch.cancel()
+    assert batch.wait(10)
+    batch.retry(range(2))
+    assert not batch.done
+    hands.start()
+    assert batch[1].wait(10) == 1
+    assert batch.wait(10)
+    assert batch.tally.finished == 2
+    assert batch[2].status is State.CANCELED
+
+
+def test_max_failed_cancels_the_rest(session, hands):
+    batch = nbqueue.map(square, [3, 3, 3, 3, 3, 3], max_failed=1)
+    hands.work(2)
+    assert batch.wait(10)
+    assert batch.tally.failed == 2
+    assert batch.tally.canceled == 4
+
+
+def test_max_failed_may_be_a_fraction(session, hands):
+    batch = nbqueue.map(square, [3, 1, 1, 3, 3, 1, 1, 1, 1, 1], max_failed=0.2)
+    hands.work(4)
+    assert not batch.wait(0.4)
+    hands.work(1)
+    assert batch.wait(10)
+    assert batch.tally.canceled == 5
+
+
+def test_forget_removes_a_done_batch_only(session, hands):
+    batch = nbqueue.map(square, [1, 2])
+    with pytest.raises(BadInput, match="still runs"):
+        batch.forget()
+    hands.work()
+    assert batch.wait(10)
+    batch.forget()
+    assert session.broker.view(batch.id) is None
+    assert batch.results() == [1, 4]
+    assert "forgotten" in repr(batch)
+    with pytest.raises(nbqueue.errors.NotThere):
+        nbqueue.attach(batch.id)
+
+
+def test_a_server_that_forgot_is_named_and_nobody_waits_for_ever(session):
+    batch = nbqueue.map(square, [1, 2])
+    wait_until(lambda: batch.watch.known)
+    broker = session.broker
+    broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*"))
+    with pytest.raises(LostByServer, match="has forgotten"):
+        batch.wait(20)
+    with pytest.raises(LostByServer):
+        batch[0].wait(1)
+    frame = batch.to_frame(wait=False, meta=True)
+    assert list(frame["status"]) == ["failed", "failed"]
+    assert list(frame["cause"]) == ["lost_by_server"] * 2
+
+
+def test_results_that_expired_say_so(session, hands):
+    batch = nbqueue.map(square, [1, 2], result_ttl=1, failure_ttl=1)
+    hands.work()
+    assert batch.results(timeout=10) == [1, 4]
+    attached = nbqueue.attach(batch.id)
+    session.collector.drop(attached.watch)
+    wait_until(lambda: session.broker.promote() is None or session.broker.view(batch.id) is None, 15)
+    session.collector.follow(attached.watch)
+    with pytest.raises(Expired):
+        attached.wait(10)
+    assert batch.results() == [1, 4]
+
+
+def test_a_forged_outcome_is_never_opened(session, hands):
+    batch = nbqueue.map(square, [1, 2])
+    hands.work()
+    assert batch.wait(10)
+    bad = session.sealer.seal(OUTCOME, batch.id, 1, encode(Outcome(State.FINISHED, None, 1, 1, 1, value=b"x")), 1)
+    with batch.watch.changed:
+        batch.watch._blobs[0] = b"F\x00\x01" + bad
+    with pytest.raises(BadSignature):
+        batch[0].wait()
+    frame = batch.to_frame(meta=True)
+    assert list(frame["status"]) == ["failed", "finished"]
+    assert frame["cause"][0] == "signature"
+
+
+@pytest.mark.parametrize("cause", [Cause.TIMEOUT, Cause.CRASHED])
+def test_limits_and_crashes_are_job_failed(session, cause):
+    from nbqueue.client.job import error_of
+
+    failure = Failure("nbqueue.errors.JobTimeout", "after 3 s") if cause is Cause.TIMEOUT else None
+    found = error_of(Outcome(State.FAILED, cause, 1, 1, 1, code=-11, failure=failure), "x:1")
+    assert isinstance(found, JobFailed)
+    assert str(cause) in str(found)
+
+
+def test_a_wait_says_once_which_command_to_run(session, monkeypatch, capsys):
+    monkeypatch.setattr(waiting, "ADVISE", 0.05)
+    batch = nbqueue.options(queue="gpu").map(square, [1])
+    assert batch.wait(1.2) is False
+    told = capsys.readouterr().err
+    assert told.count("no live worker serves the queue 'gpu'") == 1
+    assert f"nbqueue worker --url {session.server} gpu" in told
+    batch.cancel()
+
+
+def test_ctrl_c_leaves_the_batch_running_and_says_how_to_attach(session, hands, capsys):
+    batch = nbqueue.map(square, [1, 2])
+    timer = threading.Timer(0.2, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        batch.wait(20)
+    assert f"nbqueue.attach('{batch.id}') finds it again" in capsys.readouterr().err
+    hands.work()
+    assert nbqueue.attach(batch.id).results(timeout=10) == [1, 4]
+
+
+def test_one_batch_may_be_watched_twice(session, hands):
+    batch = nbqueue.map(square, [1, 2])
+    again = nbqueue.attach(batch.id)
+    hands.work()
+    assert again.results(timeout=10) == batch.results(timeout=10) == [1, 4]
+
+
+def test_many_batches_at_once_are_all_collected(session, hands, monkeypatch):
+    monkeypatch.setattr("nbqueue.client.collector.LOGS", 3)
+    batches = [nbqueue.map(square, [number]) for number in range(10)]
+    for number in (7, 9):
+        batches[number].cancel()
+        assert batches[number].wait(10)
+    for batch in batches:
+        batch.cancel()
+
+
+def test_an_empty_batch_is_done_at_once(session):
+    batch = nbqueue.map(square, [])
+    assert batch.wait(10)
+    assert batch.results() == []
+    frame = batch.to_frame()
+    assert list(frame.columns) == ["x", "result", "status", "error", "runtime_s", "job_id"]
+    assert len(frame) == 0
+    assert len(batch.failed) == 0
