@@ -1,0 +1,48 @@
+"""The command `nbqueue`: one file a group of commands, imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from nbqueue import __version__
+from nbqueue.errors import NbqueueError
+
+_COMMANDS = {"worker": "worker", "info": "look", "batches": "look", "demo": "demo", "server": "server"}
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported when they are needed, so that a worker does not load what a demo needs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"nbqueue.cli.{_COMMANDS[cmd_name]}"), cmd_name)
+        return command
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="nbqueue")
+def cli() -> None:
+    """Run functions over lists of inputs, from a notebook, on every machine that reaches one Redis.
+
+    \b
+    First steps:
+      nbqueue demo                      see it work, on this machine
+      nbqueue worker --burst            work until nothing is left
+      nbqueue info                      queues, workers, batches
+    """  # noqa: D301 - click reads the control character
+
+
+def main() -> None:
+    """Runs the command line; errors of ours are one line and exit code 1."""
+    try:
+        cli.main(prog_name="nbqueue", standalone_mode=True)
+    except NbqueueError as why:
+        click.secho(f"nbqueue: {why}", fg="red", err=True)
+        sys.exit(1)

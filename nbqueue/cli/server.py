@@ -1,0 +1,55 @@
+"""`nbqueue server`: the private server of this machine, by hand."""
+
+from __future__ import annotations
+
+import click
+
+from nbqueue import settings
+from nbqueue.launch import reachable
+from nbqueue.store import server as program
+from nbqueue.store.connection import shown
+
+
+@click.group()
+def server() -> None:
+    """Start, stop or look at a Redis or Valkey server of your own, without being its administrator."""
+
+
+@server.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port [default: a free one].")
+@click.option("--bind", default="0.0.0.0", show_default=True, help="The address to listen on.")  # noqa: S104 - other nodes must reach it; it has a password
+def start(port: int, bind: str) -> None:
+    """Make this machine's private server reachable for workers on other machines, with the same data.
+
+    It listens with a password, and its address is written to the connection file in your nbqueue home: where that
+    home is shared, workers and notebooks elsewhere find it without any setting.
+    """
+    found = settings.load()
+    url = reachable.start(found, port=port, bind=bind)
+    click.echo(f"The server is up at {shown(url)}.")
+    click.echo(f"Its address and password are in {found.home / 'connection.toml'} (readable by you only).")
+    click.echo("Machines that share this home find it by themselves; elsewhere copy that file and the file `secret`.")
+    click.echo("Stop it with `nbqueue server stop`.")
+
+
+@server.command()
+def stop() -> None:
+    """Stop this machine's private server; its data stay on disk for the next start."""
+    found = settings.load()
+    if reachable.stop(found):
+        click.echo("The server is stopped. What it holds is on disk, for the next start.")
+    else:
+        click.echo("No private server runs on this machine.")
+
+
+@server.command()
+def status() -> None:
+    """Say whether this machine's private server runs, and where."""
+    found = settings.load()
+    running = program.status(found.local)
+    if running is None:
+        click.echo("No private server runs on this machine. `nbqueue server start` starts one.")
+        raise SystemExit(1)
+    click.echo(f"The server runs: {shown(running.url)}, pid {running.pid}, data in {found.local}")
+    if found.url:
+        click.echo(f"Notebooks and workers use {shown(found.url)}")

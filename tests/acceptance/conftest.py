@@ -1,0 +1,54 @@
+"""A notebook's session on the test server, and workers started as users start them."""
+
+import secrets
+
+import pytest
+from fleet import Fleet
+
+import nbqueue
+from nbqueue.client import session as sessions
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A nbqueue home of the test's own."""
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("NBQUEUE_HOME", str(folder))
+    for name in ("NBQUEUE_URL", "NBQUEUE_SECRET", "NBQUEUE_SLOTS", "NBQUEUE_NAMESPACE", "NBQUEUE_INLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NBQUEUE_PROGRESS", "0")
+    return folder
+
+
+@pytest.fixture
+def session(server, home):
+    """A session on the test server, in a namespace of its own."""
+    opened = nbqueue.connect(server.url, namespace=f"t{secrets.token_hex(4)}")
+    yield opened
+    opened.collector.stop()
+    sessions._current = None
+
+
+@pytest.fixture
+def fleet(server, session, home):
+    """Starts workers for the session; ends them, and fails if they leave a process behind."""
+    started = Fleet(server.url, session.settings.namespace, home)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def diary(tmp_path):
+    """A file to which every run of a job appends a line."""
+    return Diary(tmp_path / "diary")
+
+
+class Diary:
+    def __init__(self, path):
+        self.path = path
+        path.touch()
+
+    @property
+    def lines(self):
+        return self.path.read_text().splitlines()
