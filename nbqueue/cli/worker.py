@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -50,7 +51,7 @@ def worker(
     slots: int | None,
     name: str | None,
     quiet: bool,
-    **plan: object,
+    **plan: Any,
 ) -> None:
     """Run jobs of QUEUES, in this order of priority [default: default].
 
@@ -62,23 +63,12 @@ def worker(
       nbqueue worker --slots 4 --max-idle 10m
     """  # noqa: D301 - click reads the control character
     found, broker, where = reach(url, namespace, config)
-    lease, beat = plan["lease"], plan["beat"]
-    if not isinstance(lease, float) or not isinstance(beat, float) or not 0 < beat < lease:
+    check_name("--name", name or "worker")
+    words = Plan(**plan, queues=queues, slots=slots or found.slots or 0, name=name or "", server=where, exits=True)
+    if not 0 < words.beat < words.lease:
         raise BadOption(message="--beat must be shorter than --lease.")
+    # What a job may read of its worker's environment holds neither the way to the server nor the key.
     os.environ.pop("NBQUEUE_URL", None)
     sealer = Sealer(Keyring.load(found.home), found.namespace)
     os.environ.pop("NBQUEUE_SECRET", None)
-    parent = Parent(
-        broker,
-        sealer,
-        Plan(
-            queues=queues,
-            slots=slots or found.slots or 0,
-            name=check_name("--name", name) if name else "",
-            server=where,
-            exits=True,
-            **plan,  # type: ignore[arg-type]
-        ),
-        score=Score(quiet=quiet),
-    )
-    sys.exit(parent.run())
+    sys.exit(Parent(broker, sealer, words, score=Score(quiet=quiet)).run())

@@ -87,8 +87,8 @@ def main():
         print(f"map of {CALLS:,} returns   {statistics.median(mapped for _, mapped in shared):10.2f} s")
         print(f"Redis bytes a job        {bytes_a_job(session):10,.0f}")
         print(f"to_frame of {CALLS:,}      {frame_seconds(CALLS):10.2f} s")
-    print(f"import nbqueue           {statistics.median(import_ms('import nbqueue') for _ in range(9)):10.1f} ms")
-    print(f"and its first name       {statistics.median(import_ms('import nbqueue; nbqueue.map') for _ in range(9)):10.1f} ms")
+    for code in ("import nbqueue", "import nbqueue; nbqueue.map"):
+        print(f"{code:<34}{statistics.median(import_ms(code) for _ in range(9)):10.1f} ms")
 
 
 if __name__ == "__main__":
