@@ -26,6 +26,7 @@ FEW = 50  # batches of one a turn that are looked at without being named
 IDLE = 0.25  # seconds between two looks without a hint
 OUTAGE = 0.5  # seconds between two tries while the server is away
 SHORT = 60.0  # seconds; results that are kept no longer may expire before anyone saw the batch end
+SLOTS = 1.0  # seconds between two counts of a queue's slots
 SHOW = 0.1  # seconds between two movements of a bar
 
 
@@ -39,6 +40,7 @@ class Collector:
         self._wake = threading.Event()
         self._pause = threading.Event()
         self._thread: threading.Thread | None = None
+        self._queues: dict[str, tuple[float, int]] = {}  # queue -> (when counted, live slots)
         self._shown: dict[Watch, float] = {}
         self._ended: dict[Watch, None] = {}  # batches of one that the session's log has named
         self._position = self._round = 0
@@ -145,14 +147,24 @@ class Collector:
         self._round += 1
         return list(dict.fromkeys([*many, *ended, *few]))
 
+    def _slots(self, broker: Broker, queue: str) -> int:
+        """The queue's live slots, as of the last second."""
+        now = time.monotonic()
+        asked, slots = self._queues.get(queue, (-SLOTS, 0))
+        if now - asked >= SLOTS:
+            slots = broker.live_slots(queue)
+            self._queues[queue] = now, slots
+        return slots
+
     def _take(self, broker: Broker, watch: Watch, generation: int, view: Progress, entries: list[bytes]) -> bool:
         caught_up = len(entries) < PART
+        slots = self._slots(broker, watch.queue) if view.tally.started else 0
         with watch.changed:
             for entry in entries:
                 watch.enter(entry.decode())
             watch.position += len(entries)
             if generation == watch.generation:
-                watch.see(view, caught_up=caught_up)
+                watch.see(view, caught_up=caught_up, slots=slots)
             if watch.single and watch.over and not watch.has(0) and not watch.behind:
                 watch.behind.append(0)  # a batch of one writes no log of its own
             wanted = [watch.behind[place] for place in range(min(PART, len(watch.behind)))]

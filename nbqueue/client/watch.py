@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from nbqueue import wire
 from nbqueue.errors import BadSignature
 from nbqueue.model import Cause, Outcome, Spec, State, Tally, decode
@@ -125,10 +127,17 @@ class Watch:
             else:
                 self.payloads += payloads
 
-    def see(self, view: Progress, *, caught_up: bool) -> None:
-        """Takes what the store says of the batch as a whole; `caught_up`: its log has been read to the end."""
+    def see(self, view: Progress, *, caught_up: bool, slots: int) -> None:
+        """Takes what the store says of the batch as a whole; `caught_up`: its log has been read to the end.
+
+        A worker holds short jobs ahead: no more of them have started than there are slots.
+        """
         self.known = True
+        ahead = max(0, view.tally.started - max(slots, 1))
         self.tally = view.tally
+        if ahead:
+            queued, started = view.tally.queued + ahead, view.tally.started - ahead
+            self.tally = msgspec.structs.replace(view.tally, queued=queued, started=started)
         self.open, self.cut, self.expires_us = view.open, view.cut, view.expires_us
         self.over = view.done and caught_up
         self._causes = {range(low, high): cause for low, high, cause in view.cuts}

@@ -171,6 +171,7 @@ class Parent:
         """Everything that speaks to Redis; raises SetupError when it is away."""
         try:
             self.ears.attend(self.tenure.id)
+            self.settler.brisk = self._stop_at is None and self.stables.brisk
             self.settler.flush()
             if time.monotonic() >= self.tenure.next_beat:
                 self.tenure.beat()

@@ -18,6 +18,8 @@ from nbqueue.worker.ledger import Task
 from nbqueue.worker.score import Score
 
 HELD_BACK = 0.2  # seconds that a failure waits
+LINGER = 0.005  # seconds that a success may wait for others to settle with, while short calls go on
+ENOUGH = 200  # successes that wait for no more
 MOST_PENDING = 20_000  # outcomes in memory while the server is away; then the worker claims no more
 
 
@@ -32,7 +34,9 @@ class Settler:
     worker: str
     offset: float = 0.0  # Redis's clock minus this machine's monotonic clock, in microseconds
     draining: bool = False
+    brisk: bool = False  # short calls go on: outcomes come soon that can settle together
     settled: int = 0
+    _since: float = 0.0  # when the first of `_ready` came
     _ready: list[Settled] = field(default_factory=list)
     _held: list[tuple[float, Task, Settled]] = field(default_factory=list)
     _told: dict[tuple[str, int, str], tuple[Task, Ride]] = field(default_factory=dict)
@@ -41,6 +45,8 @@ class Settler:
         """Takes an outcome in."""
         record = self._record(task, ride, tail)
         if ride.state is State.FINISHED:
+            if not self._ready:
+                self._since = time.monotonic()
             self._ready.append(record)
         else:
             self._held.append((time.monotonic(), task, record))
@@ -76,10 +82,15 @@ class Settler:
     def due(self) -> float | None:
         """Seconds until something is to be settled; None when nothing is pending."""
         if self._ready:
-            return 0.0
+            return self._lingers()
         if self._held:
             return max(0.0, self._held[0][0] + HELD_BACK - time.monotonic())
         return None
+
+    def _lingers(self) -> float:
+        if not self.brisk or len(self._ready) >= ENOUGH:
+            return 0.0
+        return max(0.0, self._since + LINGER - time.monotonic())
 
     def flush(self) -> None:
         """Settles what is ready; raises SetupError when the server cannot take it, and keeps it."""
@@ -87,7 +98,7 @@ class Settler:
             ripe = time.monotonic() - HELD_BACK
             while self._held and self._held[0][0] <= ripe:
                 self._ready.append(self._held.pop(0)[2])
-        if not self._ready:
+        if not self._ready or self._lingers():
             return
         answers = self.broker.settle(self.worker, self._ready)
         done, self._ready = self._ready, []

@@ -85,6 +85,11 @@ class Stables:
                 found[slot] = task.spec.key
         return found
 
+    @property
+    def brisk(self) -> bool:
+        """Whether short calls go on."""
+        return self.recent.mean is not None and self.recent.mean < SHORT and any(map(len, self.ledger.riding))
+
     def _slot_for(self, task: Task, free: list[int], ahead: dict[int, str]) -> int | None:
         if free:
             return free[0]
