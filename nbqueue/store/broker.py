@@ -1,0 +1,216 @@
+"""The verbs of the store: each is one Lua script, one method, one test file, and idempotent.
+
+redis-py sends a command again when its reply is lost, so every verb names what it has seen (a nonce, a claim token, an
+attempt) and answers a repeat as it answered the first time. Redis's clock is the only one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+
+from nbqueue.errors import BadInput, LeaseEnded, NoSuchBatch
+from nbqueue.model import BEAT, LEASE, MAX_LOSSES, check_name
+from nbqueue.store.door import FIELDS, loads_of, parts
+from nbqueue.store.reads import Reads
+from nbqueue.store.records import LETTER, Claimed, Fitness, Grant, Held, Lease, Reaped, Renewed, Settled
+from nbqueue.store.scripts import Argument
+from nbqueue.store.uploads import Uploads
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+class Broker(Uploads, Reads):
+    """All that may be done to one namespace on one server. Raises NoServer, WrongPassword, ServerRefused anywhere."""
+
+    # ---------------------------------------------------------------- workers
+
+    def join(
+        self,
+        worker: str,
+        info: bytes,
+        queues: Sequence[str],
+        slots: int,
+        *,
+        lease: float = LEASE,
+        beat: float = BEAT,
+    ) -> int:
+        """Enters a worker and answers Redis's time in us. Raises LeaseEnded for an id that was given up before."""
+        check_name("worker", worker)
+        for queue in queues:
+            check_name("queue", queue)
+        if slots < 1 or not queues:
+            raise BadInput(message="A worker needs at least one slot and one queue.")
+        now = self._run("join", worker, info, slots, _ms(lease), _ms(beat), secrets.token_hex(8), *queues)
+        if now < 0:
+            raise LeaseEnded(worker=worker)
+        return int(now)
+
+    def leave(self, worker: str, *, burst: bool = False) -> bool:
+        """A worker goes; what it still holds goes back. With `burst`, False while it may be needed."""
+        while (answer := self._run("leave", worker, int(burst))) == 2:
+            burst = False
+        return bool(answer)
+
+    def claim(self, worker: str, token: str, queues: Sequence[str], *, free: int, want: int, fit: Fitness) -> Claimed:
+        """Takes up to `want` jobs (1,000 and 4 MB at most) for a worker with `free` slots.
+
+        `token` is "<worker>:<counter>"; the same one again is answered again. Raises LeaseEnded.
+        """
+        if token.rpartition(":")[0] != worker:
+            raise BadInput(message=f"The claim token {token!r} must be '{worker}:<counter>'.")
+        arguments = (worker, token, free, want, fit.python, fit.host, " ".join(fit.keys), " ".join(fit.unfit))
+        answer = self._run("claim", *arguments, *queues)
+        if answer[0] != b"OK":
+            raise LeaseEnded(worker=worker)
+        counts = answer[3]
+        skipped = {counts[i].decode(): int(counts[i + 1]) for i in range(0, len(counts), 2)}
+        return Claimed(answer[1], [_grant(token, *grant) for grant in answer[2]], skipped)
+
+    def renew(self, worker: str, begun: Sequence[Lease] = (), *, lease: float = LEASE) -> Renewed:
+        """The heartbeat; `begun` are leases to ask about. Raises LeaseEnded."""
+        now, fallen = 0, []
+        for start in range(0, max(1, len(begun)), FIELDS):
+            asked = begun[start : start + FIELDS]
+            flat: list[Argument] = [fact for one in asked for fact in one]
+            answer = self._run("renew", worker, _ms(lease), *flat)
+            if answer == -1:
+                raise LeaseEnded(worker=worker)
+            now = answer[0]
+            fallen += [asked[place] for place in answer[1]]
+        return Renewed(now, fallen)
+
+    def settle(self, worker: str, settled: Sequence[Settled]) -> list[str]:
+        """Writes outcomes; answers "OK", "DUP" (it stands already) or "STALE" (another claim has it), in order."""
+        places: dict[str, list[int]] = {}
+        for place, one in enumerate(settled):
+            places.setdefault(one.batch, []).append(place)
+        calls: list[list[Argument]] = []
+        owners: list[Sequence[int]] = []
+        for batch, group in places.items():
+            for run in parts(group, (len(settled[place].blob) + len(settled[place].tail) for place in group)):
+                call: list[Argument] = [worker, batch]
+                for place in run:
+                    _, index, token, state, blob, tail = settled[place]
+                    call += (index, token, LETTER[state], blob, tail)
+                calls.append(call)
+                owners.append(run)
+        answers = [""] * len(settled)
+        answered = (answer for load in loads_of(calls) for answer in self._run_many("settle", load))
+        for run, answer in zip(owners, answered, strict=True):
+            for place, word in zip(run, answer, strict=True):
+                answers[place] = word.decode()
+        return answers
+
+    def release(
+        self, worker: str, leases: Sequence[Lease], *, begun: frozenset[Lease] = frozenset(), unfit: bool = False
+    ) -> bool:
+        """Gives jobs back, uncharged; the run of those in `begun` is counted.
+
+        With `unfit` their function could not be loaded. True: every living worker of the queue has said so, nothing
+        was released, and the caller settles them as failed.
+        """
+        refused = False
+        for start in range(0, len(leases), FIELDS):
+            flat: list[Argument] = []
+            for one in leases[start : start + FIELDS]:
+                flat += (*one, int(one in begun))
+            refused = bool(self._run("release", worker, int(unfit), *flat)) or refused
+        return refused
+
+    # ---------------------------------------------------------------- batches
+
+    def retry(
+        self,
+        batch_id: str,
+        rows: Sequence[tuple[int, int]],
+        *,
+        nonce: str,
+        function: bytes | None = None,
+        key: str | None = None,
+        spec: bytes | None = None,
+        signer: str | None = None,
+        python: str | None = None,
+        host: str | None = None,
+    ) -> int:
+        """Withdraws outcomes (rows = index and the attempt seen); answers how many run again. Raises NoSuchBatch."""
+        check_name("nonce", nonce)
+        changes = (function or b"", key or "", spec or b"", signer or "", python or "", host or "")
+        number = 0
+        for start in range(0, max(1, len(rows)), FIELDS):
+            flat = [fact for row in rows[start : start + FIELDS] for fact in row]
+            answer = self._run("retry", batch_id, f"{nonce}.{start}", *changes, *flat)
+            if answer < 0:
+                raise NoSuchBatch(name=batch_id, server=self.url)
+            number += answer
+        return number
+
+    def cancel(self, batch_id: str, rows: Sequence[int] | None = None, *, running: bool = True) -> int:
+        """Cancels a batch, or rows of it; answers how many this call ended. Raises NoSuchBatch."""
+        number = 0
+        for chosen in _runs(rows):
+            more = 1
+            while more:
+                answer = self._run("cancel", batch_id, int(rows is None), int(running), *chosen)
+                if answer == -1:
+                    raise NoSuchBatch(name=batch_id, server=self.url)
+                number, more = number + answer[0], answer[1]
+        return number
+
+    def save(self, batch_id: str, index: int, meta: bytes, token: str | None = None) -> bool:
+        """Writes a job's sealed meta; with a token, only while that claim holds the job."""
+        return index >= 0 and bool(self._run("save", batch_id, index, meta, token or ""))
+
+    def forget(self, batch_id: str) -> bool:
+        """Removes a done batch and every key of it; False if it still runs."""
+        return bool(self._run("forget", batch_id))
+
+    # ---------------------------------------------------------------- what anyone may do at any time
+
+    def reap(self, *, max_losses: int = MAX_LOSSES) -> Reaped:
+        """Takes the jobs of workers whose leases have ended, and hands them out again."""
+        workers: dict[str, None] = {}
+        jobs = lost = 0
+        more, waiting = 1, 0
+        while more:
+            worker, some, gone, waiting, more = self._run("reap", max_losses)
+            if worker:
+                workers[worker.decode()] = None
+            jobs, lost = jobs + some, lost + gone
+        return Reaped(list(workers), jobs, lost, bool(waiting))
+
+    def promote(self) -> float | None:
+        """Does what is due; answers the seconds until the next due thing, None if there is none."""
+        done, nearest = self._run("promote")
+        while done:
+            done, nearest = self._run("promote")
+        return None if nearest < 0 else nearest / 1e6
+
+
+def _runs(rows: Sequence[int] | None) -> Iterable[Sequence[int]]:
+    if rows is None:
+        return [()]
+    valid = [row for row in rows if row >= 0]
+    return [valid[start : start + FIELDS] for start in range(0, max(1, len(valid)), FIELDS)]
+
+
+def _grant(
+    token: str,
+    batch: bytes,
+    queue: bytes,
+    spec: bytes,
+    key: bytes,
+    indexes: list[int],
+    payloads: list[bytes | None],
+    attempts: list[int],
+    solos: list[int],
+) -> Grant:
+    # Arguments that someone removed come as None: empty bytes carry no signature, so that job alone will fail.
+    if attempts:
+        rows = zip(indexes, attempts, payloads, solos, strict=True)
+        jobs = [Held(index, attempt, payload or b"", bool(solo)) for index, attempt, payload, solo in rows]
+    else:
+        jobs = [Held(index, 1, payload or b"", False) for index, payload in zip(indexes, payloads, strict=True)]
+    return Grant(batch.decode(), queue.decode(), spec, key.decode(), token, jobs)

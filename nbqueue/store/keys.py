@@ -1,0 +1,94 @@
+"""Every key, spelled once; the Lua scripts get their spelling from here.
+
+All keys of a namespace begin with `{namespace}:`. The braces are a hash tag: a Redis Cluster keeps them in one slot.
+In `SHAPES` a `*` stands for the one variable part.
+"""
+
+from __future__ import annotations
+
+from nbqueue.model import check_name
+
+SHAPES = {
+    "queues": "queues",  # set: names of queues seen
+    "workers": "workers",  # zset: worker -> end of its lease, in ms
+    "later": "later",  # zset: "<what>:<batch>" -> when it is due, in us
+    "batches": "batches",  # zset: batch -> when it expires, in us; +inf while it runs
+    "pulse": "pulse",  # string: the last renew of anyone
+    "epoch": "epoch",  # string: a random id of this server's life
+    "room": "room",  # never exists: deleting it lets a script write on a full server
+    "q": "q:*",  # list: batches of a queue that have jobs to hand out, rotated
+    "front": "front:*",  # list: the same, served first and not rotated
+    "open": "open:*",  # zset: batches of a queue that are not done -> when they were made, in us
+    "failed": "failed:*",  # zset: done batches of a queue with failed jobs -> when they expire, in us
+    "tally": "tally:*",  # hash: a queue's counts by state; `version` counts the arrivals of work
+    "slots": "slots:*",  # hash: worker -> its slots
+    "bell": "bell:*",  # list of at most one token: wakes one idle worker
+    "b": "b:*",  # hash: all that is small of a batch
+    "w": "w:*",  # hash: what a worker is
+    "held": "held:*",  # set: "<batch>:<index>" of the jobs that a worker holds
+    "claim": "claim:*",  # string: a worker's last claim, as msgpack
+    "mail": "mail:*",  # list: messages to a worker
+    "log": "log:*",  # list: batches of one that ended, of a session
+    "hint": "hint:*",  # channel: batches of a session in which something happened
+    "name": "name:*",  # hash: signer -> the batch that bears the name
+    "unfit": "unfit:*",  # set: the workers that could not load a function
+}
+
+PARTS = {
+    "fn": "string: the sealed function",
+    "args": "hash: index -> sealed arguments",
+    "again": "list: '<index> <attempt> <losses> <cap>', jobs handed back",
+    "bad": "set: indexes of failed jobs",
+    "run": "hash: index -> '<token> <attempt> <since us> <losses> <cap>'",
+    "out": "hash: index -> outcome",
+    "past": "hash: index -> withdrawn outcomes, each behind its length in 4 bytes; length 0 for one without a record",
+    "tail": "hash: index -> sealed log tail",
+    "log": "list: '<index>' ended, 'r<index>' withdrawn, 'c<lo>-<hi>' canceled from lo to hi - 1",
+    "meta": "hash: index -> sealed meta",
+    "skip": "set: indexes beyond the cursor that have an outcome already",
+    "void": "set: indexes whose entry in `again` counts no more, since they have an outcome already",
+    "redo": "set: indexes beyond the cursor that were withdrawn from `skip`",
+}
+
+PERMANENT = frozenset({"queues", "workers", "later", "batches", "pulse", "epoch"})
+PERMANENT_BY_QUEUE = ("q:", "front:", "open:", "failed:", "tally:")
+
+
+class Keys:
+    """The keys of one namespace: `keys.at("q", queue)`, `keys.part(batch, "out")`."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = check_name("namespace", namespace)
+        self.prefix = f"{{{namespace}}}:"
+
+    def at(self, shape: str, part: str = "") -> str:
+        """The key of this shape."""
+        return self.prefix + SHAPES[shape].replace("*", part)
+
+    def part(self, batch: str, part: str) -> str:
+        """The key of a part of a batch."""
+        return f"{self.at('b', batch)}:{part}"
+
+    def bell(self, queue: str) -> str:
+        """Where a token appears when a queue has work for an idle worker."""
+        return self.at("bell", queue)
+
+    def mail(self, worker: str) -> str:
+        """Where messages to a worker appear."""
+        return self.at("mail", worker)
+
+    def hint(self, session: str) -> str:
+        """The channel that names a session's batches in which something happened."""
+        return self.at("hint", session)
+
+
+def lua_keys() -> str:
+    """The Lua table `K`, which makes the same keys from the prefix `P`, and `PARTS`."""
+    lines = []
+    for name, shape in SHAPES.items():
+        if shape.endswith("*"):
+            lines.append(f"{name}=function(x) return P..'{shape[:-1]}'..x end")
+        else:
+            lines.append(f"{name}=P..'{shape}'")
+    parts = ",".join(f"'{part}'" for part in PARTS)
+    return f"local K={{{','.join(lines)}}}\nlocal PARTS={{{parts}}}\n"

@@ -1,0 +1,79 @@
+-- cancel: a batch, or rows of it. What waits gets an outcome at once; what runs loses its lease, and its worker a hint.
+-- Answers -1 (no such batch) or {how many, 1 if there are more}.
+-- ARGV: batch whole running rows...
+make_room()
+local f = facts(batch)
+if not f then return -1 end
+local runs = part(batch, 'run')
+
+local function stop(indexes)
+  local items = {}
+  if #indexes == 0 then return 0 end
+  for i, run in ipairs(call('HMGET', runs, unpack(indexes))) do
+    if run then
+      local token, attempt = lease_of(run)
+      items[#items + 1] = {indexes[i], attempt, worker_of(token)}
+    end
+  end
+  unhand(f, items, true)
+  conclude(f, 'c', 'user', items)
+  move(f.queue, 'started', 'canceled', #items)
+  return #items
+end
+
+local function cancel_all()
+  if f.open == '1' then
+    call('HSET', K.b(batch), 'open', 0, 'canceled', 1)
+    call('ZREM', K.later, 'upload:' .. batch)
+  end
+  local number, more = cut_waiting(f, 'user')
+  if running == '1' and number < 1000 then
+    local some = {}
+    local found = call('HSCAN', runs, 0, 'COUNT', 900)[2]
+    for i = 1, math.min(#found, 2000), 2 do some[#some + 1] = found[i] end
+    number = number + stop(some)
+  end
+  return number, more or (running == '1' and call('EXISTS', runs) == 1)
+end
+
+local function cancel_rows()
+  local going, early, back = {}, {}, {}
+  local seen = {}
+  for i = rows, #ARGV do
+    local index = ARGV[i]
+    local number = tonumber(index)
+    if seen[index] or number >= f.n or call('HEXISTS', part(batch, 'out'), index) == 1 then
+      -- it does not exist, or has an outcome
+    elseif call('HEXISTS', runs, index) == 1 then
+      if running == '1' then going[#going + 1] = index end
+    elseif number >= f.cur then
+      early[#early + 1] = {index, 0}
+      call('SADD', part(batch, 'skip'), index)
+      call('SREM', part(batch, 'redo'), index)
+    elseif not in_cut(f.cuts, number) or call('HEXISTS', part(batch, 'past'), index) == 1 then
+      back[#back + 1] = index
+    end
+    seen[index] = true
+  end
+  local voided = {}
+  if #back > 0 then
+    -- The attempt of a job handed back is in its entry only. A long list is not searched: the attempt is then unknown,
+    -- and the runs that its past holds are the best guess.
+    local attempts = {}
+    for _, entry in ipairs(call('LRANGE', part(batch, 'again'), 0, 999)) do
+      local index, attempt = string.match(entry, '^(%d+) (%d+)')
+      attempts[index] = tonumber(attempt)
+    end
+    for i, index in ipairs(back) do voided[i] = {index, attempts[index] or 0} end
+    call('SADD', part(batch, 'void'), unpack(back))
+  end
+  conclude(f, 'c', 'user', early)
+  conclude(f, 'c', 'user', voided)
+  move(f.queue, 'queued', 'canceled', #early + #voided)
+  return #early + #voided + stop(going), false
+end
+
+local number, more
+if whole == '1' then number, more = cancel_all() else number, more = cancel_rows() end
+finish(batch)
+return {number, more and 1 or 0}

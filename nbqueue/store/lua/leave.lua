@@ -1,0 +1,82 @@
+-- leave: a worker goes. With burst it is refused while there is, or soon may be, work that it would be missed for.
+-- Answers 0 refused, 1 gone, 2 call again (it held more than 1,000 jobs).
+-- ARGV: worker burst
+make_room()
+local info = call('HMGET', K.w(worker), 'queues', 'dead', 'skips')
+if not info[1] then return 1 end
+if info[2] then return 1 end -- it is being reaped
+local mine = {}
+for queue in string.gmatch(info[1], '%S+') do mine[queue] = true end
+
+local function has_work(list)
+  for _, batch in ipairs(call('LRANGE', list, 0, 999)) do
+    local v = call('HMGET', K.b(batch), 'n', 'cur')
+    if v[1] and waiting(batch, tonumber(v[1]), tonumber(v[2])) > 0
+      and not string.find(info[3] or '', ' ' .. batch .. ' ', 1, true) then return true end
+  end
+  return false
+end
+
+local function due_soon()
+  for _, item in ipairs(call('ZRANGEBYSCORE', K.later, '-inf', int(now + 30000000), 'LIMIT', 0, 1000)) do
+    local what, batch = string.match(item, '^(%a+):([^:]*)')
+    if what == 'upload' or what == 'run' then
+      local queue = call('HGET', K.b(batch), 'queue')
+      if queue and mine[queue] then return true end
+    end
+  end
+  return false
+end
+
+-- What others hold may fall back: somebody free must stay until then.
+local function missed(queue)
+  local started, free = 0, false
+  for _, other in ipairs(call('HKEYS', K.slots(queue))) do
+    if other ~= worker then
+      local held = call('SCARD', K.held(other))
+      started = started + held
+      if alive(other) then
+        local slots = tonumber(call('HGET', K.w(other), 'slots') or '0')
+        if held < slots then free = true end
+      elseif held > 0 then
+        return true
+      end
+    end
+  end
+  return started > 0 and not free
+end
+
+if burst == '1' then
+  if call('EXISTS', K.held(worker)) == 1 or due_soon() then return 0 end
+  for queue in pairs(mine) do
+    if has_work(K.front(queue)) or has_work(K.q(queue)) or missed(queue) then return 0 end
+  end
+end
+
+local groups = {}
+for _, job in ipairs(call('SPOP', K.held(worker), 1000)) do
+  local batch, index = string.match(job, '^(.*):(%d+)$')
+  groups[batch] = groups[batch] or {}
+  table.insert(groups[batch], index)
+end
+for batch, indexes in pairs(groups) do
+  local f, items = facts(batch), {}
+  for i, run in ipairs(call('HMGET', part(batch, 'run'), unpack(indexes))) do
+    if run and f then
+      local token, attempt, losses, cap = lease_of(run)
+      if worker_of(token) == worker then items[#items + 1] = {indexes[i], attempt, worker, losses, cap} end
+    end
+  end
+  if f then
+    unhand(f, items)
+    hand_back(f, items)
+  end
+end
+if call('EXISTS', K.held(worker)) == 1 then return 2 end
+for queue in pairs(mine) do
+  call('HDEL', K.slots(queue), worker)
+  if call('EXISTS', K.q(queue)) == 1 or call('EXISTS', K.front(queue)) == 1 then ring(queue) end
+end
+call('ZREM', K.workers, worker)
+call('UNLINK', K.w(worker), K.claim(worker), K.mail(worker))
+return 1

@@ -1,0 +1,51 @@
+-- reap: takes the jobs of one worker whose lease has ended, at most 1,000 at once. They go back uncharged, as suspects:
+-- a suspect is handed out only to a worker that holds few (half as many as the lost one did), and only a loss while
+-- its worker held nothing else counts. Answers {worker or '', jobs, lost, 1 if waiting, 1 if there is more}.
+-- ARGV: max_losses#
+make_room()
+if outage() then return {'', 0, 0, 1, 0} end
+local due = call('ZRANGEBYSCORE', K.workers, '-inf', int(math.floor(now / 1000)), 'LIMIT', 0, 2)
+local worker = due[1]
+if not worker then return {'', 0, 0, 0, 0} end
+
+local held = K.held(worker)
+local info = call('HMGET', K.w(worker), 'dead', 'slots', 'queues')
+local size = tonumber(info[1] or call('SCARD', held))
+if not info[1] then call('HSET', K.w(worker), 'dead', size) end
+local group = math.max(1, math.floor(math.min(size, tonumber(info[2] or '1')) / 2))
+
+local batches, jobs, lost = {}, 0, 0
+for _, job in ipairs(call('SPOP', held, 1000)) do
+  local batch, index = string.match(job, '^(.*):(%d+)$')
+  batches[batch] = batches[batch] or {}
+  table.insert(batches[batch], index)
+end
+for batch, indexes in pairs(batches) do
+  local f, back, gone = facts(batch), {}, {}
+  for i, run in ipairs(f and call('HMGET', part(batch, 'run'), unpack(indexes)) or {}) do
+    local token, attempt, losses = lease_of(run or '')
+    if token and worker_of(token) == worker then
+      if size == 1 then losses = losses + 1 end
+      local list = losses >= max_losses and gone or back
+      list[#list + 1] = {indexes[i], attempt, worker, losses, group}
+    end
+  end
+  if f then
+    unhand(f, back)
+    unhand(f, gone)
+    hand_back(f, back)
+    conclude(f, 'x', 'lost', gone)
+    move(f.queue, 'started', 'failed', #gone)
+    finish(batch)
+  end
+  jobs, lost = jobs + #back + #gone, lost + #gone
+end
+local more = #due > 1
+if call('EXISTS', held) == 1 then
+  more = true
+else
+  for queue in string.gmatch(info[3] or '', '%S+') do call('HDEL', K.slots(queue), worker) end
+  call('ZREM', K.workers, worker)
+  call('UNLINK', K.w(worker), K.claim(worker), K.mail(worker))
+end
+return {worker, jobs, lost, 0, more and 1 or 0}

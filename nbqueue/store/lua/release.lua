@@ -1,0 +1,51 @@
+-- release: a worker gives jobs back, uncharged. With unfit it could not load their function; if every living worker
+-- of their queues has said so, it answers 1 and keeps them, to settle them as failed.
+-- ARGV: worker unfit entries...
+make_room()
+local groups, order = {}, {}
+for i = entries, #ARGV, 4 do
+  local batch = ARGV[i]
+  if not groups[batch] then
+    groups[batch] = {}
+    order[#order + 1] = batch
+  end
+  table.insert(groups[batch], {ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]})
+end
+
+-- The jobs of a batch that this worker still holds.
+local function standing(batch)
+  local indexes, items = {}, {}
+  for i, entry in ipairs(groups[batch]) do indexes[i] = entry[1] end
+  for i, run in ipairs(call('HMGET', part(batch, 'run'), unpack(indexes))) do
+    local token, attempt, losses, cap = lease_of(run or '')
+    local entry = groups[batch][i]
+    if token == entry[2] and worker_of(token) == worker then
+      if entry[3] ~= '1' then attempt = attempt - 1 end -- it had not begun: this was no run
+      items[#items + 1] = {entry[1], attempt, worker, losses, cap}
+    end
+  end
+  return items
+end
+
+if unfit == '1' then
+  local refused, any = true, false
+  for _, batch in ipairs(order) do
+    local f = facts(batch)
+    if f then
+      any = true
+      call('SADD', K.unfit(f.key), worker)
+      call('PEXPIRE', K.unfit(f.key), 86400000)
+      refused = refused and all_refused(f.queue, f.key)
+    end
+  end
+  if any and refused then return 1 end
+end
+for _, batch in ipairs(order) do
+  local f = facts(batch)
+  if f then
+    local items = standing(batch)
+    unhand(f, items)
+    hand_back(f, items)
+  end
+end
+return 0

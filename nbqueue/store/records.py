@@ -1,0 +1,197 @@
+"""What goes into the Broker and comes out of it: plain values, without a connection."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import msgspec
+
+from nbqueue.errors import BadSignature
+from nbqueue.model import Cause, State, Tally
+
+_HEAD = struct.Struct(">cH")
+_LETTERS = {b"F": State.FINISHED, b"X": State.FAILED, b"C": State.CANCELED}
+LETTER = {state: letter for letter, state in _LETTERS.items()}
+
+
+class NewBatch(msgspec.Struct, frozen=True, kw_only=True):
+    """What submit writes. Times in seconds; a `result_ttl` or `failure_ttl` under 0 means a year."""
+
+    id: str
+    queue: str
+    session: str
+    name: str | None = None
+    nonce: str  # the same nonce again is the same submit; another one meets InUse
+    spec: bytes  # sealed Spec
+    function: bytes  # sealed FunctionRecord
+    key: str  # FunctionRecord.key
+    signer: str  # id of the key that signed, in hexadecimal
+    python: str  # "3.11"
+    host: str  # of the client: on it any Python fits, since the client's own interpreter is used
+    result_ttl: float
+    failure_ttl: float
+    ttl: float | None = None
+    at_front: bool = False
+    single: bool = False  # a batch of one whose end is told in the session's log
+
+
+class Fitness(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker can run."""
+
+    keys: tuple[str, ...]  # ids of the keys that it knows
+    python: str
+    host: str
+    unfit: tuple[str, ...] = ()  # function keys that it could not load
+
+
+class Lease(NamedTuple):
+    """Names one held job: the token is that of the claim which gave it."""
+
+    batch: str
+    index: int  # type: ignore[assignment]
+    token: str
+
+
+class Held(NamedTuple):
+    """A job as claim hands it out; `attempt` counts its runs from 1, `solo` marks one whose worker was lost before."""
+
+    index: int  # type: ignore[assignment]
+    attempt: int
+    args: bytes
+    solo: bool
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """The jobs of one batch in a claim. `spec` is sealed, `key` is the function's."""
+
+    batch: str
+    queue: str
+    spec: bytes
+    key: str
+    token: str
+    jobs: list[Held]
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """The answer of claim. `skipped` counts batches that this worker cannot run, by reason."""
+
+    now_us: int
+    grants: list[Grant]
+    skipped: dict[str, int]
+
+
+class Settled(NamedTuple):
+    """One job's end. `blob` is the sealed Outcome alone: the store puts state and attempt before it (see Stored)."""
+
+    batch: str
+    index: int  # type: ignore[assignment]
+    token: str
+    state: State
+    blob: bytes
+    tail: bytes = b""
+
+
+class Renewed(msgspec.Struct, frozen=True):
+    """The answer of renew: `fallen` are those of the leases asked about that do not stand any more."""
+
+    now_us: int
+    fallen: list[Lease]
+    suspended: bool = False
+
+
+class Reaped(msgspec.Struct, frozen=True):
+    """The answer of reap. `lost` of the `jobs` had been lost too often and failed; `waiting`: the server was away."""
+
+    workers: list[str]
+    jobs: int
+    lost: int
+    waiting: bool
+
+
+class BatchView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reader sees of a batch. `cuts` are ranges (lo, hi, cause) that were canceled at once, without records."""
+
+    id: str
+    queue: str
+    n: int
+    open: bool
+    cut: bool
+    canceled: bool
+    tally: Tally
+    created_us: int
+    done_us: int | None
+    expires_us: int | None
+    expired: bool
+    log_length: int
+    spec: bytes
+    key: str
+    signer: str
+    session: str
+    name: str | None
+    single: bool
+    nonce: str
+    cuts: tuple[tuple[int, int, Cause], ...] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether every job has an outcome and no more can arrive."""
+        return self.done_us is not None
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A record of `out`: a letter for the state, the attempt in 2 bytes, a body.
+
+    A capital letter: a worker wrote it, and the body is a sealed Outcome. A small one: a script wrote it, which cannot
+    sign; the body is the msgpack array [cause, now_us, worker]. It can say failed or canceled, never give a value.
+    """
+
+    state: State
+    attempt: int
+    signed: bool
+    body: bytes
+
+    @classmethod
+    def parse(cls, blob: bytes, what: str = "An outcome") -> Stored:
+        """Raises BadSignature for what cannot be a record of ours."""
+        if len(blob) < _HEAD.size:
+            raise BadSignature(what=what, why="it is cut short")
+        letter, attempt = _HEAD.unpack_from(blob)
+        state = _LETTERS.get(letter.upper())
+        signed = letter.isupper()
+        if state is None or (state is State.FINISHED and not signed):
+            raise BadSignature(what=what, why="it begins with no state of ours")
+        return cls(state, attempt, signed, blob[_HEAD.size :])
+
+    def note(self, what: str = "An outcome") -> Note:
+        """The body of a record that a script wrote. Raises BadSignature."""
+        try:
+            return _note.decode(self.body)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as why:
+            raise BadSignature(what=what, why=f"it is no note of the store ({why})") from why
+
+
+class Note(msgspec.Struct, frozen=True, array_like=True):
+    """What a script writes of a job that it ended: why, when, and whose job it was (or empty)."""
+
+    cause: Cause
+    ended_us: int
+    worker: str
+
+
+_note = msgspec.msgpack.Decoder(Note)
+
+
+def stored(state: State, attempt: int, body: bytes) -> bytes:
+    """The record that settle writes for a sealed outcome."""
+    return _HEAD.pack(LETTER[state], attempt) + body
+
+
+def past(blob: bytes) -> list[bytes]:
+    """The records in a field of `past`, oldest first; an empty one stands for an end without a record."""
+    found = []
+    while blob:
+        size = int.from_bytes(blob[:4], "big")
+        found.append(blob[4 : 4 + size])
+        blob = blob[4 + size :]
+    return found

@@ -1,0 +1,92 @@
+"""Loads the Lua scripts and calls them.
+
+A script's header names its arguments, and the loader turns the header into Lua locals, so that no script counts:
+
+    -- ARGV: worker lease# queues...
+
+gives `worker` (text), `lease` (a number), and `queues`, the position in ARGV of the first of the rest. Each script
+gets one key, the prefix `P` of the namespace. It builds further keys from it, with the table `K` that keys.py makes:
+all share the hash tag of the namespace, so they lie in one slot of a cluster, and an ACL on the prefix covers them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from redis.exceptions import NoScriptError
+
+from nbqueue.store.keys import lua_keys
+
+_ARGUMENTS = re.compile(r"^-- ARGV: *(.*)$", re.MULTILINE)
+
+Argument = str | bytes | int | float
+
+
+class Script(NamedTuple):
+    """A script as it is sent."""
+
+    name: str
+    text: str
+    sha: str
+
+
+@cache
+def load(name: str) -> Script:
+    """The script of this verb, with its locals and the prelude."""
+    folder = files("nbqueue.store") / "lua"
+    body = (folder / f"{name}.lua").read_text()
+    prelude = (folder / "_prelude.lua").read_text()
+    text = "\n".join(("local P=KEYS[1]", lua_keys(), _locals(body), prelude, body))
+    return Script(name, text, hashlib.sha1(text.encode()).hexdigest())  # noqa: S324 - the name that Redis gives it
+
+
+def _locals(body: str) -> str:
+    lines = []
+    words = " ".join(_ARGUMENTS.findall(body)).split()
+    for position, word in enumerate(words, 1):
+        if word.endswith("..."):
+            lines.append(f"local {word[:-3]}={position}")
+        elif word.endswith("#"):
+            lines.append(f"local {word[:-1]}=tonumber(ARGV[{position}])")
+        else:
+            lines.append(f"local {word}=ARGV[{position}]")
+    return "\n".join(lines)
+
+
+def run(client: Any, name: str, prefix: str, arguments: Iterable[Argument]) -> Any:
+    """The answer of one script."""
+    script = load(name)
+    arguments = tuple(arguments)
+    try:
+        return client.execute_command("EVALSHA", script.sha, 1, prefix, *arguments)
+    except NoScriptError:
+        return client.execute_command("EVAL", script.text, 1, prefix, *arguments)
+
+
+def run_many(client: Any, name: str, prefix: str, calls: Sequence[Sequence[Argument]]) -> list[Any]:
+    """The answers of one script to many calls, in one round trip and in order. Raises the first error."""
+    script = load(name)
+    answers = _pipeline(client, script, prefix, calls)
+    missed = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+    while missed:
+        # A server may forget its scripts at any moment: those that found none did nothing, and go again.
+        client.execute_command("SCRIPT LOAD", script.text)
+        for place, answer in zip(missed, _pipeline(client, script, prefix, [calls[i] for i in missed]), strict=True):
+            answers[place] = answer
+        missed = [place for place in missed if isinstance(answers[place], NoScriptError)]
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
+
+
+def _pipeline(client: Any, script: Script, prefix: str, calls: Sequence[Sequence[Argument]]) -> list[Any]:
+    pipeline = client.pipeline(transaction=False)
+    for arguments in calls:
+        pipeline.execute_command("EVALSHA", script.sha, 1, prefix, *arguments)
+    return list(pipeline.execute(raise_on_error=False))

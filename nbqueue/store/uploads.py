@@ -1,0 +1,99 @@
+"""Submit and extend: a batch arrives in parts, of which each may be sent again."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from nbqueue.errors import BadInput, InUse, NoSuchBatch
+from nbqueue.model import YEAR, check_name
+from nbqueue.store.door import Door, loads_of, parts
+from nbqueue.store.records import NewBatch
+from nbqueue.store.scripts import Argument
+
+
+def _lifetime(seconds: float) -> float:
+    return YEAR if seconds < 0 else min(seconds, 100 * YEAR)
+
+
+class Uploads(Door):
+    """The two verbs that bring work, the only ones that a full server refuses."""
+
+    def submit(self, batch: NewBatch, args: Sequence[bytes], *, last: bool) -> None:
+        """Makes a batch of any number of arguments; not `last`: more will come by extend. Raises InUse."""
+        _check(batch, args, last=last)
+        runs = list(parts(args, map(len, args))) or [()]
+        only = last and len(runs) == 1
+        answer = self._run("submit", *_facts(batch), secrets.token_hex(8), int(only), _longest(runs[0]), *runs[0])
+        if answer != b"OK":
+            what = answer.decode()
+            raise InUse(what=what, name=batch.name if what == "name" else batch.id)
+        if len(runs) > 1:
+            rest = args[len(runs[0]) :]
+            self.extend(batch.id, len(runs[0]), rest, nonce=batch.nonce, last=last)
+
+    def extend(self, batch_id: str, start: int, args: Sequence[bytes], *, nonce: str, last: bool) -> bool:
+        """Adds arguments from index `start` on; False: the batch was canceled, stop.
+
+        Without arguments it renews the upload's lease of 30 s. Another nonce takes over a batch that is closed, at its
+        end. Raises InUse, NoSuchBatch, and BadInput if `start` leaves a gap.
+        """
+        runs = list(parts(args, map(len, args))) or [()]
+        calls: list[list[Argument]] = []
+        place = start
+        for number, run in enumerate(runs, 1):
+            calls.append([batch_id, place, nonce, int(last and number == len(runs)), _longest(run), *run])
+            place += len(run)
+        for load in loads_of(calls):
+            for call, first in zip(load, self._run_many("extend", load), strict=True):
+                # A server that lost its scripts in between runs the parts out of order: the later one goes again.
+                answer = self._run("extend", *call) if first == b"GAP" else first
+                if answer == b"CANCELED":
+                    return False
+                if answer != b"OK":
+                    raise self._refusal(answer, batch_id, start)
+        return True
+
+    def _refusal(self, answer: bytes, batch_id: str, start: int) -> Exception:
+        if answer == b"NONE":
+            return NoSuchBatch(name=batch_id, server=self.url)
+        if answer == b"INUSE":
+            return InUse(what="batch", name=batch_id)
+        return BadInput(message=f"Arguments of {batch_id} from {start} on would leave a gap.")
+
+
+def _longest(args: Sequence[bytes]) -> int:
+    return max(map(len, args), default=0)
+
+
+def _facts(batch: NewBatch) -> tuple[Argument, ...]:
+    return (
+        batch.id,
+        batch.queue,
+        batch.session,
+        batch.name or "",
+        batch.nonce,
+        batch.spec,
+        batch.function,
+        batch.key,
+        batch.signer,
+        batch.python,
+        batch.host,
+        _lifetime(batch.result_ttl),
+        _lifetime(batch.failure_ttl),
+        "" if batch.ttl is None else batch.ttl,
+        int(batch.at_front),
+        int(batch.single),
+    )
+
+
+def _check(batch: NewBatch, args: Sequence[bytes], *, last: bool) -> None:
+    """What becomes part of a key, or of a list of words in a script, is checked here once more."""
+    named = {"id": batch.id, "queue": batch.queue, "session": batch.session, "nonce": batch.nonce}
+    named |= {"key": batch.key, "signer": batch.signer, "host": batch.host}
+    for what, name in named.items():
+        check_name(what, name)
+    if batch.name is not None:
+        check_name("name", batch.name)
+    if batch.single and (len(args) != 1 or not last):
+        raise BadInput(message="A single batch has one job, sent at once.")

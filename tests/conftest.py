@@ -1,0 +1,62 @@
+"""Fixtures for all tests: a real private server, a Broker in a fresh namespace, and the check that nothing leaks."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import leaks
+from hypothesis import HealthCheck, settings
+
+from nbqueue.store import server as program
+from nbqueue.store.broker import Broker
+from nbqueue.store.connection import Connection, connect
+
+settings.register_profile(
+    "suite", max_examples=50, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile(
+    "long", max_examples=500, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile(os.environ.get("NBQUEUE_TEST_PROFILE", "suite"))
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A private folder whose path leaves room for a socket."""
+    folder = Path(tempfile.mkdtemp(prefix="nbq-"))
+    yield folder
+    program.stop(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[program.Server]:
+    """A private server for the whole run; NBQUEUE_TEST_SERVER names another program."""
+    folder = Path(tempfile.mkdtemp(prefix="nbq-"))
+    yield program.start(folder, program=os.environ.get("NBQUEUE_TEST_SERVER"))
+    program.stop(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def connection(server: program.Server) -> Iterator[Connection]:
+    found = connect(server.url)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def broker(connection: Connection) -> Iterator[Broker]:
+    """A Broker in a namespace of its own; afterwards every key there must have an end."""
+    found = Broker(connection, f"t{secrets.token_hex(6)}")
+    yield found
+    left = leaks(found)
+    if keys := list(found.client.scan_iter(match=found.keys.prefix + "*", count=1000)):
+        found.client.unlink(*keys)
+    assert left == []

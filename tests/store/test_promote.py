@@ -1,0 +1,86 @@
+from helpers import claim, ended, finish_all, join, leases, submit, wait_until
+
+from nbqueue.model import Cause, State
+
+
+def due(broker, item):
+    broker.client.zadd(broker.keys.at("later"), {item: 1})
+
+
+def test_nothing_is_due(broker):
+    assert broker.promote() is None
+    submit(broker, n=1, last=False)
+    assert 29 < broker.promote() <= 30
+
+
+def test_an_upload_that_lapsed_is_cut(broker):
+    join(broker)
+    new = submit(broker, n=2, last=False)
+    due(broker, "upload:b1")
+    assert broker.promote() is None
+    assert broker.promote() is None
+    view = broker.view("b1")
+    assert (view.open, view.cut, view.done) == (False, True, False)
+    finish_all(broker)
+    assert broker.view("b1").done
+    assert broker.extend("b1", 2, [b"x"], nonce=new.nonce, last=True)
+    view = broker.view("b1")
+    assert (view.cut, view.done, view.n) == (False, False, 3)
+
+
+def test_another_process_completes_a_cut_upload(broker):
+    submit(broker, n=2, last=False)
+    due(broker, "upload:b1")
+    broker.promote()
+    assert broker.extend("b1", 2, [b"x"], nonce="other", last=True)
+    assert not broker.view("b1").cut
+
+
+def test_jobs_that_waited_too_long_are_canceled(broker):
+    join(broker)
+    submit(broker, n=6, ttl=0.1)
+    held = leases(claim(broker, want=2))
+    broker.release("w1", held[:1])
+    wait_until(lambda: broker.promote() is None)
+    tally = broker.view("b1").tally
+    assert (tally.canceled, tally.started) == (5, 1)
+    assert broker.view("b1").cuts == ((2, 6, Cause.EXPIRED),)
+    assert broker.settle("w1", [ended(held[1])]) == ["OK"]
+    assert broker.view("b1").done
+
+
+def test_many_that_waited_too_long(broker):
+    join(broker, slots=5000)
+    submit(broker, n=3000, ttl=1000)
+    held = [lease for _ in range(3) for lease in leases(claim(broker))]
+    broker.release("w1", held)
+    due(broker, "ttl:b1")
+    broker.promote()
+    assert broker.view("b1").tally.canceled == 3000
+    assert broker.states("b1", [0, 2999]) == [State.CANCELED] * 2
+
+
+def test_what_expired_is_swept_and_the_tallies_mended(broker):
+    join(broker)
+    submit(broker, "b1", n=3, result_ttl=0.05, name="words", single=False)
+    submit(broker, "b2", n=1)
+    finish_all(broker)
+    assert broker.queues()["default"].finished == 4
+    wait_until(lambda: broker.view("b1").expired)
+    broker.promote()
+    broker.promote()
+    assert broker.queues()["default"].finished == 1
+    assert broker.view("b1") is None
+    assert broker.named("words") is None
+    assert not list(broker.client.scan_iter(match=broker.keys.at("b", "b1") + "*"))
+    assert [view.id for view in broker.batches()] == ["b2"]
+
+
+def test_without_a_sweep_the_server_drops_it(broker):
+    submit(broker, n=3)
+    join(broker)
+    finish_all(broker)
+    at = broker.client.pexpiretime if hasattr(broker.client, "pexpiretime") else broker.client.pttl
+    assert broker.client.pttl(broker.keys.part("b1", "args")) <= 120_000
+    assert broker.client.pttl(broker.keys.at("b", "b1")) <= (30 * 86400 + 60) * 1000
+    assert callable(at)

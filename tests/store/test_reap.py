@@ -1,0 +1,122 @@
+from helpers import claim, ended, expire, finish_all, join, leases, submit, wait_until
+
+from nbqueue.model import Cause, State
+from nbqueue.store.records import Stored
+
+
+def die(broker, worker):
+    """The worker falls silent while another one goes on."""
+    expire(broker, worker)
+    return broker.reap()
+
+
+def test_jobs_of_a_lost_worker_go_back(broker):
+    join(broker, "w1", lease=0.05, beat=10)
+    submit(broker, n=2)
+    old = leases(claim(broker, "w1"))
+    reaped = wait_until(lambda: (found := broker.reap()).workers and found)
+    assert (reaped.workers, reaped.jobs, reaped.lost) == (["w1"], 2, 0)
+    assert broker.view("b1").tally.queued == 2
+    assert broker.workers() == []
+    assert broker.settle("w1", [ended(old[0])]) == ["STALE"]
+
+
+def test_twice_is_as_once(broker):
+    join(broker, "w1")
+    submit(broker, n=2)
+    claim(broker)
+    assert die(broker, "w1").jobs == 2
+    assert broker.reap().workers == []
+    assert broker.view("b1").tally.queued == 2
+
+
+def test_the_living_are_left_alone(broker):
+    join(broker)
+    submit(broker)
+    claim(broker)
+    reaped = broker.reap()
+    assert (reaped.workers, reaped.jobs, reaped.waiting) == ([], 0, False)
+
+
+def test_suspects_come_in_halves(broker):
+    join(broker, "w1", slots=8)
+    submit(broker, n=4)
+    assert len(leases(claim(broker, "w1", want=8))) == 4
+    join(broker, "w0", slots=1)
+    die(broker, "w1")
+    for number, expected in enumerate((2, 2, 1)):
+        worker = join(broker, f"x{number}", slots=8)
+        claimed = claim(broker, worker, want=8)
+        assert len(leases(claimed)) == expected
+        assert all(job.solo for job in claimed.grants[0].jobs)
+        assert leases(claim(broker, worker, want=8)) == []
+        die(broker, worker)
+    finish_all(broker, "w0")
+    assert broker.view("b1").tally.finished == 4
+
+
+def test_only_a_loss_alone_counts_and_the_third_is_the_last(broker):
+    submit(broker, n=2)
+    join(broker, "y0")
+    assert len(leases(claim(broker, "y0"))) == 2
+    assert die(broker, "y0").lost == 0
+    lost = 0
+    for number in range(6):
+        worker = join(broker, f"z{number}")
+        assert len(leases(claim(broker, worker))) == 1
+        lost += die(broker, worker).lost
+    assert lost == 2
+    view = broker.view("b1")
+    assert (view.done, view.tally.failed) == (True, 2)
+    record = Stored.parse(broker.outcomes("b1", [0])[0])
+    assert (record.state, record.signed, record.attempt) == (State.FAILED, False, 4)
+    assert record.note().cause is Cause.LOST
+    assert broker.failed("b1") == [0, 1]
+
+
+def test_a_suspect_that_is_released_stays_one(broker):
+    join(broker, "w1")
+    submit(broker, n=1)
+    claim(broker)
+    die(broker, "w1")
+    join(broker, "w2")
+    broker.release("w2", leases(claim(broker, "w2")))
+    assert claim(broker, "w2").grants[0].jobs[0].solo
+
+
+def test_after_its_suspects_a_worker_takes_more_again(broker):
+    join(broker, "w1", slots=2)
+    submit(broker, n=6)
+    claim(broker, "w1", want=1)
+    die(broker, "w1")
+    join(broker, "w2", slots=2)
+    first = leases(claim(broker, "w2", want=4))
+    assert len(first) == 1
+    broker.settle("w2", [ended(first[0])])
+    assert len(leases(claim(broker, "w2", want=4))) == 4
+
+
+def test_many_jobs_of_many_workers(broker):
+    for worker in ("w1", "w2"):
+        join(broker, worker, slots=5000)
+    submit(broker, n=3000)
+    held = [len(leases(claim(broker, worker, want=1000))) for worker in ("w1", "w1", "w2")]
+    assert held == [1000, 1000, 500]
+    expire(broker, "w1")
+    expire(broker, "w2")
+    reaped = broker.reap()
+    assert (sorted(reaped.workers), reaped.jobs) == (["w1", "w2"], 2500)
+    assert broker.view("b1").tally.queued == 3000
+
+
+def test_after_an_outage_it_waits_one_lease(broker):
+    join(broker, lease=0.3, beat=0.02)
+    submit(broker, n=1)
+    claim(broker)
+    wait_until(lambda: broker.workers()[0].left < -0.02)
+    reaped = broker.reap()
+    assert (reaped.waiting, reaped.workers) == (True, [])
+    assert broker.workers()[0].left > 0
+    assert broker.reap().waiting
+    reaped = wait_until(lambda: (found := broker.reap()).workers and found)
+    assert reaped.jobs == 1

@@ -1,0 +1,111 @@
+import pytest
+from helpers import claim, ended, finish_all, join, leases, submit, wait_until
+
+from nbqueue.errors import BadName, NoSuchBatch
+from nbqueue.model import State
+from nbqueue.store.records import Stored, past
+
+
+def failed_batch(broker, n=3):
+    join(broker)
+    submit(broker, n=n)
+    finish_all(broker, state=State.FAILED)
+
+
+def test_an_outcome_is_withdrawn_and_the_job_runs_again(broker):
+    failed_batch(broker)
+    assert broker.retry("b1", [(1, 1)], nonce="n1") == 1
+    view = broker.view("b1")
+    assert (view.done, view.tally.queued, view.tally.failed, view.expires_us) == (False, 1, 2, None)
+    assert broker.failed("b1") == [0, 2]
+    assert broker.log("b1", 3) == [b"r1"]
+    assert Stored.parse(past(broker.pasts("b1", [1])[0])[0]).state is State.FAILED
+    (job,) = claim(broker).grants[0].jobs
+    assert (job.index, job.attempt, job.args) == (1, 2, b"arg1")
+
+
+def test_the_same_again_answers_the_same(broker):
+    failed_batch(broker)
+    assert [broker.retry("b1", [(0, 1), (1, 1)], nonce="n1") for _ in range(3)] == [2, 2, 2]
+    assert finish_all(broker) == 2
+    assert broker.retry("b1", [(0, 1), (1, 1)], nonce="n1") == 2
+    assert broker.view("b1").done
+
+
+def test_it_names_the_attempt_that_it_saw(broker):
+    failed_batch(broker)
+    broker.retry("b1", [(0, 1)], nonce="n1")
+    finish_all(broker, state=State.FAILED)
+    assert broker.retry("b1", [(0, 1)], nonce="n2") == 0
+    assert broker.retry("b1", [(0, 2)], nonce="n3") == 1
+    finish_all(broker)
+    assert len(past(broker.pasts("b1", [0])[0])) == 2
+
+
+def test_what_has_no_outcome_is_left_alone(broker):
+    join(broker)
+    submit(broker, n=3)
+    claim(broker, want=1)
+    assert broker.retry("b1", [(0, 1), (1, 0), (2, 0), (99, 0)], nonce="n1") == 0
+
+
+def test_rows_that_were_canceled_at_once(broker):
+    join(broker)
+    submit(broker, n=5)
+    broker.cancel("b1")
+    assert broker.retry("b1", [(3, 0), (4, 0)], nonce="n1") == 2
+    assert broker.retry("b1", [(3, 0)], nonce="n2") == 0
+    assert broker.states("b1", range(5)) == [State.CANCELED] * 3 + [State.QUEUED] * 2
+    assert [lease.index for lease in leases(claim(broker))] == [3, 4]
+    assert past(broker.pasts("b1", [3])[0]) == [b""]
+
+
+def test_rows_canceled_before_their_turn(broker):
+    join(broker)
+    submit(broker, n=5)
+    broker.cancel("b1", [2, 3])
+    assert broker.retry("b1", [(3, 0)], nonce="n1") == 1
+    assert [lease.index for lease in leases(claim(broker))] == [0, 1, 3, 4]
+    assert broker.cancel("b1") == 4
+    assert broker.view("b1").tally.canceled == 5
+
+
+def test_with_another_function(broker):
+    failed_batch(broker, n=1)
+    broker.retry("b1", [(0, 1)], nonce="n1", function=b"new", key="k9", spec=b"new spec")
+    assert broker.function("b1") == b"new"
+    (grant,) = claim(broker).grants
+    assert (grant.key, grant.spec) == ("k9", b"new spec")
+
+
+def test_many_rows(broker):
+    join(broker, slots=5000)
+    submit(broker, n=2300)
+    finish_all(broker, state=State.FAILED)
+    rows = [(index, 1) for index in range(2300)]
+    assert broker.retry("b1", rows, nonce="n1") == 2300
+    assert broker.retry("b1", rows, nonce="n1") == 2300
+    assert finish_all(broker) == 2300
+    assert broker.failed("b1") == []
+
+
+def test_a_late_outcome_of_the_withdrawn_run_is_stale(broker):
+    join(broker)
+    submit(broker, n=1)
+    (held,) = leases(claim(broker))
+    broker.settle("w1", [ended(held, State.FAILED)])
+    broker.retry("b1", [(0, 1)], nonce="n1")
+    assert broker.settle("w1", [ended(held, State.FAILED)]) == ["STALE"]
+    claim(broker)
+    assert broker.settle("w1", [ended(held, State.FAILED)]) == ["STALE"]
+
+
+def test_bad_input(broker):
+    with pytest.raises(NoSuchBatch):
+        broker.retry("nothing", [(0, 1)], nonce="n1")
+    with pytest.raises(BadName):
+        broker.retry("b1", [(0, 1)], nonce="a b")
+    submit(broker, n=0, result_ttl=0.01)
+    wait_until(lambda: broker.view("b1").expired)
+    with pytest.raises(NoSuchBatch):
+        broker.retry("b1", [], nonce="n1")
