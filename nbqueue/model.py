@@ -7,7 +7,6 @@ validated as they are decoded, and never unpickled.
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -244,6 +243,8 @@ def check_name(what: str, name: object) -> str:
 
 def new_id(stem: str, letters: int = 4) -> str:
     """A fresh id that people can read, as `count_words-7k2f`."""
+    import secrets
+
     alphabet = "abcdefghijkmnpqrstuvwxyz23456789"
     clean = re.sub(r"[^A-Za-z0-9_.]+", "", stem).lstrip(".")[:40] or "job"
     return f"{clean}-{''.join(secrets.choice(alphabet) for _ in range(letters))}"

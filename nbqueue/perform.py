@@ -33,11 +33,17 @@ _OURS_TOO = ("asyncio/runners.py", "asyncio/base_events.py")
 class Here:
     """What client code may ask about the job that it runs in. One job at a time runs in a process."""
 
-    job: str | None = None
-    seed: int | None = None
-    index: int = 0
-    note: Callable[[int, bytes], None] | None = None
-    stream: np.random.Generator | None = None
+    __slots__ = ("index", "job", "note", "seed", "stream")
+
+    def __init__(self) -> None:
+        self.job: str | None = None
+        self.seed: int | None = None
+        self.index = 0
+        self.note: Callable[[int, bytes], None] | None = None
+        self.stream: np.random.Generator | None = None
+
+
+here = Here()
 
 
 class Clock(Protocol):
@@ -60,7 +66,7 @@ class _NoClock:
 
 def current() -> str | None:
     """The id of the job that this code runs in; None outside of jobs."""
-    return Here.job
+    return here.job
 
 
 @contextmanager
@@ -75,28 +81,28 @@ def inside(job: str, seed: int | None, index: int) -> Iterator[None]:
 
 def enter(job: str, seed: int | None, index: int) -> None:
     """Marks this process as running `job`."""
-    Here.job, Here.seed, Here.index, Here.stream = job, seed, index, None
+    here.job, here.seed, here.index, here.stream = job, seed, index, None
 
 
 def leave() -> None:
     """Marks this process as running no job."""
-    Here.job = Here.stream = None
+    here.job = here.stream = None
 
 
 def rng() -> np.random.Generator:
     """The job's own NumPy Generator: the same stream for the same (seed, index), through retries too."""
-    if Here.stream is None:
+    if here.stream is None:
         import numpy as np
 
-        key = None if Here.job is None or Here.seed is None else [Here.seed, Here.index]
-        Here.stream = np.random.default_rng(key)
-    return Here.stream
+        key = None if here.job is None or here.seed is None else [here.seed, here.index]
+        here.stream = np.random.default_rng(key)
+    return here.stream
 
 
 def note(kind: int, payload: bytes) -> None:
     """Sends meta or progress of the running job to its worker; does nothing where no worker listens."""
-    if Here.note is not None:
-        Here.note(kind, payload)
+    if here.note is not None:
+        here.note(kind, payload)
 
 
 # ---------------------------------------------------------------- arguments

@@ -10,12 +10,9 @@ Layout: version (1 byte), key id (4), MAC cut to 16 bytes (RFC 2104, 5), payload
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import io
 import os
 import pickle
-import secrets
 import stat
 import struct
 from collections.abc import Mapping
@@ -45,6 +42,8 @@ class Keyring:
     """The secrets that this user signs with (the first) and accepts (all of them)."""
 
     def __init__(self, keys: list[bytes], path: str) -> None:
+        import hashlib
+
         self.path = path
         self._keys = {hashlib.sha256(b"nbqueue key id" + key).digest()[:4]: key for key in keys}
         self.current, self.key = next(iter(self._keys.items()))
@@ -75,6 +74,8 @@ class Keyring:
 
 def _create(path: Path) -> None:
     """Writes a fresh secret so that of two processes that start at once, both read the same one."""
+    import secrets
+
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = path.with_name(f".secret-{os.getpid()}-{secrets.token_hex(4)}")
@@ -126,6 +127,10 @@ class Sealer:
     """Seals and unseals within one namespace."""
 
     def __init__(self, keyring: Keyring, namespace: str) -> None:
+        # Imported here, since a stable imports this module to unpickle only, and forks faster without OpenSSL.
+        from hmac import compare_digest, digest
+
+        self._digest, self._same = digest, compare_digest
         self.keyring = keyring
         self._namespace = namespace.encode()
 
@@ -138,13 +143,13 @@ class Sealer:
         """`payload`, signed for this place and no other. An index of -1 stands for the whole batch."""
         ring = self.keyring
         text = self._context(ring.current, kind, batch) + _NUMBERS.pack(index, attempt, len(payload)) + payload
-        return b"".join((VERSION, ring.current, hmac.digest(ring.key, text, "sha256")[:16], payload))
+        return b"".join((VERSION, ring.current, self._digest(ring.key, text, "sha256")[:16], payload))
 
     def seal_all(self, kind: bytes, batch: str, start: int, payloads: list[bytes]) -> list[bytes]:
         """`payloads` signed for the indexes from `start` on."""
         ring = self.keyring
         context, head = self._context(ring.current, kind, batch), VERSION + ring.current
-        digest, numbers, key = hmac.digest, _NUMBERS.pack, ring.key
+        digest, numbers, key = self._digest, _NUMBERS.pack, ring.key
         return [
             head + digest(key, context + numbers(index, 0, len(payload)) + payload, "sha256")[:16] + payload
             for index, payload in enumerate(payloads, start)
@@ -158,7 +163,7 @@ class Sealer:
         key_id, payload = blob[1:5], blob[_HEAD:]
         key = self.keyring.find(key_id, what)
         text = self._context(key_id, kind, batch) + _NUMBERS.pack(index, attempt, len(payload)) + payload
-        if not hmac.compare_digest(hmac.digest(key, text, "sha256")[:16], blob[5:_HEAD]):
+        if not self._same(self._digest(key, text, "sha256")[:16], blob[5:_HEAD]):
             raise BadSignature(what=what, why="the signature does not fit the content and its place")
         return payload
 

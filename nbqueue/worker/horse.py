@@ -48,7 +48,7 @@ def shield() -> None:
 
 def _unshield() -> None:
     """In a process that a job forks (multiprocessing): its signals are as in any Python program."""
-    perform.Here.note = None
+    perform.here.note = None
     for signum in _SHIELDED:
         if signal.getsignal(signum) is no_op:
             signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
@@ -104,7 +104,7 @@ class Horse:
         self._children_cpu = 0.0
         self._lock = _thread.allocate_lock()
         self._seq = 0
-        perform.Here.note = self._note
+        perform.here.note = self._note
 
     def run(self) -> None:
         """Makes calls while there are tickets, time, and a clean process."""
