@@ -26,6 +26,16 @@ settings.register_profile(
 settings.load_profile(os.environ.get("NBQUEUE_TEST_PROFILE", "suite"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """With NBQUEUE_TEST_REQUIRE_ALL=1, as .ci/run has it, nothing may be skipped."""
+    report = yield
+    if report.skipped and os.environ.get("NBQUEUE_TEST_REQUIRE_ALL") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, but every test is required here: {report.longrepr}"
+    return report
+
+
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
     """A private folder whose path leaves room for a socket."""

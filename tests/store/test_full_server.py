@@ -25,7 +25,7 @@ def full(request, short_folder):
     submit(broker, n=3)
     held = leases(claim(broker, want=2))
     upload = submit(broker, "b2", n=1, last=False)
-    broker.client.config_set("maxmemory", "1mb")
+    broker.client.config_set("maxmemory", broker.client.info("memory")["used_memory"] // 2)
     return broker, held, upload
 
 
