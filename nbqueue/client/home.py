@@ -30,7 +30,11 @@ class Local:
 
     @classmethod
     def start(cls, slots: int | None = None, memory: int | str | None = None) -> Local:
-        """Starts what is not running, and makes it the session of this process."""
+        """Makes local mode the session of this process.
+
+        With `slots` or `memory`, what is not running is started now; without, at the first submission, so that
+        `local().stop()` starts nothing only to stop it.
+        """
         if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
             raise BadOption(message=f"slots={slots!r} must be a whole number of 1 or more.")
         found = msgspec.structs.replace(settings_module.load(), url=None)
@@ -38,7 +42,8 @@ class Local:
         session = current if current is not None and current.local and current.settings == found else Session(found)
         session.slots = slots or session.slots
         session.memory = size("memory", memory)
-        session.attend()
+        if slots is not None or memory is not None:
+            session.attend()
         session_module.use(session)
         return cls(session)
 
