@@ -37,7 +37,8 @@ def demo(urls: tuple[str, ...]) -> None:
             pages = stack.enter_context(served(documents()))
             pages.insert(4, f"{pages[0].rsplit('/', 2)[0]}/{MISSING}")
         click.echo(
-            f"nbqueue.map(count_words_at_url, urls) on {len(pages):,} pages, with a private server and two slots:\n"
+            f"nbqueue.map(count_words_at_url, urls) on {len(pages):,} pages, with a private server and two slots,\n"
+            "which this demo stops at its end:\n"
         )
         try:
             batch = api.map(count_words_at_url, pages)
