@@ -180,6 +180,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     preload: bool = True
     max_result: int = MAX_RESULT
     seed: int | None = None
+    env: tuple[str, ...] = ()  # names of the variables that travel with the function
     result_ttl: float = RESULT_TTL
     failure_ttl: float = FAILURE_TTL
     labeled: bool = False  # whether items carry index labels of a Series or DataFrame
@@ -239,6 +240,11 @@ def check_name(what: str, name: object) -> str:
         shown = name if not isinstance(name, str) or len(name) <= 100 else name[:100] + "..."
         raise BadName(what=what, name=shown)
     return name
+
+
+def is_name(text: str) -> bool:
+    """Whether check_name would let `text` pass."""
+    return _NAME.match(text) is not None
 
 
 def new_id(stem: str, letters: int = 4) -> str:

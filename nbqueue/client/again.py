@@ -33,9 +33,12 @@ def retry(batch: Batch[Any], rows: Any, func: Callable[..., Any] | str | None, l
         inline.again(batch, indexes, func, spec)
         return len(indexes)
     session, watch = batch.session, batch.watch
+    if func is not None and not watch.over:
+        why = f"{batch.id} still runs ({batch.tally}), and its other jobs must not change under it"
+        raise BadInput(message=f"retry(func=...) waits for the end of the batch: {why}. Call wait() or cancel() first.")
     changes: dict[str, Any] = {}
     if func is not None:
-        function = describe(func, salt=session.sealer.keyring.key)
+        function = describe(func, env=spec.env, salt=session.sealer.keyring.key)
         spec = msgspec.structs.replace(spec, key=function.record.key, label=function.label)
         changes |= {"key": function.record.key, "signer": session.sealer.keyring.current.hex()}
         changes |= {"python": function.record.python, "host": function.record.host}

@@ -89,7 +89,7 @@ class Collector:
                 self._away(why)
                 broker = hints = None
             except Exception as why:  # noqa: BLE001 - a fault of ours must reach those who wait, not die with a thread
-                self._fail(why)
+                self._fail(self._active(), why)
 
     def _active(self) -> list[Watch]:
         with self._lock:
@@ -102,8 +102,8 @@ class Collector:
             with contextlib.suppress(NbqueueError):
                 self._session.revive()
 
-    def _fail(self, why: Exception) -> None:
-        for watch in self._active():
+    def _fail(self, watches: list[Watch], why: Exception) -> None:
+        for watch in watches:
             self.drop(watch)
             with watch.changed:
                 watch.fault = why
@@ -121,10 +121,15 @@ class Collector:
         generations = [watch.generation for watch in watches]
         answers = broker.follow([(watch.batch, watch.position) for watch in watches], PART)
         for watch, generation, (view, entries) in zip(watches, generations, answers, strict=True):
-            if view is None:
-                self._missing(broker, watch)
-            else:
-                busy |= self._take(broker, watch, generation, view, entries)
+            try:
+                if view is None:
+                    self._missing(broker, watch)
+                else:
+                    busy |= self._take(broker, watch, generation, view, entries)
+            except (NoServer, ServerRefused):
+                raise
+            except Exception as why:  # noqa: BLE001 - what is wrong with one batch must not end the others
+                self._fail([watch], why)
         return busy
 
     def _read_singles(self, broker: Broker) -> bool:

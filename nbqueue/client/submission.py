@@ -66,6 +66,7 @@ class Submission:
             preload=options.preload,
             max_result=options.max_result,
             seed=secrets.randbits(63) if options.seed is None else options.seed,
+            env=options.env,
             result_ttl=options.result_ttl,
             failure_ttl=options.failure_ttl,
             labeled=self.calls.labeled,

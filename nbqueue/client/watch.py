@@ -73,7 +73,7 @@ class Watch:
     def attempt(self, index: int) -> int:
         """The attempt of a job's outcome; 0 for one that never ran."""
         blob = self._blobs.get(index)
-        return Stored.parse(blob).attempt if blob is not None else 0
+        return _header(blob)[1] if blob is not None else 0
 
     @property
     def settled(self) -> bool:
@@ -93,7 +93,7 @@ class Watch:
             return self._opened[index].state
         blob = self._blobs.get(index)
         if blob is not None:
-            return Stored.parse(blob).state
+            return _header(blob)[0]
         return State.CANCELED if self._is_cut(index) else None
 
     def outcome(self, index: int, sealer: wire.Sealer) -> Outcome | None:
@@ -175,6 +175,15 @@ class Watch:
         self.generation += 1
         self.over = False
         self.expires_us = None
+
+
+def _header(blob: bytes) -> tuple[State, int]:
+    """State and attempt of a stored outcome; one that is damaged counts as failed, and says why when it is opened."""
+    try:
+        stored = Stored.parse(blob)
+    except BadSignature:
+        return State.FAILED, 0
+    return stored.state, stored.attempt
 
 
 def opened(sealer: wire.Sealer, batch: str, index: int, blob: bytes) -> Outcome:

@@ -67,15 +67,18 @@ def _serves(info: bytes) -> bool:
     return worker.local and worker.host == host() and alive(worker.pid)
 
 
-def command(url: str, slots: int) -> list[str]:
-    """The words that start a worker for every queue of a private server."""
-    words = [sys.executable, "-m", "nbqueue", "worker", "--local", "--url", url]
+def command(slots: int) -> list[str]:
+    """The words that start a worker for every queue of a private server, whose URL the environment holds.
+
+    It may have a password, and a command line can be read by everyone.
+    """
+    words = [sys.executable, "-m", "nbqueue", "worker", "--local"]
     return [*words, "--slots", str(slots), "--max-idle", str(IDLE), "*"]
 
 
 def _start(folder: Path, url: str, namespace: str, slots: int, *, nice: int) -> int:
     # Its own session and a log file for its output: it outlives the notebook, and Ctrl-C does not reach it.
-    words = command(url, slots)
+    words = command(slots)
     if nice:
         words = ["nice", "-n", str(nice), *words]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("JPY_")}
@@ -87,7 +90,7 @@ def _start(folder: Path, url: str, namespace: str, slots: int, *, nice: int) -> 
             stderr=log,
             start_new_session=True,
             cwd="/",
-            env=kept | {"NBQUEUE_NAMESPACE": namespace},
+            env=kept | {"NBQUEUE_NAMESPACE": namespace, "NBQUEUE_URL": url},
         )
     _children.append(process)
     return process.pid

@@ -71,16 +71,16 @@ class Broker(Uploads, Reads):
 
     def renew(self, worker: str, begun: Sequence[Lease] = (), *, lease: float = LEASE) -> Renewed:
         """The heartbeat; `begun` are leases to ask about. Raises LeaseEnded."""
-        now, fallen = 0, []
+        now, held, fallen = 0, 0, []
         for start in range(0, max(1, len(begun)), FIELDS):
             asked = begun[start : start + FIELDS]
             flat: list[Argument] = [fact for one in asked for fact in one]
             answer = self._run("renew", worker, _ms(lease), *flat)
             if answer == -1:
                 raise LeaseEnded(worker=worker)
-            now = answer[0]
+            now, held = answer[0], answer[2]
             fallen += [asked[place] for place in answer[1]]
-        return Renewed(now, fallen)
+        return Renewed(now, fallen, held)
 
     def settle(self, worker: str, settled: Sequence[Settled]) -> list[str]:
         """Writes outcomes; answers "OK", "DUP" (it stands already) or "STALE" (another claim has it), in order."""

@@ -31,7 +31,7 @@ SHAPES = {
     "log": "log:*",  # list: batches of one that ended, of a session
     "hint": "hint:*",  # channel: batches of a session in which something happened
     "name": "name:*",  # hash: signer -> the batch that bears the name
-    "unfit": "unfit:*",  # set: the workers that could not load a function
+    "unfit": "unfit:*",  # zset: the workers that could not load a function -> when, in ms; for a minute
 }
 
 PARTS = {

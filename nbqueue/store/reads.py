@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from nbqueue.model import Cause, State, Tally
+from nbqueue.model import Cause, State, Tally, is_name
 from nbqueue.store.door import Door
 from nbqueue.store.records import BatchView, Stored
 
@@ -189,7 +189,9 @@ class Reads(Door):
 
     def queues(self) -> dict[str, Tally]:
         """All queues seen, with their counts over all batches that are kept."""
-        names = sorted(name.decode() for name in self._read([("SMEMBERS", self.keys.at("queues"))])[0])
+        found = self._read([("SMEMBERS", self.keys.at("queues"))])[0]
+        # What someone else wrote there is no queue of ours.
+        names = sorted(filter(is_name, (name.decode("utf-8", "replace") for name in found)))
         return dict(zip(names, self._tallies(names), strict=True))
 
     def _tallies(self, names: Sequence[str]) -> list[Tally]:

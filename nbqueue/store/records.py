@@ -93,11 +93,11 @@ class Settled(NamedTuple):
 
 
 class Renewed(msgspec.Struct, frozen=True):
-    """The answer of renew: `fallen` are those of the leases asked about that do not stand any more."""
+    """The answer of renew: `fallen` of the leases asked about stand no more; `held` jobs are in the worker's name."""
 
     now_us: int
     fallen: list[Lease]
-    suspended: bool = False
+    held: int = 0
 
 
 class Reaped(msgspec.Struct, frozen=True):

@@ -158,9 +158,12 @@ def _start(
     _write(folder / "server.conf", config.encode())
     # It detaches itself; the configuration is in a file, since a command line can be read by everyone.
     command = [str(program), str(folder / "server.conf")]
-    ran = subprocess.run(
-        command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_START
-    )
+    try:
+        ran = subprocess.run(
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_START
+        )
+    except subprocess.TimeoutExpired as why:
+        raise _failed(folder, f"it did not start within {_START:.0f} s") from why
     if ran.returncode:
         raise _failed(folder, (ran.stdout + ran.stderr).decode(errors="replace").strip()[-500:])
     until = time.monotonic() + _START

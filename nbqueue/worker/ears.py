@@ -35,6 +35,10 @@ class Ears:
         self._listen(self._bell, [self._broker.keys.bell(queue) for queue in queues], seconds)
 
     def _listen(self, ear: Ear, keys: Sequence[str], seconds: float) -> None:
+        if ear.overdue():
+            # A dead link: its successor may get the same descriptor, which the selector must learn anew.
+            self._unwatch(ear)
+            ear.close()
         ear.listen(keys, seconds)
         known = self._watched.get(ear)
         if known == ear.fileno():

@@ -28,7 +28,15 @@ def started(pid: int) -> str:
 def own_mark(worker: str) -> str:
     """The mark of this process's stables."""
     pid = os.getpid()
-    return f"{worker}/{pid}/{started(pid)}"
+    return f"{worker}/{pid}/{started(pid)}/{_namespace()}"
+
+
+def _namespace() -> str:
+    """The namespace that process numbers here belong to: a container's are not its host's."""
+    try:
+        return (_PROC / "self/ns/pid").readlink().name
+    except OSError:
+        return ""
 
 
 def carriers() -> Iterator[tuple[int, str]]:
@@ -52,9 +60,8 @@ def sweep() -> int:
     """Kills what carries the mark of a worker that is no more; returns how many processes that were."""
     killed = 0
     for pid, mark in carriers():
-        _, _, rest = mark.partition("/")
-        owner, _, since = rest.partition("/")
-        if not owner.isdigit() or not since or started(int(owner)) == since:
+        _, owner, since, namespace = [*mark.split("/"), "", "", ""][:4]
+        if not owner.isdigit() or not since or namespace != _namespace() or started(int(owner)) == since:
             continue
         try:
             os.kill(pid, signal.SIGKILL)

@@ -139,7 +139,10 @@ class Parent:
             except SetupError as why:
                 self._gone_offline(why)
         if self._stop_at is None:
-            self.stables.dispatch()
+            try:
+                self.stables.dispatch()
+            except SetupError as why:
+                self._gone_offline(why)
 
     def _patience(self) -> float:
         """Seconds until something is due."""
@@ -151,7 +154,7 @@ class Parent:
             times.append(due)
         if self._stop_at is not None:
             times.append(self._stop_at - now)
-        if self.ledger.waiting:
+        if self.ledger.waiting or self.stables.loading():
             times.append(UNBEGUN / 2)
         if self._thirsty and self._wish()[1]:
             return 0.0
@@ -172,10 +175,10 @@ class Parent:
         try:
             self.ears.attend(self.tenure.id)
             self.settler.brisk = self._stop_at is None and self.stables.brisk
-            self.settler.flush()
             if time.monotonic() >= self.tenure.next_beat:
-                self.tenure.beat()
+                self.tenure.beat()  # before outcomes, which may be large and slow to send
                 self._thirsty = True
+            self.settler.flush()
             if self._stop_at is not None:
                 self._drain()
                 return
@@ -184,6 +187,8 @@ class Parent:
         except LeaseEnded as why:
             self.tenure.rejoin(why)
             self._thirsty = True
+        if self._idle() and self.tenure.estranged and self._stop_at is None:
+            self.tenure.reconcile()
         if self._idle():
             self._rest()
         else:
@@ -209,7 +214,7 @@ class Parent:
 
     def _wish(self) -> tuple[int, int]:
         """`(free, want)` for the next claim."""
-        if self._stop_at is not None or self.settler.pending > MOST_PENDING:
+        if self.tenure.estranged or self._stop_at is not None or self.settler.pending > MOST_PENDING:
             return 0, 0
         free, want = self.ledger.wish(self.stables.recent)
         if self.plan.max_jobs is not None:
@@ -221,13 +226,13 @@ class Parent:
         free, want = self._wish()
         if not want or not self._thirsty:
             return
-        self._claims += 1
-        unfit = tuple(set(self.stables.unfit) - self.stables.sole)
+        unfit = self.stables.unfit_keys()
         fit = Fitness(keys=self.sealer.keyring.ids, python=python_version(), host=host(), unfit=unfit)
         worker = self.tenure.id
-        claimed = self.broker.claim(
-            worker, f"{worker}:{self._claims}", self.tenure.queues, free=free, want=want, fit=fit
-        )
+        # The token changes only once a claim is answered: asked again with the same one, the store gives the same jobs.
+        token = f"{worker}:{self._claims + 1}"
+        claimed = self.broker.claim(worker, token, self.tenure.queues, free=free, want=want, fit=fit)
+        self._claims += 1
         self.tenure.clock(claimed.now_us)
         for task, ride in self.stables.intake.take(claimed):
             self.settler.add(task, ride, b"")
@@ -240,17 +245,20 @@ class Parent:
         """Releases what cannot begin soon, and what cannot be loaded here; where no worker can load it, it fails."""
         if stale := self.stables.unbegun(UNBEGUN):
             self._release(stale)
-        for key, tasks in self.stables.take_refusals().items():
-            if self.broker.release(self.tenure.id, [task.lease for task in tasks], unfit=True):
-                self.stables.sole.add(key)
-                self.ledger.add(tasks)
+        for key, tasks in self.stables.refused().items():
+            nobody_can = self.broker.release(self.tenure.id, [task.lease for task in tasks], unfit=True)
+            self.stables.refusals = [task for task in self.stables.refusals if task.spec.key != key]
+            if nobody_can:
+                self.stables.fail_unloadable(key, tasks)
             else:
                 self._forget(tasks)
                 self._thirsty = True
+        self.stables.end_slow_loads()
 
     def _release(self, tasks: list[Task]) -> None:
-        self.broker.release(self.tenure.id, [task.lease for task in tasks])
+        # Forgotten first: should the answer be lost, they must not be run here as well.
         self._forget(tasks)
+        self.broker.release(self.tenure.id, [task.lease for task in tasks])
 
     def _forget(self, tasks: list[Task]) -> None:
         for task in tasks:
@@ -333,7 +341,8 @@ class Parent:
     def _give_back_unsettled(self) -> None:
         """Releases failures that may be the scheduler's doing, and all that has not begun."""
         failed = self.settler.withdraw()
-        waiting = list(self.ledger.all_waiting())
+        waiting = [*self.ledger.all_waiting(), *self.stables.refusals]
+        self.stables.refusals = []
         if failed or waiting:
             leases = [*failed, *(task.lease for task in waiting)]
             self.broker.release(self.tenure.id, leases, begun=frozenset(failed))

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +27,9 @@ class Score:
         if self._quiet and sign != "!!":
             return
         clean = text.encode("utf-8", "backslashreplace").decode().replace("\n", " ")
-        print(f"{time.monotonic() - self._began:8.2f}s {sign} {clean}", file=self._stream, flush=True)
+        # A full disk or a closed pipe behind the log is no reason to stop working.
+        with contextlib.suppress(OSError):
+            print(f"{time.monotonic() - self._began:8.2f}s {sign} {clean}", file=self._stream, flush=True)
 
     def once(self, topic: str, sign: str, text: str) -> None:
         """A line that is written again only when its text has changed; an empty text closes the topic."""

@@ -46,7 +46,7 @@ class Mount:
         self.calls = calls  # those whose tickets it took, or may still take
         self.channel = Channel(socket.socket(fileno=gear.report_in), _REPORT_LIMIT)
         self.output = Output(gear.output_in, mark)
-        self.pidfd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+        self.pidfd = _pidfd(pid)
         self.reported = 0  # calls that have their outcome
         self.begun: int | None = None  # position of the call that outlasted the slice
         self.alarmed: int | None = None  # position of the call that was told of its limit
@@ -90,6 +90,14 @@ class Mount:
         """Those that another horse must not inherit."""
         fds = [self.channel.fileno(), self.output.fileno(), self._tickets]
         return fds if self.pidfd is None else [*fds, self.pidfd]
+
+
+def _pidfd(pid: int) -> int | None:
+    """A descriptor that tells of a child's end; None where the system has none (old kernels, seccomp, macOS)."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
 
 
 class Gear:

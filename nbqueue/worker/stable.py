@@ -10,6 +10,7 @@ import math
 import os
 import selectors
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -261,8 +262,11 @@ class Stable:
             )
             pid = os.fork()
             if pid == 0:
-                self._close_in_child(gear.report_in, gear.output_in)
-                horse.ride(saddle)
+                try:
+                    self._close_in_child(gear.report_in, gear.output_in)
+                    horse.ride(saddle)
+                finally:
+                    os._exit(70)  # whatever happens, the child is no second stable
             gear.keep_ours()
         mount = slot.mount = slots.Mount(slot, pid, calls, gear, mark)
         self._selector.register(mount.channel, selectors.EVENT_READ, (mount, self._report))
@@ -294,11 +298,14 @@ class Stable:
             tree.kill_group(mount.pid)  # the job wrote into our socket: its certificate will say that it crashed
             self._forget(mount.channel.fileno())
             return
-        for kind, payload, fd in received:
-            if kind == frames.DONE:
-                self._done(mount, payload, fd)
-            elif kind == frames.NOTE and frames.unpack_note(payload).seq not in mount.killed:
-                self.channel.queue(kind, payload)
+        try:
+            for kind, payload, fd in received:
+                if kind == frames.DONE:
+                    self._done(mount, payload, fd)
+                elif kind == frames.NOTE and frames.unpack_note(payload).seq not in mount.killed:
+                    self.channel.queue(kind, payload)
+        except (struct.error, IndexError):
+            tree.kill_group(mount.pid)  # as above
         if mount.channel.eof:
             self._forget(mount.channel.fileno())
 

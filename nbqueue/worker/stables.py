@@ -20,6 +20,7 @@ from nbqueue.worker.settling import Settler
 from nbqueue.worker.stall import Stall
 
 KEPT_WARM = 4  # idle stables
+UNFIT = 15.0  # seconds until a function that could not be loaded is tried again: a module may be there by then
 SHORT = 0.01  # seconds: calls under this are sent ahead, so that no slot waits for us
 
 
@@ -36,8 +37,7 @@ class Stables:
     host: str
     threads: int
     recent: Pace = field(default_factory=Pace)
-    unfit: dict[str, Failure] = field(default_factory=dict)  # functions that this worker could not load
-    sole: set[str] = field(default_factory=set)  # of those, the ones that no other worker can load either
+    unfit: dict[str, tuple[float, Failure]] = field(default_factory=dict)  # functions not loadable here, since when
     refusals: list[Task] = field(default_factory=list)  # jobs whose function could not be loaded here
     fence: float | None = None
     _stalls: dict[str, Stall] = field(default_factory=dict)
@@ -102,8 +102,8 @@ class Stables:
         key = f"{task.spec.key}#{task.seq}" if task.alone else task.spec.key
         if key in self._stalls:
             return self._stalls[key]
-        if (failure := self.unfit.get(task.spec.key)) is not None:
-            self._refuse(task.batch, failure)
+        if task.spec.key in self.unfit_keys():
+            self._refuse(task.batch)
             return None
         try:
             record = self.intake.function(task.batch, task.spec.key)
@@ -112,7 +112,13 @@ class Stables:
                 self.finish(each, refused(why))
             return None
         self._make_room()
-        return self._start(key, record, preload=task.spec.preload)
+        try:
+            return self._start(key, record, preload=task.spec.preload)
+        except OSError as why:
+            # No process, no descriptor, or an interpreter that cannot be executed: others may have better luck.
+            self._call_unfit(task.spec.key, record.label, Failure("LoadError", f"no process could be started ({why})"))
+            self._refuse(task.batch)
+            return None
 
     def _start(self, key: str, record: FunctionRecord, *, preload: bool) -> Stall:
         stall = Stall(record, key=key, mark=self.mark, host=self.host, threads=self.threads, preload=preload)
@@ -161,6 +167,9 @@ class Stables:
             else:
                 self.ledger.drop(task)
         for stall, seqs in by_stall.items():
+            if not stall.ready:
+                self._abandon(stall, set(seqs))
+                continue
             stall.channel.send(frames.KILL, frames.pack_seqs(seqs))
             self._watch(stall)
 
@@ -194,7 +203,7 @@ class Stables:
         try:
             for kind, payload, fd in stall.channel.receive():
                 self._heard(stall, kind, payload, fd)
-        except (frames.FrameError, BadSignature, struct.error) as why:
+        except (frames.FrameError, BadSignature, ValueError, struct.error) as why:
             # A job wrote into what is not its own: nothing that comes after can be trusted.
             self.score.line("!!", f"the stable of {stall.label} sent what is no frame ({why}) and is ended")
             stall.process.kill()
@@ -261,8 +270,7 @@ class Stables:
             for task in reversed(tasks):
                 self.ledger.put_back(task)
         if stall.failure is not None:
-            self.unfit[key] = stall.failure
-            self.score.line("!!", f"{stall.label} cannot be loaded here: {stall.failure.type}")
+            self._call_unfit(key, stall.label, stall.failure)
             return
         self.score.line("--", f"the stable of {stall.label} died with {how}; its jobs run again")
         for tasks in riding:
@@ -273,17 +281,65 @@ class Stables:
         """A job under which the stable died runs next with a stable of its own, so that no other is blamed."""
         task.alone, task.deaths = True, task.deaths + 1
         if task.deaths >= MAX_LOSSES:
-            text = f"the process that runs this function died with {how} while only this job ran, {task.deaths} times"
+            text = f"the process that forks this function's calls died with {how}, {task.deaths} times under this job"
             self.finish(task, failed(Cause.CRASHED, Failure("Crashed", text)))
 
-    def _refuse(self, batch: str, failure: Failure) -> None:
-        """The waiting tasks of a batch whose function cannot be loaded: given back, or failed where nobody can."""
-        tasks = self.ledger.take(batch, len(self.ledger.waiting[batch]))
-        if tasks[0].spec.key in self.sole:
-            for task in tasks:
-                self.finish(task, failed(Cause.LOAD, failure))
-        else:
-            self.refusals += tasks
+    # ------------------------------------------------------------ functions that cannot be loaded
+
+    def _call_unfit(self, key: str, label: str, failure: Failure) -> None:
+        self.unfit[key] = time.monotonic(), failure
+        self.score.line("!!", f"{label} cannot be loaded here: {failure.type}")
+
+    def unfit_keys(self) -> tuple[str, ...]:
+        """Functions that could not be loaded here a moment ago; after UNFIT seconds another try is due."""
+        now = time.monotonic()
+        return tuple(key for key, (since, _) in self.unfit.items() if now - since < UNFIT)
+
+    def _refuse(self, batch: str) -> None:
+        """The waiting tasks of a batch whose function cannot be loaded here: the caller gives them back."""
+        self.refusals += self.ledger.take(batch, len(self.ledger.waiting[batch]))
+
+    def refused(self) -> dict[str, list[Task]]:
+        """Jobs whose function could not be loaded here, by function."""
+        by_key: dict[str, list[Task]] = {}
+        for task in self.refusals:
+            by_key.setdefault(task.spec.key, []).append(task)
+        return by_key
+
+    def fail_unloadable(self, key: str, tasks: list[Task]) -> None:
+        """Jobs whose function no living worker can load have failed."""
+        _, failure = self.unfit[key]
+        for task in tasks:
+            self.finish(task, failed(Cause.LOAD, failure))
+
+    def loading(self) -> list[Stall]:
+        """The stables that have not loaded their function yet."""
+        return [stall for stall in self._stalls.values() if not stall.ready]
+
+    def end_slow_loads(self) -> None:
+        """A load counts as the beginning of a call: over its time limit, the call has failed."""
+        for stall in self.loading():
+            spent = time.monotonic() - stall.began
+            tasks = (task for riding in self.ledger.riding for task in riding.values())
+            first = next((task for task in tasks if task.stall is stall), None)
+            if first is None or first.spec.timeout is None or spent < first.spec.timeout + first.spec.grace:
+                continue
+            limit = f"{first.spec.timeout:g} s"
+            text = (
+                f"{stall.label} was still being loaded (its module, or its data) when its time limit of {limit} passed"
+            )
+            self.finish(first, failed(Cause.TIMEOUT, Failure("nbqueue.errors.JobTimeout", text)))
+            self._abandon(stall, set())
+
+    def _abandon(self, stall: Stall, unwanted: set[int]) -> None:
+        """Ends a stable that hangs in loading, where it hears nobody; what it should have run waits again."""
+        self._end(stall)
+        riding = [task for riding in self.ledger.riding for task in riding.values() if task.stall is stall]
+        for task in reversed(riding):
+            if task.seq in unwanted:
+                self.ledger.drop(task)
+            else:
+                self.ledger.put_back(task)
 
     def unbegun(self, age: float) -> list[Task]:
         """Waiting tasks older than `age` seconds, for the caller to give back."""

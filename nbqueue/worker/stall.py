@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from nbqueue.model import Failure, FunctionRecord, encode
 from nbqueue.worker import frames
@@ -27,7 +26,7 @@ class Stall:
         self.label = record.label
         self.ready = False
         self.failure: Failure | None = None  # why it cannot load its function
-        self.used = time.monotonic()
+        self.began = self.used = time.monotonic()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             self.process = self._spawn(record, theirs, mark=mark, host=host, threads=threads)
@@ -39,7 +38,7 @@ class Stall:
         record: FunctionRecord, theirs: socket.socket, *, mark: str, host: str, threads: int
     ) -> subprocess.Popen[bytes]:
         # On the client's own machine the client's interpreter loads the function: another environment is no obstacle.
-        near = record.host == host and Path(record.interpreter).exists()
+        near = record.host == host and bool(record.interpreter) and os.access(record.interpreter, os.X_OK)
         interpreter = record.interpreter if near else sys.executable
         environ = {k: v for k, v in os.environ.items() if k not in _SCRUBBED and not k.startswith("JPY_")}
         environ[MARK] = mark
@@ -83,6 +82,8 @@ class Stall:
     def close(self) -> None:
         """Ends the stable, which ends all under it; returns when it is dead."""
         self.channel.close()
+        if not self.ready:
+            self.process.kill()  # it loads, and hears nobody
         try:
             self.process.wait(timeout=2.0)
         except subprocess.TimeoutExpired:
@@ -97,4 +98,7 @@ class Stall:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if code >= 0:
+            return f"exit code {code}"
+        known = -code in set(signal.Signals)
+        return f"signal {signal.Signals(-code).name}" if known else f"signal {-code}"

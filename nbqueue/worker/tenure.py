@@ -41,6 +41,7 @@ class Tenure:
     ears: Ears
     score: Score
     next_beat: float = 0.0
+    estranged: bool = False  # whether the store holds jobs in our name that we do not know
     queues: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,18 +85,20 @@ class Tenure:
 
     def beat(self) -> None:
         """Renews the lease, stops what is no longer ours, and does what anyone may do: reap, promote."""
-        if ALL_QUEUES in self.plan.queues and set(self.broker.queues()) - set(self.queues):
-            self.join()
         before = limits.fence_clock()
-        frozen = self.stables.fence is not None and before >= self.stables.fence
-        begun = self.ledger.begun()
-        renewed = self.broker.renew(self.id, [task.lease for task in begun], lease=self.plan.lease)
+        tasks = list(self.ledger.tasks.values())
+        renewed = self.broker.renew(self.id, [task.lease for task in tasks], lease=self.plan.lease)
         fallen = set(renewed.fallen)
-        self.stables.kill([task for task in begun if task.lease in fallen])
-        if frozen:
-            self.stables.thaw()
+        self.stables.kill([task for task in tasks if task.lease in fallen])
+        # Always: a stable may have reached its fence while the renewal was on its way.
+        self.stables.thaw()
         self.clock(renewed.now_us)
         self._leased(before)
+        # What the store says we hold and we know nothing of: a claim whose answer never came, or a server that went
+        # back to an older state. Once the rest is done we leave, which gives it back, and join anew.
+        self.estranged = renewed.held > len(tasks) + self.settler.pending
+        if ALL_QUEUES in self.plan.queues and set(self.broker.queues()) - set(self.queues):
+            self.join()
         self.broker.reap()
         self.broker.promote()
 
@@ -104,9 +107,20 @@ class Tenure:
         jobs, outcomes = len(self.ledger.tasks), self.settler.forget()
         self.score.line("!!", f"{why} {jobs} jobs were stopped, {outcomes} outcomes dropped")
         self.stables.close()
+        self.stables.refusals.clear()
         for task in list(self.ledger.tasks.values()):
             self.ledger.drop(task)
+        self._anew()
+
+    def reconcile(self) -> None:
+        """Gives back what the store holds in our name and we do not know: by leaving, and joining under a new id."""
+        self.score.line("--", "gives back jobs that a lost answer left in its name")
+        self.broker.leave(self.id)
+        self._anew()
+
+    def _anew(self) -> None:
         self.id = self.settler.worker = new_id(self.name)
+        self.estranged = False
         self.join()
 
 

@@ -44,13 +44,14 @@ local function all_slots(queue)
   return sum
 end
 
--- Whether every living worker of a queue has found a function unfit.
+-- Whether every living worker of a queue has found a function unfit within the last minute.
 local function all_refused(queue, key)
   local living = 0
   for _, worker in ipairs(call('HKEYS', K.slots(queue))) do
     if alive(worker) then
       living = living + 1
-      if call('SISMEMBER', K.unfit(key), worker) == 0 then return false end
+      local since = call('ZSCORE', K.unfit(key), worker)
+      if not since or tonumber(since) < now / 1000 - 60000 then return false end
     end
   end
   return living > 0

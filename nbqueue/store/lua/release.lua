@@ -33,8 +33,8 @@ if unfit == '1' then
     local f = facts(batch)
     if f then
       any = true
-      call('SADD', K.unfit(f.key), worker)
-      call('PEXPIRE', K.unfit(f.key), 86400000)
+      call('ZADD', K.unfit(f.key), int(math.floor(now / 1000)), worker)
+      call('PEXPIRE', K.unfit(f.key), 60000)
       refused = refused and all_refused(f.queue, f.key)
     end
   end

@@ -1,5 +1,5 @@
--- renew: a worker's heartbeat, and which of its leases stand. Answers -1 if its own has ended, else {now, positions}
--- of those that do not stand.
+-- renew: a worker's heartbeat, and which of its leases stand. Answers -1 if its own has ended, else {now, positions
+-- of those that do not stand, how many it holds}.
 -- ARGV: worker lease# entries...
 make_room()
 outage()
@@ -12,4 +12,4 @@ for i = entries, #ARGV, 3 do
   local token = ARGV[i + 2] .. ' '
   if not run or string.sub(run, 1, #token) ~= token then fallen[#fallen + 1] = (i - entries) / 3 end
 end
-return {now, fallen}
+return {now, fallen, call('SCARD', K.held(worker))}

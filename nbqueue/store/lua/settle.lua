@@ -54,6 +54,7 @@ for i, index in ipairs(indexes) do
     local stands = call('HGET', out, index)
     local same = stands and string.sub(stands, 4) == ARGV[entries + (i - 1) * 5 + 3]
     answers[i] = same and 'DUP' or 'STALE'
+    if same then finish(batch) end -- an earlier try may have broken off before that
   end
 end
 return answers
