@@ -14,6 +14,7 @@ from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nbqueue import wire
+from nbqueue.checks import size_text
 from nbqueue.errors import JobTimeout, NotPicklable, TooLarge
 from nbqueue.model import MAX_ARGUMENTS, Cause, Failure, Ride, State
 
@@ -175,7 +176,7 @@ def _dumped(value: Any, limit: int) -> bytes:
     what = f"The result (a {type(value).__name__})"
     data = wire.dumps(value, limit, what, remedy)
     if len(data) > limit:
-        raise TooLarge(what=what, limit=f"{limit / 1e6:,.0f} MB", remedy=remedy)
+        raise TooLarge(what=what, limit=size_text(limit), remedy=remedy)
     return data
 
 

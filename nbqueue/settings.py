@@ -13,6 +13,7 @@ import msgspec
 from nbqueue.errors import BadOption
 
 NAMESPACE = "nbq"
+_FILED: dict[str, type] = {"url": str, "namespace": str, "slots": int}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,21 +63,47 @@ def load(
         namespace=str(pick["namespace"]),
         slots=_slots(environ.get("NBQUEUE_SLOTS") or filed.get("slots")),
         progress=environ.get("NBQUEUE_PROGRESS", "1") != "0",
-        inline="collect" if environ.get("NBQUEUE_INLINE") == "collect" else bool(environ.get("NBQUEUE_INLINE")),
+        inline=_inline(environ.get("NBQUEUE_INLINE", "")),
     )
+
+
+def filed_url(home: Path) -> str | None:
+    """The URL in the connection file, which workers find by themselves."""
+    found: str | None = _toml(home / "connection.toml", missing_ok=True).get("url")
+    return found
 
 
 def _toml(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(path.read_text())
+        return _checked(tomllib.loads(path.read_text()), path)
     except FileNotFoundError:
         if missing_ok:
             return {}
         raise BadOption(message=f"There is no config file {path}.") from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as why:
         raise BadOption(message=f"The file {path} cannot be read: {why}. Mend or remove it.") from why
+
+
+def _inline(word: str) -> bool | str:
+    if word not in {"", "0", "1", "collect"}:
+        raise BadOption(message=f"NBQUEUE_INLINE={word!r} must be 1, 0 or collect.")
+    return word if word == "collect" else word == "1"
+
+
+def _checked(filed: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a file says, if it says only what we know, in the types that we take."""
+    for name, value in filed.items():
+        if name not in _FILED:
+            raise BadOption(
+                message=f"The file {path} has {name!r}, which is no setting. Settings: {', '.join(_FILED)}."
+            )
+        if not isinstance(value, _FILED[name]):
+            raise BadOption(
+                message=f"The file {path} has {name} = {value!r}, which must be of type {_FILED[name].__name__}."
+            )
+    return filed
 
 
 def _slots(value: object) -> int | None:

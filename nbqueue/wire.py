@@ -21,6 +21,7 @@ from typing import Any
 
 import cloudpickle
 
+from nbqueue.checks import size_text
 from nbqueue.errors import BadSecret, BadSignature, TooLarge, UnknownKey
 
 VERSION = b"\x01"
@@ -191,7 +192,7 @@ class _Capped(io.BytesIO):
 
     def __init__(self, limit: int, what: str, remedy: str) -> None:
         super().__init__()
-        self._left, self._facts = limit, {"what": what, "limit": f"{limit / 1e6:,.0f} MB", "remedy": remedy}
+        self._left, self._facts = limit, {"what": what, "limit": size_text(limit), "remedy": remedy}
 
     def write(self, data: Any) -> int:
         size = len(data) if isinstance(data, bytes) else memoryview(data).nbytes

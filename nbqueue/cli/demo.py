@@ -67,12 +67,10 @@ def _own_home() -> Iterator[None]:
 
 
 def _report(batch: Batch[int], *, own: bool) -> None:
-    import pandas as pd
-
     frame = batch.to_frame()
     shown = frame[["url", "result", "status", "error"]].head(ROWS)
-    with pd.option_context("display.width", 120, "display.max_colwidth", 44):
-        click.echo(f"\nbatch.to_frame()\n{shown}")
+    shown = shown.assign(url=shown["url"].str.replace(r"^https?://[^/]+/", "", regex=True).str.slice(0, 34))
+    click.echo(f"\nbatch.to_frame()\n{shown.to_string(max_colwidth=36, na_rep='')}")
     click.echo(f"... and {max(0, len(frame) - ROWS):,} more rows\n")
     words, failed = frame["result"].sum(), batch.failed
     click.echo(f"{words:,} words on {batch.tally.finished:,} pages; {len(failed)} failed:")

@@ -26,7 +26,8 @@ def info(url: str | None, namespace: str | None, config: Path | None) -> None:
     console.print(f"server   {where}", highlight=False, markup=False)
     _show_queues(console, broker)
     _show_workers(console, broker)
-    _show_batches(console, [view for view in broker.batches() if view.done_us is None])
+    running = [view for view in broker.batches() if view.done_us is None]
+    _show_batches(console, running, "No batch is running; `nbqueue batches` lists all.")
 
 
 @click.command()
@@ -36,7 +37,7 @@ def batches(url: str | None, namespace: str | None, config: Path | None) -> None
     from rich.console import Console
 
     _, broker, _ = reach(url, namespace, config)
-    _show_batches(Console(), broker.batches())
+    _show_batches(Console(), broker.batches(), "No batch is there.")
 
 
 def _table(title: str, *columns: str) -> object:
@@ -71,7 +72,7 @@ def _show_workers(console: object, broker: Broker) -> None:
     _show(console, table, "No worker is up. Start one with `nbqueue worker`.")
 
 
-def _show_batches(console: object, views: list[BatchView]) -> None:
+def _show_batches(console: object, views: list[BatchView], empty: str) -> None:
     table = _table(
         "batches", "batch", "function", "queue", "jobs", "queued", "started", "finished", "failed", "canceled", "age"
     )
@@ -79,7 +80,7 @@ def _show_batches(console: object, views: list[BatchView]) -> None:
         tally = view.tally
         counts = [tally.n, tally.queued, tally.started, tally.finished, tally.failed, tally.canceled]
         _row(table, view.name or view.id, _label(view), view.queue, *counts, _ago(view.created_us))
-    _show(console, table, "No batch is there.")
+    _show(console, table, empty)
 
 
 def _label(view: BatchView) -> str:

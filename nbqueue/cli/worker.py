@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
+from nbqueue.checks import check_name, seconds
 from nbqueue.cli.common import reach, server_options
 from nbqueue.errors import BadOption
-from nbqueue.model import BEAT, LEASE, check_name, seconds
+from nbqueue.model import BEAT, LEASE
 from nbqueue.wire import Keyring, Sealer
 from nbqueue.worker.parent import Parent
 from nbqueue.worker.plan import ALL_QUEUES, Plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
@@ -147,7 +148,10 @@ class Batch(Sequence[Job[R]], Generic[R]):
         return complaint
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Job[R]]:
-        """Yields each Job when it has ended, earlier ones first. NotDone after `timeout` seconds without one."""
+        """Yields each Job when it has ended, earlier ones first. NotDone after `timeout` seconds without one.
+
+        Raises what stopped the upload, after the jobs that had arrived.
+        """
         watch, place, seen = self.watch, 0, set[int]()
         while not (watch.settled and place >= len(watch.ended)):
             start = place
@@ -158,6 +162,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
                 if index not in seen and watch.has(index):
                     seen.add(index)
                     yield self[index]
+        waiting.raise_error(self)
 
     # ------------------------------------------------------------ looking
 
@@ -170,9 +175,24 @@ class Batch(Sequence[Job[R]], Generic[R]):
         `wait=False` shows what there is. `meta=True` adds causes, times (UTC), CPU seconds, MB of memory, host and
         worker. `args=True` shows arguments over 1 kB whole. NotDone after `timeout` seconds.
         """
-        if wait and not self.wait(timeout):
+        if wait and not self._arrived(timeout):
             raise NotDone(what=f"Batch {self.id}", seconds=timeout, tally=str(self.tally))
         return frame.build(self, meta=meta, args=args)
+
+    def _arrived(self, timeout: float | None) -> bool:
+        """As wait; where the input broke off, the jobs that had arrived are enough, with a warning."""
+        watch = self.watch
+        try:
+            return self.wait(timeout)
+        except Exception as why:
+            if why is not watch.error or not watch.known:
+                raise
+        met = waiting.until(self, lambda: watch.settled, timeout, index=0)
+        what = f"{type(watch.error).__name__}: {watch.error}"
+        warnings.warn(
+            f"{self.id} has the {len(self):,} items that came before its input broke off ({what}).", stacklevel=3
+        )
+        return met
 
     @property
     def failed(self) -> Failed[R]:

@@ -11,6 +11,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 from typing import Any
 
 from nbqueue import wire
+from nbqueue.checks import size_text
 
 MOST = 20_000  # things looked at; a graph beyond that is data, not code
 
@@ -120,7 +121,7 @@ def names_of(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
 def largest(captured: dict[str, Any], floor: int) -> str:
     """The captured names over `floor` bytes, largest first, as `df 2.0 GB, model 300 MB`."""
     sizes = sorted(((size_of(value), name) for name, value in captured.items()), reverse=True)
-    shown = [f"{name} {shown_size(size)}" for size, name in sizes[:5] if size > floor]
+    shown = [f"{name} {size_text(size)}" for size, name in sizes[:5] if size > floor]
     return ", ".join(shown)
 
 
@@ -133,15 +134,6 @@ def size_of(value: Any) -> int:
         return wire.measured(value)
     except Exception:  # noqa: BLE001 - any class may refuse; that error is reported elsewhere, here only sizes count
         return 0
-
-
-def shown_size(size: float) -> str:
-    """`size` in bytes as people read it."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 def same_code(one: Callable[..., Any], other: Callable[..., Any]) -> bool:

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from nbqueue.errors import NbqueueError, NoServer, ServerRefused
+from nbqueue.errors import NbqueueError, NoServer, ServerRefused, WrongPassword
 
 if TYPE_CHECKING:
     from nbqueue.client.session import Session
@@ -85,7 +85,7 @@ class Collector:
                 self.outage = None
                 if not busy and self._active():
                     hints.wait(IDLE)
-            except (NoServer, ServerRefused) as why:
+            except (NoServer, ServerRefused, WrongPassword) as why:
                 self._away(why)
                 broker = hints = None
             except Exception as why:  # noqa: BLE001 - a fault of ours must reach those who wait, not die with a thread
@@ -126,7 +126,7 @@ class Collector:
                     self._missing(broker, watch)
                 else:
                     busy |= self._take(broker, watch, generation, view, entries)
-            except (NoServer, ServerRefused):
+            except (NoServer, ServerRefused, WrongPassword):
                 raise
             except Exception as why:  # noqa: BLE001 - what is wrong with one batch must not end the others
                 self._fail([watch], why)

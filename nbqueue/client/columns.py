@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import wire
+from nbqueue.checks import size_text
 from nbqueue.client import tables
-from nbqueue.client.captures import shown_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,4 +137,4 @@ def summary(value: Any) -> Any:
         extent = " x ".join(map(str, shape))
     else:
         extent = f"{len(value):,} items" if hasattr(value, "__len__") else ""
-    return f"<{type(value).__name__} {extent}, {shown_size(size)}>".replace(" ,", ",")
+    return f"<{type(value).__name__} {extent}, {size_text(size)}>".replace(" ,", ",")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nbqueue import settings, wire
+from nbqueue.checks import size_text
 from nbqueue.client import captures, modules
 from nbqueue.errors import BadInput, BadOption, NotPicklable, TooLarge
 from nbqueue.model import MAX_FUNCTION, WARN_FUNCTION, FunctionRecord
@@ -135,7 +136,7 @@ def _pickled(thing: Any, label: str, reach: captures.Reach | None) -> bytes:
         ) from why
     if len(payload) > WARN_FUNCTION:
         names = captures.largest(captured, WARN_FUNCTION // 10) or "its data"
-        size = captures.shown_size(len(payload))
+        size = size_text(len(payload))
         warnings.warn(f"The function {label} takes along {size} ({names}): p{remedy[1:]}", stacklevel=2)
     return payload
 

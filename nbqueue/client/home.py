@@ -16,7 +16,6 @@ from nbqueue.store import server
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\Z", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-LEAVE = 10.0  # seconds that workers get to give back what they hold
 
 
 class Local:
@@ -52,11 +51,12 @@ class Local:
         folder = self.session.settings.local
         self.session.asleep = True
         if server.status(folder) is None:
+            local.dismiss(folder)
             return
         try:
             broker = self.session.broker
             pids = local.stop(folder, broker)
-            end = time.monotonic() + LEAVE
+            end = time.monotonic() + local.LEAVE
             while any(local.alive(pid) for pid in pids) and time.monotonic() < end:
                 time.sleep(0.02)
         except NoServer as why:

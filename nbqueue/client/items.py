@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbqueue import perform
+from nbqueue.checks import size_text
 from nbqueue.client import tables
-from nbqueue.client.captures import shown_size
 from nbqueue.client.function import Function
 from nbqueue.errors import BadItems, NotPicklable, TooLarge
 from nbqueue.model import WARN_ARGUMENTS
@@ -227,7 +227,7 @@ def payloads(function: Function, calls: Calls) -> Iterator[bytes]:
             raise _refusal(function, index, call, why) from why
         if len(payload) > WARN_ARGUMENTS and not warned:
             warned = True
-            size = shown_size(len(payload))
+            size = size_text(len(payload))
             warnings.warn(
                 f"Item {index} of {function.label} is {size}: every job carries its arguments through the server. "
                 "Pass a path, or what the job can make it from.",

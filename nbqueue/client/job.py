@@ -154,6 +154,14 @@ def _rebuilt(failure: Failure | None, cause: Cause | None) -> BaseException | No
     return error
 
 
+_WORDS = {
+    Cause.USER: "canceled",
+    Cause.EXPIRED: "canceled: it waited longer than its ttl",
+    Cause.DEPENDENCY: "canceled: what it depends on did not finish",
+    Cause.LOST: "its worker was lost several times while it ran only this job",
+}
+
+
 def text_of(outcome: Outcome) -> str:
     """What went wrong in a word or a line; empty for a finished job."""
     if outcome.failure is not None:
@@ -161,4 +169,5 @@ def text_of(outcome: Outcome) -> str:
     if outcome.state is State.FINISHED:
         return ""
     code = f" (code {outcome.code})" if outcome.code else ""
-    return f"{outcome.cause or outcome.state}{code}"
+    word = _WORDS.get(outcome.cause) if outcome.cause else None
+    return f"{word or outcome.cause or outcome.state}{code}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import wire
+from nbqueue.checks import check_name
 from nbqueue.client.batch import Batch
 from nbqueue.client.session import Session
 from nbqueue.client.watch import Watch
 from nbqueue.errors import BadSignature, Expired, NoSuchBatch
-from nbqueue.model import Spec, check_name, decode, utc
+from nbqueue.model import Spec, decode, utc
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -99,6 +99,7 @@ class Panel:
 
         self._lock = threading.Lock()
         self._title, self._watches, self._pace = title, list["Watch"](), Pace()
+        self.broken = False
         self._build()
         self._handle: Any = display(self._box, display_id=True)  # type: ignore[no-untyped-call]
 
@@ -124,12 +125,15 @@ class Panel:
     def update(self, watch: Watch) -> None:
         """Shows the present state; a bar that cannot be drawn is given up, and the work goes on."""
         with self._lock:
-            if self.closed:
-                return
             try:
+                if self.closed:
+                    if self.broken or watch.settled or watch.gone or watch.fault:
+                        return
+                    self._build()  # a retry runs: the bar moves again
+                    self._handle.update(self._box)
                 self._draw()
             except Exception:  # noqa: BLE001 - widgets of many versions fail in many ways
-                self.closed = True
+                self.closed = self.broken = True
                 _log.exception("The bar of %s cannot be drawn any more.", watch.batch)
 
     def _draw(self) -> None:
@@ -145,23 +149,27 @@ class Panel:
             self._bar.max, self._bar.value, self._text.value = max(n, 1), tally.over, text
             self._bar.bar_style = "danger" if tally.failed or wrong else "success" if over else "info"
         if over:
-            self._freeze(tally.over / n if n else 1.0, text)
+            self._freeze(tally, n, text)
             self.closed = True
 
-    def _freeze(self, part: float, text: str) -> None:
+    def _freeze(self, tally: Tally, n: int, text: str) -> None:
         from IPython.display import HTML
 
         # Frontends find the display by its id. From a thread the message belongs to the cell that runs now, and so
         # programs that only listen to that one (nbclient) hear it too.
-        self._handle.update(HTML(static(part, text)))  # type: ignore[no-untyped-call]
+        self._handle.update(HTML(static(tally, n, text)))  # type: ignore[no-untyped-call]
         self._box.close()
 
 
-def static(part: float, text: str) -> str:
-    """A bar as HTML without a kernel; `text` is HTML already."""
-    inner = f"<div style='background:#4a8;height:12px;width:{part:.0%}'></div>"
-    outer = f"<div style='background:#ddd;width:240px;display:inline-block;vertical-align:middle'>{inner}</div>"
-    return f"<div>{outer} {text}</div>"
+def static(tally: Tally, n: int, text: str) -> str:
+    """A bar as HTML without a kernel: finished green, failed red, canceled grey; `text` is HTML already."""
+    counts = {"#4a8": tally.finished, "#c33": tally.failed, "#999": tally.canceled}
+    if not n:
+        counts = {"#4a8": 1}
+    style = "height:12px;display:inline-block;vertical-align:top;width:"
+    parts = (f"<div style='background:{hue};{style}{count / max(n, 1):.2%}'></div>" for hue, count in counts.items())
+    outer = "background:#ddd;width:240px;display:inline-block;vertical-align:middle;line-height:0"
+    return f"<div><div style='{outer}'>{''.join(parts)}</div> {text}</div>"
 
 
 def total(tallies: list[Tally]) -> Tally:
@@ -180,7 +188,7 @@ def announce(batch: Batch[Any]) -> None:
     count, shared = _cells.get(number, (0, None))
     count += 1
     if count < SHARED_FROM:
-        Panel(batch.id).add(batch.watch)
+        Panel(batch.name or batch.id).add(batch.watch)
     else:
         if shared is None:
             shared = Panel(batch.id)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from nbqueue import settings as settings_module
 from nbqueue import wire
+from nbqueue.checks import check_name
 from nbqueue.client.collector import Collector
-from nbqueue.errors import BadInput, NoServer
+from nbqueue.errors import BadInput, NoServer, WrongPassword
 from nbqueue.launch import local
-from nbqueue.model import check_name, new_id
+from nbqueue.model import new_id
 from nbqueue.settings import Settings
 from nbqueue.store import connection, server
 from nbqueue.store.broker import Broker
@@ -22,6 +24,7 @@ from nbqueue.store.ear import Hints
 from nbqueue.store.keys import Keys
 
 T = TypeVar("T")
+ATTEND = 1.0  # seconds between two looks for a local worker: 3,000 submits need not look 3,000 times
 
 
 class Session:
@@ -46,6 +49,8 @@ class Session:
         self._broker: Broker | None = None
         self._url = settings.url
         self._told = False
+        self.filed = settings_module.filed_url(settings.home) == settings.url
+        self._attended = 0.0  # when we looked last for a local worker
 
     def __repr__(self) -> str:
         return f"<nbqueue session on {self.server}, namespace {self.settings.namespace}>"
@@ -98,7 +103,8 @@ class Session:
         """
         try:
             return question(self.broker)
-        except NoServer:
+        except (NoServer, WrongPassword):
+            # It was killed, or `nbqueue server start` has given it a password.
             if not self.local:
                 raise
             self.revive()
@@ -112,21 +118,28 @@ class Session:
     def revive(self) -> None:
         """In local mode: makes sure that the private server and its worker are there. Elsewhere nothing."""
         if self.local:
-            with self._lock:
-                self._start_server()
+            self._start_again()
+            self._attended = 0.0
             self.attend()
+
+    def _start_again(self) -> None:
+        with self._lock:
+            self.disconnect()
+            self._start_server()
 
     def attend(self) -> None:
         """In local mode: makes sure that a worker is there; says once what was started. Elsewhere nothing."""
         if not self.local:
             return
+        if not self.asleep and time.monotonic() - self._attended < ATTEND:
+            return
         self.asleep = False
         try:
             begun = self._ensure()
-        except NoServer:
-            with self._lock:
-                self._start_server()  # it was killed
+        except (NoServer, WrongPassword):
+            self._start_again()
             begun = self._ensure()
+        self._attended = time.monotonic()
         if begun is not None and not self._told:
             self._told = True
             tell(

@@ -117,6 +117,7 @@ class Submission:
         with watch.changed:
             watch.remember(payloads)
         batch = self._batch(watch)
+        watch.over = not payloads  # an empty batch is done from the start
         self.session.collector.follow(watch)
         uploader.send_parts(self.session, watch, sealed, self.nonce, begun)
         return batch

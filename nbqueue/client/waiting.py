@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from nbqueue.checks import DAY, seconds
 from nbqueue.client import progress
 from nbqueue.client.session import Session, tell
 from nbqueue.client.watch import Watch
 from nbqueue.errors import Expired, LostByServer, NbqueueError
-from nbqueue.model import DAY
+from nbqueue.model import WorkerInfo, decode
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
@@ -24,6 +25,7 @@ def until(batch: Batch[Any], met: Callable[[], bool], timeout: float | None, *, 
 
     Raises what stopped the upload (for one job, `index`, only if it had not arrived), LostByServer, or Expired.
     """
+    timeout = None if timeout is None else seconds("timeout", timeout)
     watch, begun = batch.watch, time.monotonic()
     advice = Advice(batch.session, watch)
     try:
@@ -75,12 +77,12 @@ def absence(watch: Watch, session: Session, what: str) -> NbqueueError:
     return Expired(what=what, ttl=lifetime(watch.ttl))
 
 
-def lifetime(seconds: float) -> str:
-    """A duration as people say it."""
+def lifetime(span: float) -> str:
+    """A duration, in seconds, as people say it."""
     for size, word in ((DAY, "days"), (3600.0, "hours"), (60.0, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {word}"
-    return f"{seconds:g} s"
+        if span >= 2 * size:
+            return f"{span / size:.0f} {word}"
+    return f"{span:g} s"
 
 
 class Advice:
@@ -104,16 +106,31 @@ class Advice:
     def _message(self) -> str:
         session, queue = self._session, self._watch.queue
         try:
+            if session.local:
+                # Its lease may outlive a worker that was killed: the process is looked for.
+                session.attend()
             if session.broker.live_slots(queue):
-                return ""
-            session.attend()
+                return self._misfits()
         except NbqueueError as why:
             return f"still waiting: {why}"
         if session.local:
             return f"no local worker has joined yet; its log is {session.settings.local / 'worker.log'}"
         space = session.settings.namespace
         prefix = f"NBQUEUE_NAMESPACE={space} " if space != "nbq" else ""
+        prefix += "NBQUEUE_URL=... " if "***" in session.server and not session.filed else ""
+        url = "" if "***" in session.server or session.filed else f"--url {session.server} "
         return (
             f"no live worker serves the queue {queue!r} on {session.server}. "
-            f"Start one: {prefix}nbqueue worker --url {session.server} {queue}"
+            f"Start one: {prefix}nbqueue worker {url}{queue}"
+        )
+
+    def _misfits(self) -> str:
+        """What is wrong with the workers that there are; empty if one of them fits."""
+        session, key = self._session, self._session.sealer.keyring.ids[0]
+        infos = [decode(WorkerInfo, view.info, "A worker") for view in session.broker.workers() if view.left > 0]
+        if any(key in info.keys for info in infos if self._watch.queue in info.queues):
+            return ""
+        return (
+            f"no worker of the queue {self._watch.queue!r} knows your key {key}: copy the file "
+            f"{session.sealer.keyring.path} to the nbqueue home of the worker, and start it again"
         )

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -19,6 +19,7 @@ from nbqueue.model import WorkerInfo, decode
 from nbqueue.settings import cpus, host
 
 IDLE = 900  # seconds without work after which it leaves
+LEAVE = 10.0  # seconds that workers get to give back what they hold
 BOOT = 20.0  # seconds that a started worker may take to join
 LOGIN_SLOTS, LOGIN_NICE = 2, 10
 
@@ -154,6 +155,18 @@ def stop(folder: Path, broker: Workers) -> list[int]:
         except ProcessLookupError:
             continue  # it has just left
     return sorted(pids)
+
+
+def dismiss(folder: Path) -> None:
+    """Asks the worker that was started here to leave, and waits until it has; nobody needs to reach the server."""
+    noted = _noted(folder)
+    if noted is None:
+        return
+    with suppress(ProcessLookupError):
+        os.kill(noted[0], signal.SIGTERM)
+    end = time.monotonic() + LEAVE
+    while alive(noted[0]) and time.monotonic() < end:
+        time.sleep(0.02)
 
 
 def _local(broker: Workers) -> Iterator[WorkerInfo]:

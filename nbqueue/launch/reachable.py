@@ -6,16 +6,24 @@ import os
 import secrets
 import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from nbqueue.launch import local
 from nbqueue.settings import Settings, host
 from nbqueue.store import server
+from nbqueue.wire import Keyring
 
 
 def start(found: Settings, *, port: int, bind: str) -> str:
     """Restarts the private server on a TCP port with a password, and writes the connection file; returns the URL.
 
-    Port 0 is a free one.
+    Port 0 is a free one. A server that is reachable already stays as it is, unless another port is asked for.
     """
+    running = server.status(found.local)
+    if running is not None and running.public and found.url and port in {0, _port(found.url)}:
+        return found.url
+    Keyring.load(found.home)  # made now, so that it can be copied to where it is needed
+    local.dismiss(found.local)
     server.stop(found.local)
     password = secrets.token_hex(24)
     port = port or _free_port(bind)
@@ -48,8 +56,12 @@ def stop(found: Settings) -> bool:
     """Stops the private server and removes the connection file that names it; False if none ran."""
     running = server.status(found.local)
     path = found.home / "connection.toml"
-    if running is not None and running.public and found.url and path.exists():
-        port = running.public.rpartition(":")[2].partition("/")[0]
-        if f":{port}" in path.read_text():
-            path.unlink()
+    named = running is not None and running.public and found.url and _port(running.public) == _port(found.url)
+    if named and path.exists():
+        path.unlink()
+    local.dismiss(found.local)
     return server.stop(found.local)
+
+
+def _port(url: str) -> int | None:
+    return urlsplit(url).port

@@ -9,8 +9,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 
+from nbqueue.checks import check_name
 from nbqueue.errors import BadInput, LeaseEnded, NoSuchBatch
-from nbqueue.model import BEAT, LEASE, MAX_LOSSES, check_name
+from nbqueue.model import BEAT, LEASE, MAX_LOSSES
 from nbqueue.store.door import FIELDS, loads_of, parts
 from nbqueue.store.reads import Reads
 from nbqueue.store.records import LETTER, Claimed, Fitness, Grant, Held, Lease, Reaped, Renewed, Settled

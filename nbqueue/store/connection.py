@@ -113,6 +113,8 @@ def translate(why: wrong.RedisError, url: str) -> NbqueueError:
         return WrongPassword(url=url, why=text)
     if isinstance(why, wrong.BusyLoadingError):
         return NoServer(url=url, why="it is still loading its data", remedy="Try again in a moment.")
+    if isinstance(why, wrong.InvalidResponse):
+        return NoServer(url=url, why=f"what answers there is not Redis ({text})", remedy="Check host and port.")
     word = _word(why, text)
     if word in _REFUSALS:
         reason, remedy = _REFUSALS[word]

@@ -6,7 +6,7 @@ In `SHAPES` a `*` stands for the one variable part.
 
 from __future__ import annotations
 
-from nbqueue.model import check_name
+from nbqueue.checks import check_name
 
 SHAPES = {
     "queues": "queues",  # set: names of queues seen

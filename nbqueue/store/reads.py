@@ -7,7 +7,8 @@ import secrets
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from nbqueue.model import Cause, State, Tally, is_name
+from nbqueue.checks import is_name
+from nbqueue.model import Cause, State, Tally
 from nbqueue.store.door import Door
 from nbqueue.store.records import BatchView, Stored
 

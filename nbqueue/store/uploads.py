@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
+from nbqueue.checks import YEAR, check_name
 from nbqueue.errors import BadInput, InUse, NoSuchBatch
-from nbqueue.model import YEAR, check_name
 from nbqueue.store.door import Door, loads_of, parts
 from nbqueue.store.records import NewBatch
 from nbqueue.store.scripts import Argument

@@ -27,6 +27,7 @@ from nbqueue.worker.stall import Stall
 from nbqueue.worker.tenure import Tenure, python_version
 
 UNBEGUN = 1.0  # seconds after which a held job that has not begun is given back
+STRANDED = 120.0  # seconds without its private server after which a local worker leaves
 TWICE = 1.0  # seconds: a scheduler may send its first SIGTERM twice
 
 
@@ -201,6 +202,9 @@ class Parent:
             self.score.line("!!", f"{why} Running jobs go on; trying again.")
         if self._stop_at is not None and now >= self._stop_at:
             self.score.line("!!", "stops without the server: its lease runs out, and others take its jobs")
+            self._over = True
+        if self.plan.local and now - self._offline > STRANDED:
+            self.score.line("--", "leaves: its private server is gone; the next notebook starts both")
             self._over = True
         self._retry_at = now + min(2.0, 0.1 + (now - self._offline) / 4)
 

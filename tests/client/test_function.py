@@ -175,14 +175,14 @@ def test_a_function_that_does_not_pickle_names_the_culprit():
 
 def test_large_captures_warn_and_are_named():
     df = bytes(12 << 20)
-    with pytest.warns(UserWarning, match=r"takes along 12.6 MB \(df 12.6 MB\): pass a path, or a slice as argument"):
+    with pytest.warns(UserWarning, match=r"takes along 12.0 MB \(df 12.0 MB\): pass a path, or a slice as argument"):
         describe(lambda: df)
 
 
 def test_captures_that_are_too_large_are_refused_and_named(monkeypatch):
     monkeypatch.setattr(function, "MAX_FUNCTION", 5 << 20)
     df = bytes(12 << 20)
-    with pytest.raises(TooLarge, match=r"The function lambda is too large: over 5 MB. It takes along df 12.6 MB: pass"):
+    with pytest.raises(TooLarge, match=r"The function lambda is too large: over 5 MB. It takes along df 12.0 MB: pass"):
         describe(lambda: df)
 
 

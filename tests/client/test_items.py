@@ -177,12 +177,12 @@ def test_a_hostile_argument_is_named_too():
 
 
 def test_an_argument_that_is_too_large_names_its_item():
-    with pytest.raises(TooLarge, match="Item 1 of one is too large: over 67 MB"):
+    with pytest.raises(TooLarge, match="Item 1 of one is too large: over 64 MB"):
         packed(one, [1, bytes(70 << 20)])
 
 
 def test_an_argument_over_one_megabyte_warns_once():
-    with pytest.warns(UserWarning, match="Item 1 of one is 2.1 MB") as seen:
+    with pytest.warns(UserWarning, match="Item 1 of one is 2.0 MB") as seen:
         packed(one, [1, bytes(2 << 20), bytes(2 << 20)])
     assert len(seen) == 1
 

@@ -23,7 +23,7 @@ end
 
 local function cancel_all()
   if f.open == '1' then
-    call('HSET', K.b(batch), 'open', 0, 'canceled', 1)
+    call('HSET', K.b(batch), 'open', 0, 'canceled', 1, 'cut', 1)
     call('ZREM', K.later, 'upload:' .. batch)
   end
   local number, more = cut_waiting(f, 'user')

@@ -137,13 +137,18 @@ end
 
 -- Takes a share of one batch. Answers whether it has still something to hand out.
 local function take(batch, queue, all, quota)
-  local f = call('HMGET', K.b(batch), 'n', 'cur', 'big', 'key', 'signer', 'python', 'host')
+  local f = call('HMGET', K.b(batch), 'n', 'cur', 'big', 'key', 'signer', 'python', 'host', 'ttl')
   if not f[1] then return false end
   local n, cur, big = tonumber(f[1]), tonumber(f[2]), tonumber(f[3])
   local left = waiting(batch, n, cur)
   if left <= 0 then
     call('HDEL', K.b(batch), 'inq')
     return false
+  end
+  if f[8] then
+    -- What has waited too long is not begun: promote, which is due for it, cancels it.
+    local due = call('ZSCORE', K.later, 'ttl:' .. batch)
+    if due and tonumber(due) <= now then return true end
   end
   local why = misfit(batch, f, queue)
   if why then

@@ -1,0 +1,162 @@
+"""What a user typed, checked: names, durations, options."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from datetime import timedelta
+from numbers import Integral, Real
+from typing import Any
+
+from nbqueue.errors import BadName, BadOption
+
+DAY = 86_400.0
+YEAR = 365 * DAY
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+\-]{0,99}\Z")
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?\Z")
+
+
+def check_name(what: str, name: object) -> str:
+    """`name`, if it may be part of a key; raises BadName."""
+    if not isinstance(name, str) or not _NAME.match(name):
+        shown = name if not isinstance(name, str) or len(name) <= 100 else name[:100] + "..."
+        raise BadName(what=what, name=shown)
+    return name
+
+
+def is_name(text: str) -> bool:
+    """Whether check_name would let `text` pass."""
+    return _NAME.match(text) is not None
+
+
+def seconds(option: str, value: object) -> float:
+    """A duration as seconds: a number, a timedelta, digits, or text such as '3m', '1h30m', '2d'. Raises BadOption."""
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    value = _plain(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e10:
+        return float(value)
+    if isinstance(value, str):
+        match = _DURATION.match(value.strip())
+        if match and value.strip():
+            days, hours, minutes, rest = (float(part or 0) for part in match.groups())
+            return days * DAY + hours * 3600 + minutes * 60 + rest
+        if re.fullmatch(r"-?\d{1,9}(\.\d+)?", value.strip()):
+            return float(value)
+    raise BadOption(
+        message=f"{option}={value!r} is not a duration: give seconds, or text such as '90s', '3m', '1h30m' or '2d'."
+    )
+
+
+def _plain(value: object) -> object:
+    """NumPy's numbers as Python's; all else as it is."""
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+def _positive(option: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if (found := seconds(option, value)) <= 0:
+        raise BadOption(message=f"{option}={value!r} must be over 0 seconds; None means no limit.")
+    return found
+
+
+def _grace(option: str, value: object) -> float:
+    if (found := seconds(option, value)) < 0:
+        raise BadOption(message=f"{option}={value!r} must not be negative.")
+    return found
+
+
+def _lifetime(option: str, value: object) -> float:
+    if value is None or value == -1:
+        return YEAR
+    if (found := seconds(option, value)) < 0:
+        raise BadOption(message=f"{option}={value!r} must be seconds, 0 or more; -1 keeps results for a year.")
+    return min(found, YEAR)
+
+
+def _flag(option: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise BadOption(message=f"{option}={value!r} must be True or False.")
+    return value
+
+
+def _count(option: str, value: object) -> int:
+    value = _plain(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadOption(message=f"{option}={value!r} must be a whole number of 1 or more.")
+    return value
+
+
+def _seed(option: str, value: object) -> int | None:
+    if value is None:
+        return None
+    value = _plain(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise BadOption(message=f"{option}={value!r} must be a whole number from 0 to 2**63 - 1.")
+    return value
+
+
+def _tolerance(option: str, value: object) -> float | None:
+    if value is None:
+        return None
+    value = _plain(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise BadOption(message=f"{option}={value!r} must be a number of jobs, or a fraction below 1.")
+    return value
+
+
+def _names(option: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, Iterable) or isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        raise BadOption(message=f'{option}={value!r} must be a list of names of variables, as env=["API_KEY"].')
+    return tuple(value)
+
+
+def _inline(option: str, value: object) -> bool | str:
+    if isinstance(value, bool) or (isinstance(value, str) and value == "collect"):
+        return value
+    raise BadOption(message=f"{option}={value!r} must be True, False or 'collect'.")
+
+
+def _optional_flag(option: str, value: object) -> bool | None:
+    return None if value is None else _flag(option, value)
+
+
+def _optional_name(option: str, value: object) -> str | None:
+    return None if value is None else check_name(option, value)
+
+
+CHECKS: dict[str, Any] = {
+    "queue": check_name,
+    "name": _optional_name,
+    "timeout": _positive,
+    "grace": _grace,
+    "result_ttl": _lifetime,
+    "failure_ttl": _lifetime,
+    "ttl": _positive,
+    "at_front": _flag,
+    "isolate": _flag,
+    "slice": _grace,
+    "preload": _flag,
+    "max_result": _count,
+    "max_failed": _tolerance,
+    "seed": _seed,
+    "env": _names,
+    "progress": _optional_flag,
+    "inline": _inline,
+}
+
+
+def size_text(count: float) -> str:
+    """A number of bytes as people say it, in powers of 1024: `64 MB`."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if count == int(count) else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GB"
