@@ -102,16 +102,24 @@ def _read(path: Path) -> str:
     except OSError as why:
         remedy = f"Make it a plain file of yours: `rm {path}` lets nbqueue make a new one."
         raise BadSecret(path=path, why=f"it cannot be opened as a plain file ({why})", remedy=remedy) from why
+    try:
+        _check(path, os.fstat(descriptor))
+    except BadSecret:
+        os.close(descriptor)
+        raise
     with os.fdopen(descriptor) as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise BadSecret(path=path, why="it is no plain file", remedy=f"Run `rm {path}`.")
-        if facts.st_uid != os.getuid():
-            remedy = f"Run `rm {path}` as its owner, or set NBQUEUE_HOME to a folder of your own."
-            raise BadSecret(path=path, why=f"it belongs to user {facts.st_uid}, not to you", remedy=remedy)
-        if facts.st_mode & 0o077:
-            raise BadSecret(path=path, why="others may read or write it", remedy=f"Run `chmod 600 {path}`.")
         return file.read()
+
+
+def _check(path: Path, facts: os.stat_result) -> None:
+    """Raises BadSecret unless the file is plain, ours, and nobody else's to read."""
+    if not stat.S_ISREG(facts.st_mode):
+        raise BadSecret(path=path, why="it is no plain file", remedy=f"Remove it: `rm -r {path}`.")
+    if facts.st_uid != os.getuid():
+        remedy = f"Run `rm {path}` as its owner, or set NBQUEUE_HOME to a folder of your own."
+        raise BadSecret(path=path, why=f"it belongs to user {facts.st_uid}, not to you", remedy=remedy)
+    if facts.st_mode & 0o077:
+        raise BadSecret(path=path, why="others may read or write it", remedy=f"Run `chmod 600 {path}`.")
 
 
 def _parse(text: str, path: str) -> list[bytes]:

@@ -182,11 +182,6 @@ class Note(msgspec.Struct, frozen=True, array_like=True):
 _note = msgspec.msgpack.Decoder(Note)
 
 
-def stored(state: State, attempt: int, body: bytes) -> bytes:
-    """The record that settle writes for a sealed outcome."""
-    return _HEAD.pack(LETTER[state], attempt) + body
-
-
 def past(blob: bytes) -> list[bytes]:
     """The records in a field of `past`, oldest first; an empty one stands for an end without a record."""
     found = []

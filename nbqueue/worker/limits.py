@@ -13,9 +13,9 @@ from collections.abc import Callable
 from types import FrameType
 
 from nbqueue.errors import JobTimeout
-from nbqueue.worker.tree import become_subreaper, kill_strays, reap_children
+from nbqueue.worker.tree import become_subreaper, kill_strays
 
-__all__ = ["ALARM", "Alarm", "Board", "become_subreaper", "fence_clock", "kill_strays", "overdue", "reap_children"]
+__all__ = ["ALARM", "Alarm", "Board", "become_subreaper", "fence_clock", "kill_strays", "overdue"]
 
 # A real-time signal, where there are any: SIGALRM, SIGUSR1 and SIGUSR2 belong to the user.
 ALARM: int = signal.SIGRTMIN + 11 if hasattr(signal, "SIGRTMIN") else signal.SIGXCPU

@@ -64,9 +64,12 @@ def _unfit(record: FunctionRecord, why: str) -> LoadError:
 
 
 def _verify(name: str, digest: str) -> None:
-    found = importlib.util.find_spec(name)
+    try:
+        found = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        found = None  # its package is not there
     if found is None:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return  # where it is needed the import will fail, and say so; a late import may never come
     import hashlib
 
     origin = Path(found.origin) if found.has_location and found.origin else None

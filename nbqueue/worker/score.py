@@ -1,7 +1,7 @@
 """The worker's log: one line an event, in fixed columns, on standard error.
 
 12.30s -> wordcount:17
-12.80s <- wordcount:17 ok 0.49s
+12.80s <- wordcount:17 ok
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from nbqueue.model import Outcome, Ride, State, encode
+from nbqueue.checks import size_text
+from nbqueue.errors import NoServer
+from nbqueue.model import Cause, Failure, Outcome, Ride, State, encode
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import Lease, Settled
 from nbqueue.wire import OUTCOME, TAIL, Sealer
@@ -19,6 +21,8 @@ from nbqueue.worker.score import Score
 
 HELD_BACK = 0.2  # seconds that a failure waits
 LINGER = 0.005  # seconds that a success may wait for others to settle with, while short calls go on
+BIG = 1 << 20  # bytes of an outcome that settles by itself
+TRIES = 3  # at a large outcome, while the server answers otherwise
 ENOUGH = 200  # successes that wait for no more
 MOST_PENDING = 20_000  # outcomes in memory while the server is away; then the worker claims no more
 
@@ -35,10 +39,10 @@ class Settler:
     offset: float = 0.0  # Redis's clock minus this machine's monotonic clock, in microseconds
     draining: bool = False
     brisk: bool = False  # short calls go on: outcomes come soon that can settle together
-    settled: int = 0
     _since: float = 0.0  # when the first of `_ready` came
     _ready: list[Settled] = field(default_factory=list)
     _held: list[tuple[float, Task, Settled]] = field(default_factory=list)
+    _tries: dict[tuple[str, int, str], int] = field(default_factory=dict)  # of large results
     _told: dict[tuple[str, int, str], tuple[Task, Ride]] = field(default_factory=dict)
 
     def add(self, task: Task, ride: Ride, tail: bytes) -> None:
@@ -100,10 +104,38 @@ class Settler:
                 self._ready.append(self._held.pop(0)[2])
         if not self._ready or self._lingers():
             return
-        answers = self.broker.settle(self.worker, self._ready)
-        done, self._ready = self._ready, []
-        self.settled += len(done)
-        self._report(done, answers)
+        self._settle([record for record in self._ready if len(record.blob) <= BIG])
+        for record in [record for record in self._ready if len(record.blob) > BIG]:
+            try:
+                self._settle([record])
+            except NoServer:
+                self._give_up(record)
+                raise
+
+    def _settle(self, records: list[Settled]) -> None:
+        if not records:
+            return
+        answers = self.broker.settle(self.worker, records)
+        done = set(map(id, records))
+        self._ready = [record for record in self._ready if id(record) not in done]
+        self._report(records, answers)
+
+    def _give_up(self, record: Settled) -> None:
+        """A large result that cannot be sent in time, again and again, would keep its worker from everything else."""
+        place = (record.batch, record.index, record.token)
+        self._tries[place] = self._tries.get(place, 0) + 1
+        if self._tries[place] < TRIES:
+            return
+        del self._tries[place]
+        task, ride = self._told[place]
+        size = size_text(len(record.blob))
+        text = f"the result of {size} could not be sent in {TRIES} tries: write it to a file, and return its path"
+        failure = Failure("nbqueue.errors.TooLarge", text)
+        ride = Ride(
+            State.FAILED, Cause.TOO_LARGE, ride.started, ride.ended, ride.cpu_s, ride.max_rss_kb, failure=failure
+        )
+        self._told[place] = task, ride
+        self._ready = [self._record(task, ride, b"") if each is record else each for each in self._ready]
 
     def withdraw(self) -> list[Lease]:
         """The failures not settled, taken out: a worker that drains gives these jobs back."""

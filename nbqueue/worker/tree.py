@@ -121,11 +121,6 @@ def kill_strays(known: Collection[int]) -> bool:
     return False
 
 
-def reap_children(known: Collection[int] = ()) -> None:
-    """Reaps every child of this process that has ended and is not among `known`, whose ends others wait for."""
-    _reap(pid for pid in children() if pid not in known)
-
-
 def _reap(pids: Iterable[int]) -> None:
     for pid in pids:
         try:

@@ -75,8 +75,8 @@ def test_a_small_batch_is_not_starved_by_a_large_one(session, fleet):
 
 
 def test_a_worker_of_every_queue_learns_of_a_new_one(session, fleet):
-    fleet.start("*", beat=1.9).up()
-    assert nbqueue.options(queue="never_seen").submit(abs, -1).wait(20) == 1
+    fleet.start("*", lease=60, beat=50).up()
+    assert nbqueue.options(queue="never_seen").submit(abs, -1).wait(20) == 1  # long before the next beat
 
 
 def test_the_log_reads_like_a_score(session, fleet):

@@ -1,0 +1,69 @@
+"""What is decided outside the code, in order: arguments, environment, connection file, config file, defaults."""
+
+import os
+
+import pytest
+
+from nbqueue import settings
+from nbqueue.errors import BadOption
+from nbqueue.worker.marks import own_mark, started
+from nbqueue.worker.plan import Plan
+
+
+def test_who_wins(tmp_path):
+    environ = {"NBQUEUE_HOME": str(tmp_path)}
+    assert settings.load(environ=environ).url is None
+    (tmp_path / "config.toml").write_text('url = "redis://config"\nnamespace = "mine"\nslots = 3\n')
+    assert settings.load(environ=environ).url == "redis://config"
+    (tmp_path / "connection.toml").write_text('url = "redis://connection"\n')
+    found = settings.load(environ=environ)
+    assert (found.url, found.namespace, found.slots) == ("redis://connection", "mine", 3)
+    environ["NBQUEUE_URL"] = "redis://environment"
+    assert settings.load(environ=environ).url == "redis://environment"
+    assert settings.load("redis://argument", environ=environ).url == "redis://argument"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("url = 3", "type str"),
+        ('urk = "redis://x"', "no setting"),
+        ("url = [", "cannot be read"),
+        ("\xff", "cannot be read"),
+    ],
+)
+def test_a_config_file_that_cannot_be_meant(tmp_path, text, why):
+    (tmp_path / "config.toml").write_text(text, encoding="latin-1")
+    with pytest.raises(BadOption, match=why):
+        settings.load(environ={"NBQUEUE_HOME": str(tmp_path)})
+
+
+@pytest.mark.parametrize(("word", "meant"), [("", False), ("0", False), ("1", True), ("collect", "collect")])
+def test_inline(tmp_path, word, meant):
+    assert settings.load(environ={"NBQUEUE_HOME": str(tmp_path), "NBQUEUE_INLINE": word}).inline == meant
+
+
+@pytest.mark.parametrize("name", ["NBQUEUE_INLINE", "NBQUEUE_SLOTS"])
+def test_a_variable_that_cannot_be_meant(tmp_path, name):
+    with pytest.raises(BadOption, match=name):
+        settings.load(environ={"NBQUEUE_HOME": str(tmp_path), name: "perhaps"})
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no CPU affinity")
+def test_slots_are_the_cpus_that_this_process_may_use():
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert settings.cpus() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert settings.cpus() == len(before)
+    assert Plan().slots == 0
+
+
+def test_a_mark_names_a_process_that_lives():
+    _, pid, since, namespace = own_mark("w-1").split("/")
+    assert int(pid) == os.getpid()
+    assert since == started(os.getpid())
+    assert namespace == "" or namespace.startswith("pid:")
+    assert started(2**22 - 1) == ""
