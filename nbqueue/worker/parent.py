@@ -81,6 +81,13 @@ class Parent:
                 self.score.line("--", f"worker {self.tenure.id} is up: {what}, {self.plan.server}")
                 while not self._over:
                     self._turn()
+            except Exception as why:
+                # What it holds is given back now, not when its lease has run out.
+                self.score.line("!!", f"ends by an unexpected {type(why).__name__}; its jobs are given back")
+                self.stables.close()
+                with contextlib.suppress(SetupError):
+                    self.broker.leave(self.tenure.id)
+                raise
             finally:
                 self.stables.close()
                 self.ears.close()

