@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PART = 1_000  # outcomes a turn and batch
 LOGS = 500  # batches a turn
 FEW = 50  # batches of one a turn that are looked at without being named
+GAP = 0.02  # seconds between two looks at least
 IDLE = 0.25  # seconds between two looks without a hint
 OUTAGE = 0.5  # seconds between two tries while the server is away
 SHORT = 60.0  # seconds; results that are kept no longer may expire before anyone saw the batch end
@@ -81,10 +82,13 @@ class Collector:
             try:
                 if broker is None or hints is None:
                     broker, hints = self._session.fresh_broker(), self._session.fresh_hints()
+                looked = time.monotonic()
                 busy = self._turn(broker)
                 self.outage = None
                 if not busy and self._active():
                     hints.wait(IDLE)
+                    # The first hint after a silence is followed at once; of a stream, one look takes many.
+                    self._pause.wait(max(0.0, looked + GAP - time.monotonic()))
             except (NoServer, ServerRefused, WrongPassword) as why:
                 self._away(why)
                 broker = hints = None

@@ -62,7 +62,7 @@ class Parent:
         self._offline: float | None = None  # since when the server has not answered
         self._retry_at = 0.0
         self._idle_since = self._began = time.monotonic()
-        self._next_leave = 0.0
+        self._next_leave = self._next_stale = 0.0
         self._served = 0
         self._bereaved = False  # a child has ended
         self._over = False
@@ -254,8 +254,11 @@ class Parent:
 
     def _give_back(self) -> None:
         """Releases what cannot begin soon, and what cannot be loaded here; where no worker can load it, it fails."""
-        if stale := self.stables.unbegun(UNBEGUN):
-            self._release(stale)
+        now = time.monotonic()
+        if now >= self._next_stale:
+            self._next_stale = now + UNBEGUN / 4
+            if stale := self.stables.unbegun(UNBEGUN):
+                self._release(stale)
         for key, tasks in self.stables.refused().items():
             nobody_can = self.broker.release(self.tenure.id, [task.lease for task in tasks], unfit=True)
             self.stables.refusals = [task for task in self.stables.refusals if task.spec.key != key]

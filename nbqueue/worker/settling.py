@@ -20,7 +20,7 @@ from nbqueue.worker.ledger import Task
 from nbqueue.worker.score import Score
 
 HELD_BACK = 0.2  # seconds that a failure waits
-LINGER = 0.005  # seconds that a success may wait for others to settle with, while short calls go on
+LINGER = 0.02  # seconds that a success may wait for others to settle with, while short calls go on
 BIG = 1 << 20  # bytes of an outcome that settles by itself
 TRIES = 3  # at a large outcome, while the server answers otherwise
 ENOUGH = 200  # successes that wait for no more
