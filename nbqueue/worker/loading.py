@@ -17,21 +17,18 @@ from nbqueue.errors import LoadError
 from nbqueue.model import Failure, FunctionRecord
 from nbqueue.settings import cpus, host
 from nbqueue.worker import frames, tree
+from nbqueue.worker.surroundings import for_jobs
 
-_SCRUBBED = ("NBQUEUE_SECRET", "NBQUEUE_URL")
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _GPU = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 
 
 def settle_in(record: FunctionRecord) -> None:
     """Makes this process the place that the function expects: folder, sys.path, environment, an empty `__main__`."""
-    environ = os.environ
-    for name in [name for name in environ if name in _SCRUBBED or name.startswith("JPY_")]:
-        del environ[name]
-    for name in _THREADS:
-        environ.setdefault(name, str(cpus()))
-    environ["MPLBACKEND"] = "Agg"
-    environ.update(record.env)
+    # Again, after the parent: a stable may be started by hand, and its children see what it was executed with.
+    kept = for_jobs(os.environ, cpus()) | record.env
+    for name in set(os.environ) - set(kept):
+        del os.environ[name]
+    os.environ.update(kept)
     if Path(record.cwd).is_dir() and os.access(record.cwd, os.X_OK):
         os.chdir(record.cwd)
     wanted = [path for path in (*record.path, record.cwd) if path and Path(path).exists()]

@@ -14,8 +14,7 @@ from nbqueue.model import Failure, FunctionRecord, encode
 from nbqueue.worker import frames
 from nbqueue.worker.ledger import Task
 from nbqueue.worker.marks import MARK
-
-_SCRUBBED = ("NBQUEUE_SECRET", "NBQUEUE_URL")
+from nbqueue.worker.surroundings import for_jobs
 
 
 class Stall:
@@ -40,17 +39,12 @@ class Stall:
         # On the client's own machine the client's interpreter loads the function: another environment is no obstacle.
         near = record.host == host and bool(record.interpreter) and os.access(record.interpreter, os.X_OK)
         interpreter = record.interpreter if near else sys.executable
-        environ = {k: v for k, v in os.environ.items() if k not in _SCRUBBED and not k.startswith("JPY_")}
-        environ[MARK] = mark
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            environ.setdefault(name, str(threads))
-        environ.setdefault("MPLBACKEND", "Agg")
         return subprocess.Popen(
             [interpreter, "-P", "-m", "nbqueue.worker.stable", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
             pass_fds=(theirs.fileno(),),
-            env=environ,
+            env=for_jobs(os.environ, threads) | {MARK: mark},
             start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle
         )
 
