@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,18 @@ def _slots(value: object) -> int | None:
 def cpus() -> int:
     """The CPUs that this process may use: its affinity, not the machine's count."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def born(pid: int) -> str:
+    """When a process of this machine began, in the machine's words; empty if it is gone, or a zombie.
+
+    With the number it is a name that is not used twice: a number alone may be anyone's by now.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        if Path("/proc/self").exists():
+            return ""
+        shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return shown.stdout.strip()
+    return "" if fields[0] in "ZX" else fields[19]

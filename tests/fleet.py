@@ -77,9 +77,10 @@ class Worker:
 
 def processes(marks):
     """Pids of living processes whose environment mark holds one of these texts."""
-    from nbqueue.worker.marks import carriers, started
+    from nbqueue.settings import born
+    from nbqueue.worker.marks import carriers
 
-    return [pid for pid, mark in carriers() if any(each in mark for each in marks) and started(pid)]
+    return [pid for pid, mark in carriers() if any(each in mark for each in marks) and born(pid)]
 
 
 def leftovers(marks):

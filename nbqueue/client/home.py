@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 
 import msgspec
 
@@ -56,9 +55,7 @@ class Local:
         try:
             broker = self.session.broker
             pids = local.stop(folder, broker)
-            end = time.monotonic() + local.LEAVE
-            while any(local.alive(pid) for pid in pids) and time.monotonic() < end:
-                time.sleep(0.02)
+            local.until_gone(pids)
         except NoServer as why:
             session_module.tell(f"nbqueue: the private server did not answer ({why})")
         self.session.disconnect()

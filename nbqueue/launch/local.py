@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from nbqueue.model import WorkerInfo, decode
-from nbqueue.settings import cpus, host
+from nbqueue.settings import born, cpus, host
 
 IDLE = 900  # seconds without work after which it leaves
 LEAVE = 10.0  # seconds that workers get to give back what they hold
@@ -104,7 +104,7 @@ _children: list[subprocess.Popen[bytes]] = []  # polled, so that a child that le
 
 
 def _note(folder: Path, pid: int) -> None:
-    (folder / "worker.json").write_text(json.dumps({"pid": pid, "born": _born(pid), "at": time.time()}))
+    (folder / "worker.json").write_text(json.dumps({"pid": pid, "born": born(pid), "at": time.time()}))
 
 
 def _starting(folder: Path) -> bool:
@@ -117,10 +117,10 @@ def _noted(folder: Path) -> tuple[int, float] | None:
     """(pid, time of the start) of the last worker started here, if that very process lives."""
     try:
         noted = json.loads((folder / "worker.json").read_text())
-        pid, born, started = int(noted["pid"]), str(noted["born"]), float(noted["at"])
+        pid, since, started = int(noted["pid"]), str(noted["born"]), float(noted["at"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None  # none was started, or the file is cut short: then the store's list decides
-    return (pid, started) if born and _born(pid) == born else None
+    return (pid, started) if since and born(pid) == since else None
 
 
 def alive(pid: int) -> bool:
@@ -128,19 +128,7 @@ def alive(pid: int) -> bool:
     for child in list(_children):
         if child.poll() is not None:
             _children.remove(child)
-    return bool(_born(pid))
-
-
-def _born(pid: int) -> str:
-    """When a process began, in its machine's words, to tell it from a later one of its number; empty: it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        if Path("/proc/self").exists():
-            return ""
-        shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-        return shown.stdout.strip()
-    return "" if fields[0] == "Z" else fields[19]
+    return bool(born(pid))
 
 
 def stop(folder: Path, broker: Workers) -> list[int]:
@@ -164,8 +152,13 @@ def dismiss(folder: Path) -> None:
         return
     with suppress(ProcessLookupError):
         os.kill(noted[0], signal.SIGTERM)
+    until_gone([noted[0]])
+
+
+def until_gone(pids: Sequence[int]) -> None:
+    """Waits until these processes have ended, for LEAVE seconds at most."""
     end = time.monotonic() + LEAVE
-    while alive(noted[0]) and time.monotonic() < end:
+    while any(alive(pid) for pid in pids) and time.monotonic() < end:
         time.sleep(0.02)
 
 

@@ -27,7 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from nbqueue.errors import NoServer, NoServerProgram, ServerUnfit
-from nbqueue.settings import host
+from nbqueue.settings import born, host
 
 _SOCKET_LIMIT = 107
 _START = 60.0  # loading much data takes time
@@ -173,7 +173,7 @@ def _start(
         time.sleep(0.002)
     pid = int(pidfile.read_text())
     facts = {"socket": str(socket), "port": port, "bind": bind, "password": password}
-    state = _State(host=host(), pid=pid, born=_born(pid) or "", **facts)  # type: ignore[arg-type]
+    state = _State(host=host(), pid=pid, born=born(pid), **facts)  # type: ignore[arg-type]
     _write(folder / "server.json", msgspec.json.encode(state))
     _wait(state, folder)
     return state
@@ -304,20 +304,8 @@ def _load(folder: Path) -> _State | None:
 # ---------------------------------------------------------------- processes
 
 
-def _born(pid: int) -> str | None:
-    """When a process started, in a form that only tells it from another one; None if there is none (or a zombie)."""
-    if os.path.isdir("/proc/self"):  # noqa: PTH112 - one system call
-        try:
-            rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if rest[0] == "Z" else rest[19]
-    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return shown.stdout.strip() or None
-
-
 def _alive(state: _State) -> bool:
-    return _born(state.pid) == state.born
+    return bool(state.born) and born(state.pid) == state.born
 
 
 def _client(socket: str, password: str | None) -> redis.Redis:

@@ -11,24 +11,16 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from nbqueue.settings import born
+
 MARK = "NBQUEUE_MARK"
 _PROC = Path("/proc")
-
-
-def started(pid: int) -> str:
-    """When a process started, in clock ticks since boot: with the pid, a name that is not used twice. Empty if gone."""
-    try:
-        text = (_PROC / str(pid) / "stat").read_text()
-    except OSError:
-        return ""
-    fields = text.rpartition(")")[2].split()
-    return "" if fields[0] in "ZX" else fields[19]
 
 
 def own_mark(worker: str) -> str:
     """The mark of this process's stables."""
     pid = os.getpid()
-    return f"{worker}/{pid}/{started(pid)}/{_namespace()}"
+    return f"{worker}/{pid}/{born(pid)}/{_namespace()}"
 
 
 def _namespace() -> str:
@@ -61,7 +53,7 @@ def sweep() -> int:
     killed = 0
     for pid, mark in carriers():
         _, owner, since, namespace = [*mark.split("/"), "", "", ""][:4]
-        if not owner.isdigit() or not since or namespace != _namespace() or started(int(owner)) == since:
+        if not owner.isdigit() or not since or namespace != _namespace() or born(int(owner)) == since:
             continue
         try:
             os.kill(pid, signal.SIGKILL)

@@ -14,8 +14,8 @@ from helpers import wait_until
 import nbqueue
 from nbqueue.client import session as sessions
 from nbqueue.model import WorkerInfo, decode
+from nbqueue.settings import born
 from nbqueue.store import server
-from nbqueue.worker.marks import started
 
 WHERE = "import nbqueue, sys; print(nbqueue.submit(lambda: sys.prefix).wait(60))"
 
@@ -132,4 +132,4 @@ def test_server_stop_ends_the_local_worker_too(local_home):
     (pid,) = [decode(WorkerInfo, view.info).pid for view in workers()]
     sessions.current().asleep = True
     command("server", "stop")
-    wait_until(lambda: not started(pid))
+    wait_until(lambda: not born(pid))

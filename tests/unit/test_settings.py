@@ -6,7 +6,8 @@ import pytest
 
 from nbqueue import settings
 from nbqueue.errors import BadOption
-from nbqueue.worker.marks import own_mark, started
+from nbqueue.settings import born
+from nbqueue.worker.marks import own_mark
 from nbqueue.worker.plan import Plan
 
 
@@ -64,6 +65,6 @@ def test_slots_are_the_cpus_that_this_process_may_use():
 def test_a_mark_names_a_process_that_lives():
     _, pid, since, namespace = own_mark("w-1").split("/")
     assert int(pid) == os.getpid()
-    assert since == started(os.getpid())
+    assert since == born(os.getpid())
     assert namespace == "" or namespace.startswith("pid:")
-    assert started(2**22 - 1) == ""
+    assert born(2**22 - 1) == ""
