@@ -132,6 +132,23 @@ def _optional_name(option: str, value: object) -> str | None:
     return None if value is None else check_name(option, value)
 
 
+def _text(option: str, value: object) -> str:
+    if not isinstance(value, str) or len(value) > 1000:
+        raise BadOption(message=f"{option}={value!r} must be a text of at most 1,000 characters.")
+    return value
+
+
+def _meta(option: str, value: object) -> dict[str, Any] | None:
+    if value is not None and (not isinstance(value, dict) or not all(isinstance(key, str) for key in value)):
+        raise BadOption(message=f"{option}={value!r} must be a dict with texts as keys.")
+    return value
+
+
+def _any(_option: str, value: object) -> object:
+    """What only the layers above can judge: they do, before anything is sent."""
+    return value
+
+
 CHECKS: dict[str, Any] = {
     "queue": check_name,
     "name": _optional_name,
@@ -150,6 +167,16 @@ CHECKS: dict[str, Any] = {
     "env": _names,
     "progress": _optional_flag,
     "inline": _inline,
+    "job_id": _optional_name,
+    "unique": _flag,
+    "description": _text,
+    "meta": _meta,
+    "depends_on": _any,
+    "retry": _any,
+    "repeat": _any,
+    "on_success": _any,
+    "on_failure": _any,
+    "on_stopped": _any,
 }
 
 

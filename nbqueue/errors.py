@@ -5,9 +5,9 @@ what to do next.
 
     NbqueueError
       SetupError            NoServer  NoServerProgram  WrongPassword  ServerUnfit  ServerRefused  BadSecret
-      BadInput              BadName  BadOption  BadItems  NotPicklable  TooLarge  InUse  InsideJob
+      BadInput              BadName  BadOption  BadItems  NotPicklable  TooLarge  InUse  NoSuchDependency  InsideJob
       BadSignature          UnknownKey
-      NotThere              NoSuchBatch  NoSuchJob  Expired  LostByServer
+      NotThere              NoSuchBatch  NoSuchJob  NoSuchWorker  Expired  LostByServer
       JobFailed  JobCanceled  BatchFailed  NotDone
       LeaseEnded            (a worker's own)
       LoadError             (a stable's own)
@@ -102,6 +102,11 @@ class InUse(BadInput, ValueError):
     `nbqueue.attach({name!r})`, or remove it with `nbqueue.attach({name!r}).forget()`."""
 
 
+class NoSuchDependency(BadInput, LookupError):
+    """{name!r}, on which the new job was to depend, is not on {server}: it never was there, or it has expired. Nothing
+    was submitted. Submit what it depends on first, and pass that Job or its id."""
+
+
 class InsideJob(BadInput, RuntimeError):
     """`{verb}` was called inside a job. A job cannot submit work: return what should run next, and submit it from the
     notebook. (In a script or module that the job imports, keep such calls under `if __name__ == "__main__":`.)"""
@@ -130,6 +135,10 @@ class NoSuchBatch(NotThere):
 
 class NoSuchJob(NotThere):
     """There is no job {name!r} on {server}."""
+
+
+class NoSuchWorker(NotThere):
+    """No live worker {name!r} is on {server}. `nbqueue info` lists those there are."""
 
 
 class Expired(NotThere):

@@ -33,6 +33,8 @@ TAIL_FAILED = 65_536
 LEASE = 30.0
 BEAT = 5.0
 MAX_LOSSES = 3
+CALLBACK_TIMEOUT = 60.0
+MAX_META = 1 * MB
 
 
 class State(StrEnum):
@@ -60,6 +62,7 @@ class Cause(StrEnum):
 
     ERROR = "error"  # the function raised
     TIMEOUT = "timeout"  # its time limit passed
+    RETRY = "retry"  # it returned a Retry, and has used up its runs
     CRASHED = "crashed"  # its process died; the signal or exit code is in `code`
     OOM = "oom"  # its process was killed for its memory
     LOST = "lost"  # its worker was lost MAX_LOSSES times while it held only this job
@@ -107,6 +110,37 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
         return f"{self.type}: {self.message}" if self.message else self.type
 
 
+class Rerun(msgspec.Struct, frozen=True, array_like=True):
+    """How often a job runs again, after how many seconds each (the last holds for all that follow), and where."""
+
+    times: int
+    intervals: tuple[float, ...] = (0.0,)
+    front: bool = False
+
+
+class Hook(msgspec.Struct, frozen=True, array_like=True):
+    """A callback on its way: its pickle, its name for people, its time limit in seconds."""
+
+    payload: bytes
+    label: str
+    timeout: float = CALLBACK_TIMEOUT
+
+
+class Echo(msgspec.Struct, frozen=True, array_like=True):
+    """What became of a callback or an exception handler: `hook` is success, failure, stopped or handler."""
+
+    hook: str
+    label: str
+    failure: Failure | None = None
+
+
+class Notes(msgspec.Struct, frozen=True, array_like=True):
+    """What a job says of itself while it runs: its meta, and how far it is (done, total, a few words)."""
+
+    meta: dict[str, Any] = {}
+    progress: tuple[float, float | None, str] | None = None
+
+
 class Ride(msgspec.Struct, frozen=True, array_like=True):
     """What a horse (or its death certificate) says of one call; the parent makes an Outcome of it.
 
@@ -122,6 +156,7 @@ class Ride(msgspec.Struct, frozen=True, array_like=True):
     code: int | None = None  # exit code, or minus the signal that ended the process
     failure: Failure | None = None
     value: bytes | None = None  # the pickled result
+    rerun: Rerun | None = None  # the job returned a Retry: it failed, and asks for this
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
@@ -159,6 +194,7 @@ class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):
     path: tuple[str, ...] = ()  # what the client had added to sys.path
     modules: dict[str, str] = {}  # the function's own modules -> SHA-256 of their source
     env: dict[str, str] = {}
+    hooks: dict[str, Hook] = {}  # callbacks: success, failure, stopped
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,6 +218,13 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     index_names: tuple[str | None, ...] = ()  # names of the levels of those labels
     single: bool = False  # a batch of one, made by submit or enqueue; its job id is the batch id
     owner: str = ""  # user@host
+    description: str = ""  # what the user calls it; empty: the function's name
+    meta: bytes = b""  # what the meta of each job begins with, as msgpack; a single job has a record of its own
+    retry: Rerun | None = None  # after a failure
+    repeat: Rerun | None = None  # after a success
+    hooks: tuple[str, ...] = ()  # which of FunctionRecord.hooks there are
+    depends_on: tuple[str, ...] = ()  # ids of jobs and batches
+    source: str = ""  # the batch whose results are the arguments, job by job
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,6 +262,16 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     env: tuple[str, ...] = ()
     progress: bool | None = None
     inline: bool | str = False
+    job_id: str | None = None
+    unique: bool = False
+    description: str = ""
+    meta: dict[str, Any] | None = None
+    depends_on: Any = None
+    retry: Any = None
+    repeat: Any = None
+    on_success: Any = None
+    on_failure: Any = None
+    on_stopped: Any = None
 
     def replaced(self, **changes: Any) -> Options:
         """A copy with some options changed; raises BadOption or BadName for what cannot be meant."""

@@ -8,20 +8,15 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import CoroutineType, TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from nbqueue import wire
 from nbqueue.checks import size_text
 from nbqueue.errors import JobTimeout, NotPicklable, TooLarge
-from nbqueue.model import MAX_ARGUMENTS, Cause, Failure, Ride, State
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy as np
+from nbqueue.model import MAX_ARGUMENTS, Cause, Failure, Rerun, Ride, State
+from nbqueue.policies import Retry
 
 MAX_TRACEBACK = 64_000  # bytes; of a longer one the beginning and the end are kept
 MAX_MESSAGE = 8_000  # characters
@@ -29,22 +24,6 @@ MAX_EXCEPTION = 1 << 20  # bytes of a pickled exception
 
 _OURS = str(Path(__file__).parent)
 _OURS_TOO = ("asyncio/runners.py", "asyncio/base_events.py")
-
-
-class Here:
-    """What client code may ask about the job that it runs in. One job at a time runs in a process."""
-
-    __slots__ = ("index", "job", "note", "seed", "stream")
-
-    def __init__(self) -> None:
-        self.job: str | None = None
-        self.seed: int | None = None
-        self.index = 0
-        self.note: Callable[[int, bytes], None] | None = None
-        self.stream: np.random.Generator | None = None
-
-
-here = Here()
 
 
 class Clock(Protocol):
@@ -65,45 +44,7 @@ class _NoClock:
         """There is no time limit."""
 
 
-def current() -> str | None:
-    """The id of the job that this code runs in; None outside of jobs."""
-    return here.job
-
-
-@contextmanager
-def inside(job: str, seed: int | None, index: int) -> Iterator[None]:
-    """Marks this process as running `job` while the context lasts."""
-    enter(job, seed, index)
-    try:
-        yield
-    finally:
-        leave()
-
-
-def enter(job: str, seed: int | None, index: int) -> None:
-    """Marks this process as running `job`."""
-    here.job, here.seed, here.index, here.stream = job, seed, index, None
-
-
-def leave() -> None:
-    """Marks this process as running no job."""
-    here.job = here.stream = None
-
-
-def rng() -> np.random.Generator:
-    """The job's own NumPy Generator: the same stream for the same (seed, index), through retries too."""
-    if here.stream is None:
-        import numpy as np
-
-        key = None if here.job is None or here.seed is None else [here.seed, here.index]
-        here.stream = np.random.default_rng(key)
-    return here.stream
-
-
-def note(kind: int, payload: bytes) -> None:
-    """Sends meta or progress of the running job to its worker; does nothing where no worker listens."""
-    if here.note is not None:
-        here.note(kind, payload)
+NO_CLOCK: Clock = _NoClock()
 
 
 # ---------------------------------------------------------------- arguments
@@ -132,12 +73,21 @@ def unpack(payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
 
 
 def perform(
-    function: Callable[..., Any], payload: bytes, *, job: str, max_result: int, clock: Clock | None = None
+    function: Callable[..., Any],
+    payload: bytes,
+    *,
+    job: str,
+    max_result: int,
+    clock: Clock | None = None,
+    keep: Callable[[BaseException], object] | None = None,
 ) -> Ride:
-    """Calls `function` with the packed arguments; never raises, whatever the function does."""
-    clock = clock or _NoClock()
+    """Calls `function` with the packed arguments; never raises, whatever the function does.
+
+    `keep` is given the exception that it raised, with its traceback, for callbacks to look at.
+    """
+    clock = clock or NO_CLOCK
     started, cpu = time.monotonic(), time.process_time()
-    cause, failure, data = None, None, None
+    cause, failure, data, rerun = None, None, None, None
     stage = "arguments"
     try:
         clock.start()
@@ -145,27 +95,37 @@ def perform(
         stage = "call"
         value = function(*args, **kwargs)
         if isinstance(value, CoroutineType):
-            value = _awaited(value)
+            value = awaited(value)
         stage = "result"
-        data = _dumped(value, max_result)
+        if isinstance(value, Retry):
+            cause, failure, rerun = Cause.RETRY, _asked(value.rerun), value.rerun
+        else:
+            data = _dumped(value, max_result)
         clock.stop()
     except BaseException as why:  # noqa: BLE001 - a job may raise anything; all of it becomes its outcome
         clock.stop()
         cause, failure = _judge(why, stage, job)
-        data = None
+        data = rerun = None
+        _let_go(why, keep)
+    state, spent = State.FAILED if cause else State.FINISHED, time.process_time() - cpu
+    return Ride(state, cause, started, time.monotonic(), cpu_s=spent, failure=failure, value=data, rerun=rerun)
+
+
+def _let_go(why: BaseException, keep: Callable[[BaseException], object] | None) -> None:
+    if keep is None:
         why.__traceback__ = None  # it holds the frames of the job, and with them all that was on its stack
-    return Ride(
-        State.FAILED if cause else State.FINISHED,
-        cause,
-        started,
-        time.monotonic(),
-        cpu_s=time.process_time() - cpu,
-        failure=failure,
-        value=data,
-    )
+        return
+    why.__traceback__ = _users(why.__traceback__)
+    keep(why)
 
 
-def _awaited(value: Any) -> Any:
+def _asked(rerun: Rerun) -> Failure:
+    often = "once" if rerun.times == 1 else f"{rerun.times:,} times"
+    return Failure("nbqueue.Retry", f"the job asked to run again, which it may {often}")
+
+
+def awaited(value: Any) -> Any:
+    """What a coroutine gives, run in an event loop of its own."""
     import asyncio
 
     return asyncio.run(value)

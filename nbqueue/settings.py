@@ -93,9 +93,18 @@ def _inline(word: str) -> bool | str:
     return word if word == "collect" else word == "1"
 
 
+def command_tables(config: Path | None = None, environ: Mapping[str, str] = os.environ) -> dict[str, dict[str, Any]]:
+    """The tables of the config file, each for the command of its name, with the options named as in Python."""
+    filed = _toml(config or home_folder(environ) / "config.toml", missing_ok=config is None)
+    tables = {name: table for name, table in filed.items() if isinstance(table, dict)}
+    return {name: {key.replace("-", "_"): value for key, value in table.items()} for name, table in tables.items()}
+
+
 def _checked(filed: dict[str, Any], path: Path) -> dict[str, Any]:
     """What a file says, if it says only what we know, in the types that we take."""
     for name, value in filed.items():
+        if isinstance(value, dict):
+            continue  # a table for a command, which knows its options
         if name not in _FILED:
             raise BadOption(
                 message=f"The file {path} has {name!r}, which is no setting. Settings: {', '.join(_FILED)}."

@@ -28,7 +28,7 @@ VERSION = b"\x01"
 _HEAD = 21
 _NUMBERS = struct.Struct(">qIQ")
 
-FUNCTION, SPEC, ARGUMENTS, OUTCOME, META, MAIL, TAIL = (
+FUNCTION, SPEC, ARGUMENTS, OUTCOME, META, MAIL, TAIL, ECHO = (
     b"fn",
     b"spec",
     b"args",
@@ -36,6 +36,7 @@ FUNCTION, SPEC, ARGUMENTS, OUTCOME, META, MAIL, TAIL = (
     b"meta",
     b"mail",
     b"tail",
+    b"echo",
 )
 
 
@@ -183,7 +184,9 @@ _WORDS = {
     ARGUMENTS: "arguments",
     OUTCOME: "outcome",
     META: "meta",
+    MAIL: "mail",
     TAIL: "log",
+    ECHO: "callbacks",
 }
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from nbqueue import perform, wire
+from nbqueue import current, perform, wire
 from nbqueue.errors import JobTimeout
-from nbqueue.model import Cause, State
+from nbqueue.model import Cause, Echo, Hook, Rerun, State
+from nbqueue.policies import Retry
+from nbqueue.worker import hooks
 
 
 def ride(function, *args, max_result=1 << 20, **kwargs):
@@ -62,15 +64,39 @@ def test_a_small_limit_holds_for_plain_values_too():
     assert ride(lambda: "x" * 5000, max_result=100).cause is Cause.TOO_LARGE
 
 
-def test_current_is_known_inside_only():
-    assert perform.current() is None
-    with perform.inside("b:3", 7, 3):
-        assert perform.current() == "b:3"
-        first = perform.rng().random()
-    with perform.inside("b:3", 7, 3):
-        assert perform.rng().random() == first
-    assert perform.current() is None
+@pytest.mark.parametrize("function", [lambda: Retry(2, interval=[1, 5]), None])
+def test_a_returned_retry_fails_and_asks_for_more_runs(function):
+    async def later():
+        return Retry(2, interval=[1, 5])
+
+    found = ride(function or later)
+    assert (found.state, found.cause, found.value) == (State.FAILED, Cause.RETRY, None)
+    assert found.rerun == Rerun(2, (1.0, 5.0))
+    assert str(found.failure) == "nbqueue.Retry: the job asked to run again, which it may 2 times"
 
 
-def test_a_note_without_a_worker_does_nothing():
-    perform.note(1, b"x")
+def test_an_error_can_be_kept_with_the_users_frames():
+    kept = []
+
+    def f():
+        raise KeyError("x")
+
+    perform.perform(f, perform.pack((), {}), job="b", max_result=100, keep=kept.append)
+    assert kept[0].__traceback__.tb_frame.f_code.co_name == "f"
+
+
+def test_callbacks_and_handlers_in_this_process():
+    async def told(job, connection, result):
+        job.meta["told"] = job.id, connection, result
+
+    def broken(*_):
+        raise SystemExit(3)
+
+    with current.inside("b:3", None, 3):
+        done = hooks.steps_for("success", {"success": Hook(wire.by_value(told, 1 << 20), "told")})
+        assert hooks.respond(done, hooks.Ending(wire.dumps(5, 100))) == [Echo("success", "told")]
+        assert current.get_current_job().meta == {"told": ("b:3", None, 5)}
+        failed = hooks.steps_for("failure", {}, (broken, lambda *_: False, print))
+        echoes = hooks.respond(failed, hooks.Ending(error=ValueError("x")))
+    assert [echo.failure and echo.failure.type for echo in echoes] == ["SystemExit", None]
+    assert hooks.steps_for("", {"success": Hook(b"", "")}) == []

@@ -1,0 +1,254 @@
+"""What code may ask about the job that it runs in, and say of it: id, arguments, meta, progress, random numbers.
+
+Whoever makes a call marks the process with `enter` and `leave` (or `inside`): a horse, a SimpleWorker, `inline=True`.
+What the job says of itself goes to `here.note`, so that it needs no connection of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nbqueue.checks import size_text
+from nbqueue.errors import BadInput
+from nbqueue.model import MAX_META
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+META, PROGRESS = 1, 2  # kinds of notes
+_DEEPEST = 50  # levels of lists and dicts in meta
+_INTEGERS = range(-(1 << 63), 1 << 64)
+
+
+class CurrentJob:
+    """The job that this code runs in. `meta` may be changed; `save_meta` shows it to everyone who looks at the job."""
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - RQ's name
+        *,
+        batch: str = "",
+        index: int = 0,
+        attempt: int = 1,
+        func_name: str = "",
+        description: str = "",
+        queue: str = "",
+        timeout: float | None = None,
+        meta: bytes = b"",
+        arguments: Callable[[], tuple[Any, ...]] | None = None,
+    ) -> None:
+        """`meta` is what `pack_meta` made; `arguments()` gives args, kwargs, and what else may come behind them."""
+        self.id = id
+        self.batch = batch or id.partition(":")[0]
+        self.index = index
+        self.attempt = attempt
+        self.func_name = func_name
+        self.description = description or func_name
+        self.queue = queue
+        self.timeout = timeout
+        self._packed = meta
+        self._meta: dict[str, Any] | None = None
+        self._arguments = arguments
+        self._opened: tuple[Any, ...] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} of {self.func_name}, attempt {self.attempt}>"
+
+    @property
+    def origin(self) -> str:
+        """The name of the queue that it came from, as RQ calls it."""
+        return self.queue
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional arguments: a copy of those that the function was called with."""
+        args: tuple[Any, ...] = self._open()[0]
+        return args
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword arguments: a copy of those that the function was called with."""
+        kwargs: dict[str, Any] = self._open()[1]
+        return kwargs
+
+    def _open(self) -> tuple[Any, ...]:
+        if self._opened is None:
+            self._opened = self._arguments() if self._arguments is not None else ((), {})
+        return self._opened
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What is kept with the job: a dict of plain data, shared with all who look at it once it is saved."""
+        if self._meta is None:
+            self._meta = unpack_meta(self._packed)
+        return self._meta
+
+    @meta.setter
+    def meta(self, value: dict[str, Any]) -> None:
+        self._meta = value
+
+    def get_meta(self, refresh: bool = True) -> dict[str, Any]:
+        """As `meta`; `refresh` is RQ's, and means nothing while the job runs."""
+        del refresh
+        return self.meta
+
+    def save_meta(self) -> None:
+        """Shows `meta` to everyone who looks at the job. Raises BadInput where it is no plain data."""
+        note(META, pack_meta(self.meta))
+
+    def progress(self, done: float, total: float | None = None, text: str = "") -> None:
+        """Says how far the job is: `done` of `total`, and a few words."""
+        progress(done, total, text)
+
+
+class Here:
+    """The job that this process runs. One at a time runs in a process."""
+
+    __slots__ = ("index", "job", "made", "note", "present", "seed", "stream")
+
+    def __init__(self) -> None:
+        self.job: str | None = None
+        self.seed: int | None = None
+        self.index = 0
+        self.note: Callable[[int, bytes], None] | None = None
+        self.present: Callable[[], CurrentJob] | None = None
+        self.made: dict[str, CurrentJob] = {}
+        self.stream: np.random.Generator | None = None
+
+
+here = Here()
+
+
+# ---------------------------------------------------------------- for those who make calls
+
+
+def enter(job: str, seed: int | None, index: int, present: Callable[[], CurrentJob] | None = None) -> None:
+    """Marks this process as running `job`; `present` makes what get_current_job gives, when it is first asked."""
+    here.job, here.seed, here.index, here.present, here.stream = job, seed, index, present, None
+
+
+def leave() -> None:
+    """Marks this process as running no job."""
+    here.job = here.stream = here.present = None
+    if here.made:
+        here.made = {}
+
+
+@contextmanager
+def inside(
+    job: str,
+    seed: int | None,
+    index: int,
+    present: Callable[[], CurrentJob] | None = None,
+    note: Callable[[int, bytes], None] | None = None,
+) -> Iterator[None]:
+    """Marks this process as running `job` while the context lasts; what it says of itself goes to `note`."""
+    enter(job, seed, index, present)
+    here.note = note
+    try:
+        yield
+    finally:
+        leave()
+        here.note = None
+
+
+def current() -> str | None:
+    """The id of the job that this code runs in; None outside of jobs."""
+    return here.job
+
+
+def note(kind: int, payload: bytes) -> None:
+    """Sends META or PROGRESS of the running job to its worker; does nothing where nobody listens."""
+    if here.note is not None:
+        here.note(kind, payload)
+
+
+# ---------------------------------------------------------------- for those who write jobs
+
+
+def get_current_job() -> CurrentJob | None:
+    """The job that this code runs in; None outside of jobs. It has no connection, and needs none."""
+    job = here.job
+    if job is None:
+        return None
+    if (found := here.made.get(job)) is None:
+        made = here.present() if here.present is not None else CurrentJob(job, index=here.index)
+        found = here.made.setdefault(job, made)  # of two threads that ask at once, both get the same
+    return found
+
+
+def progress(done: float, total: float | None = None, text: str = "") -> None:
+    """Says how far the running job is: `done` of `total`, and a few words. Outside of a job it does nothing."""
+    if here.note is not None and here.job is not None:
+        whole = None if total is None else _number("total", total)
+        here.note(PROGRESS, msgspec.msgpack.encode((_number("done", done), whole, str(text)[:1_000])))
+
+
+def rng() -> np.random.Generator:
+    """The job's own NumPy Generator: the same stream for the same (seed, index), through retries too."""
+    if here.stream is None:
+        import numpy as np
+
+        key = None if here.job is None or here.seed is None else [here.seed, here.index]
+        here.stream = np.random.default_rng(key)
+    return here.stream
+
+
+# ---------------------------------------------------------------- meta as bytes
+
+
+def pack_meta(meta: Mapping[str, Any]) -> bytes:
+    """A meta dict as msgpack. Raises BadInput naming the entry that is no plain data, or the size over 1 MB."""
+    if not isinstance(meta, Mapping):
+        raise BadInput(message=f"meta is a {type(meta).__name__}: it must be a dict with texts as keys.")
+    data = msgspec.msgpack.encode(_plain("meta", meta, 0))
+    if len(data) > MAX_META:
+        raise BadInput(
+            message=f"meta takes {size_text(len(data))}, over the limit of {size_text(MAX_META)}."
+            " Keep what is large in a file, and its path in meta."
+        )
+    return data
+
+
+def unpack_meta(data: bytes) -> dict[str, Any]:
+    """The meta dict in what pack_meta made; empty for no bytes."""
+    return msgspec.msgpack.decode(data, type=dict[str, Any]) if data else {}
+
+
+def _plain(where: str, value: Any, depth: int) -> Any:
+    """`value` in Python's own types; NumPy's numbers count as numbers."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str | bytes):  # also of a subclass: an enum's text, NumPy's str_
+        return str.__str__(value) if isinstance(value, str) else bytes(value)
+    if isinstance(value, Integral | Real):
+        return _number(where, value)
+    if depth > _DEEPEST:
+        raise BadInput(message=f"{where} is nested more than {_DEEPEST} levels deep, or holds itself.")
+    if isinstance(value, Mapping):
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise BadInput(message=f"{where} has the key {odd[0]!r}: keys of meta must be texts.")
+        return {str(key): _plain(f"{where}[{key!r}]", each, depth + 1) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(f"{where}[{position}]", each, depth + 1) for position, each in enumerate(value)]
+    raise BadInput(
+        message=f"{where} is a {type(value).__name__}: meta takes numbers, texts, bytes, True, False, None, and lists"
+        " and dicts of them. Store its text, or the path of a file that holds it."
+    )
+
+
+def _number(where: str, value: Any) -> int | float:
+    if not isinstance(value, Integral | Real):
+        raise BadInput(message=f"{where} must be a number, not a {type(value).__name__}.")
+    if not isinstance(value, Integral):
+        return float(value)
+    if (whole := int(value)) not in _INTEGERS:
+        raise BadInput(message=f"{where} is a whole number of more than 64 bits: store it as a text.")
+    return whole
