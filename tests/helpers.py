@@ -98,7 +98,9 @@ def leaks(broker: Broker) -> list[str]:
     """Keys of the namespace that would stay for ever."""
     prefix = broker.keys.prefix
     living = {worker.decode() for worker in broker.client.zrange(broker.keys.at("workers"), 0, -1)}
-    running = {view.id: view.name for view in broker.batches() if not view.done}
+    views = broker.batches()
+    kin = {view.id: broker.client.scard(broker.keys.part(view.id, "kin")) for view in views}
+    running = {view.id: view.name for view in views if not view.done or kin[view.id]}
     found = []
     for key in broker.client.scan_iter(match=prefix + "*", count=1000):
         name = key.decode().removeprefix(prefix)

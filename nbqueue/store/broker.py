@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
+from itertools import repeat
+from typing import Literal
 
 from nbqueue.checks import check_name
 from nbqueue.errors import BadInput, LeaseEnded, NoSuchBatch
-from nbqueue.model import BEAT, LEASE, MAX_LOSSES
+from nbqueue.model import BEAT, LEASE, MAX_LOSSES, Rerun, State
 from nbqueue.store.door import FIELDS, loads_of, parts
 from nbqueue.store.reads import Reads
 from nbqueue.store.records import LETTER, Claimed, Fitness, Grant, Held, Lease, Reaped, Renewed, Settled
@@ -66,9 +68,9 @@ class Broker(Uploads, Reads):
         answer = self._run("claim", *arguments, *queues)
         if answer[0] != b"OK":
             raise LeaseEnded(worker=worker)
-        counts = answer[3]
+        _, now, grants, counts, due, suspended = answer
         skipped = {counts[i].decode(): int(counts[i + 1]) for i in range(0, len(counts), 2)}
-        return Claimed(answer[1], [_grant(token, *grant) for grant in answer[2]], skipped)
+        return Claimed(now, [_grant(token, *grant) for grant in grants], skipped, _seconds(due), bool(suspended))
 
     def renew(self, worker: str, begun: Sequence[Lease] = (), *, lease: float = LEASE) -> Renewed:
         """The heartbeat; `begun` are leases to ask about. Raises LeaseEnded."""
@@ -84,7 +86,10 @@ class Broker(Uploads, Reads):
         return Renewed(now, fallen, held)
 
     def settle(self, worker: str, settled: Sequence[Settled]) -> list[str]:
-        """Writes outcomes; answers "OK", "DUP" (it stands already) or "STALE" (another claim has it), in order."""
+        """Writes outcomes; answers "OK", "DUP" (it stands already) or "STALE" (another claim has it), in order.
+
+        "AGAIN": the run has ended, but the job has not: it runs once more, at once or later.
+        """
         places: dict[str, list[int]] = {}
         for place, one in enumerate(settled):
             places.setdefault(one.batch, []).append(place)
@@ -94,8 +99,9 @@ class Broker(Uploads, Reads):
             for run in parts(group, (len(settled[place].blob) + len(settled[place].tail) for place in group)):
                 call: list[Argument] = [worker, batch]
                 for place in run:
-                    _, index, token, state, blob, tail = settled[place]
-                    call += (index, token, LETTER[state], blob, tail)
+                    _, index, token, state, blob, tail, rerun, rest = settled[place]
+                    more = rest if state is State.FINISHED else rerun if state is State.FAILED else None
+                    call += (index, token, LETTER[state], blob, tail, _rerun(more) if more else "")
                 calls.append(call)
                 owners.append(run)
         answers = [""] * len(settled)
@@ -160,9 +166,27 @@ class Broker(Uploads, Reads):
                 number, more = number + answer[0], answer[1]
         return number
 
-    def save(self, batch_id: str, index: int, meta: bytes, token: str | None = None) -> bool:
-        """Writes a job's sealed meta; with a token, only while that claim holds the job."""
-        return index >= 0 and bool(self._run("save", batch_id, index, meta, token or ""))
+    def cancel_many(self, ids: Sequence[str], *, running: bool = True) -> int:
+        """As cancel, of many whole batches, 1,000 in a round trip; one that is not there counts for nothing."""
+        number = 0
+        for start in range(0, len(ids), FIELDS):
+            part = ids[start : start + FIELDS]
+            for batch, answer in zip(part, self._run_many("cancel", [[i, 1, int(running)] for i in part]), strict=True):
+                if answer != -1:
+                    number += answer[0] + (self.cancel(batch, running=running) if answer[1] else 0)
+        return number
+
+    def save(
+        self,
+        batch_id: str,
+        index: int,
+        data: bytes,
+        token: str | None = None,
+        *,
+        what: Literal["meta", "echo"] = "meta",
+    ) -> bool:
+        """Writes a job's sealed meta or echoes; with a token, only while that claim holds the job."""
+        return index >= 0 and bool(self._run("save", batch_id, index, data, token or "", what))
 
     def forget(self, batch_id: str) -> bool:
         """Removes a done batch and every key of it; False if it still runs."""
@@ -187,7 +211,30 @@ class Broker(Uploads, Reads):
         done, nearest = self._run("promote")
         while done:
             done, nearest = self._run("promote")
-        return None if nearest < 0 else nearest / 1e6
+        return _seconds(nearest)
+
+    def suspend(self, seconds: float | None = None) -> None:
+        """From now on no worker is given work, for so long or until resume; what runs goes on."""
+        if seconds is not None and seconds <= 0:
+            raise BadInput(message=f"suspend({seconds!r}): give a time over 0 seconds, or none.")
+        self._run("suspend", "" if seconds is None else _ms(seconds))
+
+    def resume(self) -> None:
+        """Work is given out again."""
+        self._run("resume")
+
+    def post(self, worker: str, message: bytes) -> bool:
+        """Puts a message into a worker's mail, once; False if no such worker lives."""
+        return bool(self._run("post", worker, message))
+
+
+def _seconds(us: int) -> float | None:
+    return None if us < 0 else us / 1e6
+
+
+def _rerun(rerun: Rerun) -> str:
+    """As settle.lua reads it: "<times> <1 if at the front> <seconds before each further run>"."""
+    return f"{rerun.times} {int(rerun.front)} {','.join(map(str, rerun.intervals)) or 0}"
 
 
 def _runs(rows: Sequence[int] | None) -> Iterable[Sequence[int]]:
@@ -207,11 +254,17 @@ def _grant(
     payloads: list[bytes | None],
     attempts: list[int],
     solos: list[int],
+    source: bytes,
+    metas: list[bytes | None],
 ) -> Grant:
     # Arguments that someone removed come as None: empty bytes carry no signature, so that job alone will fail.
-    if attempts:
-        rows = zip(indexes, attempts, payloads, solos, strict=True)
-        jobs = [Held(index, attempt, payload or b"", bool(solo)) for index, attempt, payload, solo in rows]
-    else:
-        jobs = [Held(index, 1, payload or b"", False) for index, payload in zip(indexes, payloads, strict=True)]
-    return Grant(batch.decode(), queue.decode(), spec, key.decode(), token, jobs)
+    rows = zip(
+        indexes,
+        attempts or repeat(1),
+        payloads,
+        solos or repeat(0),
+        metas or repeat(None),
+        strict=False,
+    )
+    jobs = [Held(index, attempt, args or b"", bool(solo), meta or b"") for index, attempt, args, solo, meta in rows]
+    return Grant(batch.decode(), queue.decode(), spec, key.decode(), token, jobs, source.decode())

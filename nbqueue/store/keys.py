@@ -15,10 +15,12 @@ SHAPES = {
     "batches": "batches",  # zset: batch -> when it expires, in us; +inf while it runs
     "pulse": "pulse",  # string: the last renew of anyone
     "epoch": "epoch",  # string: a random id of this server's life
+    "suspended": "suspended",  # string: while it is there, claim gives nothing
     "room": "room",  # never exists: deleting it lets a script write on a full server
     "q": "q:*",  # list: batches of a queue that have jobs to hand out, rotated
     "front": "front:*",  # list: the same, served first and not rotated
     "open": "open:*",  # zset: batches of a queue that are not done -> when they were made, in us
+    "ended": "ended:*",  # zset: done batches of a queue -> when they expire, in us; +inf while others need them
     "failed": "failed:*",  # zset: done batches of a queue with failed jobs -> when they expire, in us
     "tally": "tally:*",  # hash: a queue's counts by state; `version` counts the arrivals of work
     "slots": "slots:*",  # hash: worker -> its slots
@@ -48,10 +50,20 @@ PARTS = {
     "skip": "set: indexes beyond the cursor that have an outcome already",
     "void": "set: indexes whose entry in `again` counts no more, since they have an outcome already",
     "redo": "set: indexes beyond the cursor that were withdrawn from `skip`",
+    "used": "hash: index -> retries used; 'r<index>' -> repeats used",
+    "park": "hash: index -> '<attempt> <losses> <cap>' of jobs that run again later",
+    "echo": "hash: index -> sealed echoes of its callbacks",
+    "waits": "hash: '<selector>:<allow>:<batch>' -> o open, m met, x failed; see _dependents.lua",
+    "then": "zset, scores 0: '<selector>:<allow>:<batch>', what depends on this batch",
+    "kin": "set: batches that depend on this one and are not done; while there are any it does not expire",
+    "ready": "bitmap: jobs whose source has ended, or which ended before it",
+    "fell": "set: indexes canceled one by one, because of what they depend on",
 }
 
-PERMANENT = frozenset({"queues", "workers", "later", "batches", "pulse", "epoch"})
-PERMANENT_BY_QUEUE = ("q:", "front:", "open:", "failed:", "tally:")
+LINKS = ("waits", "then", "kin", "ready", "fell")  # parts that only dependents and their parents have
+
+PERMANENT = frozenset({"queues", "workers", "later", "batches", "pulse", "epoch", "suspended"})
+PERMANENT_BY_QUEUE = ("q:", "front:", "open:", "ended:", "failed:", "tally:")
 
 
 class Keys:
@@ -83,12 +95,13 @@ class Keys:
 
 
 def lua_keys() -> str:
-    """The Lua table `K`, which makes the same keys from the prefix `P`, and `PARTS`."""
+    """The Lua table `K`, which makes the same keys from the prefix `P`, `PARTS` and `LINKS`."""
     lines = []
     for name, shape in SHAPES.items():
         if shape.endswith("*"):
             lines.append(f"{name}=function(x) return P..'{shape[:-1]}'..x end")
         else:
             lines.append(f"{name}=P..'{shape}'")
-    parts = ",".join(f"'{part}'" for part in PARTS)
-    return f"local K={{{','.join(lines)}}}\nlocal PARTS={{{parts}}}\n"
+    own = ",".join(f"'{part}'" for part in PARTS if part not in LINKS)
+    links = ",".join(f"'{part}'" for part in LINKS)
+    return f"local K={{{','.join(lines)}}}\nlocal PARTS={{{own}}}\nlocal LINKS={{{links}}}\n"

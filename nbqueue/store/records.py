@@ -8,11 +8,22 @@ from typing import NamedTuple
 import msgspec
 
 from nbqueue.errors import BadSignature
-from nbqueue.model import Cause, State, Tally
+from nbqueue.model import Cause, Rerun, State, Tally
 
 _HEAD = struct.Struct(">cH")
 _LETTERS = {b"F": State.FINISHED, b"X": State.FAILED, b"C": State.CANCELED}
 LETTER = {state: letter for letter, state in _LETTERS.items()}
+
+
+class Need(NamedTuple):
+    """What must be over before a batch runs: a job of a batch, or (`index` None) the whole of it.
+
+    It must have finished, without one failure; with `allow_failure` it is enough that it has ended.
+    """
+
+    batch: str
+    index: int | None  # type: ignore[assignment]
+    allow_failure: bool = False
 
 
 class NewBatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +45,19 @@ class NewBatch(msgspec.Struct, frozen=True, kw_only=True):
     ttl: float | None = None
     at_front: bool = False
     single: bool = False  # a batch of one whose end is told in the session's log
+    due_us: int | None = None  # not before this time, on Redis's clock
+    delay: float | None = None  # not before so many seconds from the server's now
+    needs: tuple[Need, ...] = ()
+    source: str = ""  # job i runs with the outcome of job i of that batch: it comes without arguments
+    meta: bytes = b""  # sealed meta of the job of a single
+
+
+class Submitted(NamedTuple):
+    """The answer of submit: the server's epoch, where the jobs are now, and how many there are."""
+
+    epoch: str
+    state: State
+    n: int
 
 
 class Fitness(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,10 +84,14 @@ class Held(NamedTuple):
     attempt: int
     args: bytes
     solo: bool
+    meta: bytes = b""  # sealed, where there is one
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """The jobs of one batch in a claim. `spec` is sealed, `key` is the function's."""
+    """The jobs of one batch in a claim. `spec` is sealed, `key` is the function's.
+
+    With a `source` the `args` of job i are the record (see Stored) of outcome i of that batch.
+    """
 
     batch: str
     queue: str
@@ -71,18 +99,28 @@ class Grant(msgspec.Struct, frozen=True):
     key: str
     token: str
     jobs: list[Held]
+    source: str = ""
 
 
 class Claimed(msgspec.Struct, frozen=True):
-    """The answer of claim. `skipped` counts batches that this worker cannot run, by reason."""
+    """The answer of claim. `skipped` counts batches that this worker cannot run, by reason.
+
+    `due` is the number of seconds until promote has something to do, None if nothing is to come. While `suspended`
+    nothing is given.
+    """
 
     now_us: int
     grants: list[Grant]
     skipped: dict[str, int]
+    due: float | None = None
+    suspended: bool = False
 
 
 class Settled(NamedTuple):
-    """One job's end. `blob` is the sealed Outcome alone: the store puts state and attempt before it (see Stored)."""
+    """One run's end. `blob` is the sealed Outcome alone: the store puts state and attempt before it (see Stored).
+
+    A failed one may bring `rerun`, a finished one `repeat`: the store counts whether runs are left.
+    """
 
     batch: str
     index: int  # type: ignore[assignment]
@@ -90,6 +128,8 @@ class Settled(NamedTuple):
     state: State
     blob: bytes
     tail: bytes = b""
+    rerun: Rerun | None = None
+    repeat: Rerun | None = None
 
 
 class Renewed(msgspec.Struct, frozen=True):
@@ -132,11 +172,30 @@ class BatchView(msgspec.Struct, frozen=True, kw_only=True):
     single: bool
     nonce: str
     cuts: tuple[tuple[int, int, Cause], ...] = ()
+    hold: str = ""  # "deferred" or "scheduled" while the whole batch waits for that
+    due_us: int | None = None  # not before
+    queued_us: int | None = None  # when it could first be handed out; None while it is held
+    source: str = ""
 
     @property
     def done(self) -> bool:
         """Whether every job has an outcome and no more can arrive."""
         return self.done_us is not None
+
+
+class QueuedBatch(NamedTuple):
+    """A batch with jobs to hand out, and their indexes in the order of claims."""
+
+    view: BatchView
+    indexes: list[int]
+
+
+class Holder(NamedTuple):
+    """Who runs a job, for which time, since when."""
+
+    worker: str
+    attempt: int
+    since_us: int
 
 
 class Stored(msgspec.Struct, frozen=True):

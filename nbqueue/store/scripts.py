@@ -7,6 +7,10 @@ A script's header names its arguments, and the loader turns the header into Lua 
 gives `worker` (text), `lease` (a number), and `queues`, the position in ARGV of the first of the rest. Each script
 gets one key, the prefix `P` of the namespace. It builds further keys from it, with the table `K` that keys.py makes:
 all share the hash tag of the namespace, so they lie in one slot of a cluster, and an ACL on the prefix covers them.
+
+In front of each goes `_prelude.lua`, and what a line `-- WITH: dependents` names: `_dependents.lua`. After
+`-- LATER: dependents -> drain fall` it becomes a function `later()` instead, which gives a table with these two: a
+script that seldom needs it does not make all its functions on every call.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ from redis.exceptions import NoScriptError
 
 from nbqueue.store.keys import lua_keys
 
+_WITH = re.compile(r"^-- WITH: *(.*)$", re.MULTILINE)
+_LATER = re.compile(r"^-- LATER: *(.*?) *-> *(.*)$", re.MULTILINE)
 _ARGUMENTS = re.compile(r"^-- ARGV: *(.*)$", re.MULTILINE)
 
 Argument = str | bytes | int | float
@@ -40,8 +46,13 @@ def load(name: str) -> Script:
     """The script of this verb, with its locals and the prelude."""
     folder = files("nbqueue.store") / "lua"
     body = (folder / f"{name}.lua").read_text()
-    prelude = (folder / "_prelude.lua").read_text()
-    text = "\n".join(("local P=KEYS[1]", lua_keys(), _locals(body), prelude, body))
+    shared = ["prelude", *" ".join(_WITH.findall(body)).split()]
+    before = [(folder / f"_{each}.lua").read_text() for each in shared]
+    for files_of_it, names in _LATER.findall(body):
+        texts = [(folder / f"_{each}.lua").read_text() for each in files_of_it.split()]
+        exports = ",".join(f"{each}={each}" for each in names.split())
+        before += ["local function later()", *texts, f"return {{{exports}}} end"]
+    text = "\n".join(("local P=KEYS[1]", lua_keys(), _locals(body), *before, body))
     return Script(name, text, hashlib.sha1(text.encode()).hexdigest())  # noqa: S324 - the name that Redis gives it
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 from nbqueue.checks import YEAR, check_name
-from nbqueue.errors import BadInput, InUse, NoSuchBatch
-from nbqueue.store.door import Door, loads_of, parts
-from nbqueue.store.records import NewBatch
+from nbqueue.errors import BadInput, InUse, NoSuchBatch, NoSuchDependency
+from nbqueue.model import State
+from nbqueue.store.door import FIELDS, Door, loads_of, parts
+from nbqueue.store.records import Need, NewBatch, Submitted
 from nbqueue.store.scripts import Argument
 
 
@@ -19,18 +21,41 @@ def _lifetime(seconds: float) -> float:
 class Uploads(Door):
     """The two verbs that bring work, the only ones that a full server refuses."""
 
-    def submit(self, batch: NewBatch, args: Sequence[bytes], *, last: bool) -> None:
-        """Makes a batch of any number of arguments; not `last`: more will come by extend. Raises InUse."""
+    def submit(self, batch: NewBatch, args: Sequence[bytes], *, last: bool) -> Submitted:
+        """Makes a batch of any number of arguments; not `last`: more will come by extend.
+
+        Raises InUse, and NoSuchDependency if something that it needs is not there: then nothing is written.
+        """
         _check(batch, args, last=last)
         runs = list(parts(args, map(len, args))) or [()]
         only = last and len(runs) == 1
-        answer = self._run("submit", *_facts(batch), secrets.token_hex(8), int(only), _longest(runs[0]), *runs[0])
-        if answer != b"OK":
-            what = answer.decode()
-            raise InUse(what=what, name=batch.name if what == "name" else batch.id)
+        submitted = self._submitted(batch, self._run("submit", *_facts(batch, runs[0], last=only)))
         if len(runs) > 1:
             rest = args[len(runs[0]) :]
             self.extend(batch.id, len(runs[0]), rest, nonce=batch.nonce, last=last)
+            return submitted._replace(n=len(args))
+        return submitted
+
+    def submit_many(self, batches: Sequence[tuple[NewBatch, bytes]]) -> list[Submitted]:
+        """Many batches of one, with their arguments, 1,000 or 4 MB in a round trip and in order.
+
+        All are sent; then the first refusal is raised, as submit does.
+        """
+        for batch, args in batches:
+            _check(batch, [args], last=True)
+        calls = [list(_facts(batch, [args], last=True)) for batch, args in batches]
+        answers = [answer for load in loads_of(calls) for answer in self._run_many("submit", load)]
+        return [self._submitted(batch, answer) for (batch, _), answer in zip(batches, answers, strict=True)]
+
+    def _submitted(self, batch: NewBatch, answer: list[Any]) -> Submitted:
+        word, *facts = answer
+        if word == b"OK":
+            epoch, state, n = facts
+            return Submitted(epoch.decode(), State(state.decode()), n)
+        if word == b"NEED":
+            raise NoSuchDependency(name=facts[0].decode(), server=self.url)
+        what = word.decode()
+        raise InUse(what=what, name=batch.name if what == "name" else batch.id)
 
     def extend(self, batch_id: str, start: int, args: Sequence[bytes], *, nonce: str, last: bool) -> bool:
         """Adds arguments from index `start` on; False: the batch was canceled, stop.
@@ -66,8 +91,8 @@ def _longest(args: Sequence[bytes]) -> int:
     return max(map(len, args), default=0)
 
 
-def _facts(batch: NewBatch) -> tuple[Argument, ...]:
-    return (
+def _facts(batch: NewBatch, args: Sequence[bytes], *, last: bool) -> list[Argument]:
+    return [
         batch.id,
         batch.queue,
         batch.session,
@@ -84,7 +109,22 @@ def _facts(batch: NewBatch) -> tuple[Argument, ...]:
         "" if batch.ttl is None else batch.ttl,
         int(batch.at_front),
         int(batch.single),
-    )
+        secrets.token_hex(8),
+        int(last),
+        _longest(args),
+        "" if batch.due_us is None else batch.due_us,
+        "" if batch.delay is None else round(batch.delay * 1e6),
+        batch.source,
+        batch.meta,
+        len(batch.needs),
+        *(_need(need) for need in batch.needs),
+        *args,
+    ]
+
+
+def _need(need: Need) -> str:
+    """As the scripts write it: "<index or *>:<1 if failure is allowed>:<batch>"."""
+    return f"{'*' if need.index is None else need.index}:{int(need.allow_failure)}:{need.batch}"
 
 
 def _check(batch: NewBatch, args: Sequence[bytes], *, last: bool) -> None:
@@ -95,5 +135,17 @@ def _check(batch: NewBatch, args: Sequence[bytes], *, last: bool) -> None:
         check_name(what, name)
     if batch.name is not None:
         check_name("name", batch.name)
-    if batch.single and (len(args) != 1 or not last):
+    if batch.single and (len(args) != (not batch.source) or not last):
         raise BadInput(message="A single batch has one job, sent at once.")
+    if batch.source and args:
+        raise BadInput(message=f"The arguments of {batch.id} are the results of {batch.source}: it takes no others.")
+    if batch.meta and not batch.single:
+        raise BadInput(message="Only a single batch comes with a meta.")
+    if len(batch.needs) > FIELDS:
+        raise BadInput(message=f"A batch can depend on {FIELDS:,} others at most; let it depend on whole batches.")
+    for need in batch.needs:
+        check_name("id of a batch to depend on", need.batch)
+        if need.index is not None and need.index < 0:
+            raise BadInput(message=f"There is no job {need.index} to depend on.")
+    if batch.source:
+        check_name("source", batch.source)

@@ -56,4 +56,7 @@ def test_all_else_goes_on(full):
     assert broker.cancel("b2") == 0
     assert broker.promote() is not None
     assert broker.forget("b1")
+    assert broker.post("w2", b"message")
+    broker.suspend()
+    broker.resume()
     assert broker.leave("w2")

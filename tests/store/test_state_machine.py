@@ -7,9 +7,8 @@ with the places; no two live holders of one job; done batches have an expiry, ot
 """
 
 import secrets
-from dataclasses import dataclass, field
 
-from helpers import FIT, ended, expire, leaks, new_batch
+from helpers import FIT, ended, expire, leaks
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -19,50 +18,26 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from rules import CHOICE, QUEUES, BatchRules, some
+from shadow import KEPT, World
 
-from nbqueue.model import MAX_LOSSES, State
+from nbqueue.model import MAX_LOSSES, Rerun, State
 from nbqueue.store.broker import Broker
-from nbqueue.store.records import Lease, NewBatch, Stored, past
+from nbqueue.store.records import LETTER, Lease, Stored, past
 
-QUEUES = ("high", "default")
+RERUN = Rerun(2, (0.0, 1000.0))
+REPEAT = Rerun(1, (1000.0,))
 SLOTS = 2
-CHOICE = st.integers(0, 1_000_000)
-FEW = st.lists(st.integers(0, 12), max_size=5)
 
 
-@dataclass
-class Job:
-    state: State = State.QUEUED
-    lease: Lease | None = None
-    losses: int = 0
-    cap: int = 0
-    attempt: int = 0
-    blob: bytes | None = None  # None with an outcome: it was canceled with a whole range
-    withdrawn: list[bytes] = field(default_factory=list)
-
-
-@dataclass
-class Batch:
-    new: NewBatch
-    open: bool
-    canceled: bool = False
-    jobs: list[Job] = field(default_factory=list)
-
-    @property
-    def done(self):
-        return not self.open and all(job.state.over for job in self.jobs)
-
-
-def some(things, choice):
-    return things[choice % len(things)]
-
-
-class Machine(RuleBasedStateMachine):
+class Machine(BatchRules, RuleBasedStateMachine):
     def __init__(self, connection):
         super().__init__()
         self.broker = Broker(connection, f"m{secrets.token_hex(6)}")
-        self.batches, self.workers = {}, {}
+        self.world, self.workers = World(self.broker), {}
+        self.batches = self.world.batches
         self.old, self.claims, self.count = [], {}, 0
+        self.suspended = False
 
     def teardown(self):
         assert leaks(self.broker) == []
@@ -84,7 +59,7 @@ class Machine(RuleBasedStateMachine):
     def begin(self, n):
         """Most of what is worth a look needs a worker and work."""
         self.join()
-        self.submit(n, last=True, at_front=False, queue="default", named=False, ttl=None, repeat=False)
+        self.submit(n, last=True, at_front=False, queue="default", named=False, ttl=None, repeat=False, late=False)
         self.claim(0, n // 2, repeat=False)
 
     # ---------------------------------------------------------------- workers
@@ -104,13 +79,17 @@ class Machine(RuleBasedStateMachine):
         token = f"{worker}:{self.count}"
         self.count += 1
         claimed = self.broker.claim(worker, token, QUEUES, free=want, want=want, fit=FIT)
+        assert claimed.suspended == self.suspended
+        assert not (self.suspended and claimed.grants)
         if repeat:
             assert self.broker.claim(worker, token, QUEUES, free=want, want=want, fit=FIT).grants == claimed.grants
         for grant in claimed.grants:
             for held in grant.jobs:
                 job = self.batches[grant.batch].jobs[held.index]
-                assert job.state is State.QUEUED
-                assert (held.args, held.solo) == (b"arg%d" % held.index, job.cap > 0)
+                assert self.batches[grant.batch].shown(job) is State.QUEUED
+                source = self.batches.get(grant.source)
+                args = source.jobs[held.index].blob if source else b"arg%d" % held.index
+                assert (held.args, held.solo) == (args, job.cap > 0)
                 assert held.attempt == job.attempt + 1
                 job.state, job.attempt = State.STARTED, held.attempt
                 job.lease = Lease(grant.batch, held.index, token)
@@ -143,22 +122,52 @@ class Machine(RuleBasedStateMachine):
             assert found.state is state
             job.attempt = found.attempt
 
+    def rode(self, job, state, blob):
+        """A run has ended, but the job has not."""
+        worker = job.lease.token.rpartition(":")[0]
+        self.workers[worker].discard(job.lease)
+        self.old.append((worker, job.lease))
+        job.withdrawn = [*job.withdrawn, LETTER[state] + job.attempt.to_bytes(2, "big") + blob][-KEPT:]
+        later = state is State.FINISHED or job.used > 1
+        job.lease, job.state = None, State.SCHEDULED if later else State.QUEUED
+        job.losses = job.cap = 0
+
     @precondition(lambda self: any(self.workers.values()))
     @rule(
         choice=CHOICE,
         number=st.integers(1, 4),
         state=st.sampled_from([State.FINISHED, State.FAILED, State.CANCELED]),
+        again=st.sampled_from([False, False, True]),
         repeat=st.booleans(),
     )
-    def settle(self, choice, number, state, repeat):
+    def settle(self, choice, number, state, again, repeat):
         worker = some([worker for worker, held in self.workers.items() if held], choice)
         chosen = sorted(self.workers[worker])[:number]
-        settled = [ended(lease, state, b"of %s" % lease.token.encode()) for lease in chosen]
-        assert self.broker.settle(worker, settled) == ["OK"] * len(chosen)
+        settled = [
+            ended(lease, state, b"of %s" % lease.token.encode())._replace(
+                rerun=RERUN if again else None, repeat=REPEAT if again else None
+            )
+            for lease in chosen
+        ]
+        answers = []
         for lease in chosen:
-            self.conclude(self.batches[lease.batch], lease.index, state)
+            job = self.job(lease)
+            left = again and {State.FAILED: job.used < 2, State.FINISHED: job.repeated < 1}.get(state, False)
+            answers.append("AGAIN" if left else "OK")
+        assert self.broker.settle(worker, settled) == answers
+        for lease, one, answer in zip(chosen, settled, answers, strict=True):
+            if answer == "AGAIN":
+                job = self.job(lease)
+                if state is State.FINISHED:
+                    job.used, job.repeated = 0, job.repeated + 1
+                else:
+                    job.used += 1
+                self.rode(job, state, one.blob)
+            else:
+                self.conclude(self.batches[lease.batch], lease.index, state)
         if repeat:
-            assert self.broker.settle(worker, settled) == ["DUP"] * len(chosen)
+            assert self.broker.settle(worker, settled) == [{"OK": "DUP"}.get(answer, answer) for answer in answers]
+        self.world.react()
 
     @precondition(lambda self: self.old)
     @rule(choice=CHOICE)
@@ -204,12 +213,14 @@ class Machine(RuleBasedStateMachine):
                 self.conclude(self.batches[lease.batch], lease.index, State.FAILED)
             else:
                 self.give_back(worker, lease, cap=max(1, min(len(held), SLOTS) // 2))
+        self.world.react()
 
     @precondition(lambda self: self.workers)
     @rule(choice=CHOICE, burst=st.booleans())
     def leave(self, choice, burst):
         worker = some(list(self.workers), choice)
-        waits = any(job.state is State.QUEUED for batch in self.batches.values() for job in batch.jobs)
+        shown = [batch.shown(job) for batch in self.batches.values() for job in batch.jobs]
+        waits = State.QUEUED in shown and not self.suspended
         left = self.broker.leave(worker, burst=burst)
         if burst and (waits or self.workers[worker]):
             assert not left
@@ -218,114 +229,13 @@ class Machine(RuleBasedStateMachine):
             for lease in self.workers.pop(worker):
                 self.give_back(worker, lease)
 
-    # ---------------------------------------------------------------- batches
-
-    @precondition(lambda self: len(self.batches) < 4)
-    @rule(
-        n=st.integers(0, 7),
-        last=st.booleans(),
-        at_front=st.booleans(),
-        queue=st.sampled_from(QUEUES),
-        named=st.booleans(),
-        ttl=st.sampled_from([None, 500.0]),
-        repeat=st.booleans(),
-    )
-    def submit(self, n, last, at_front, queue, named, ttl, repeat):
-        batch = self.fresh("b")
-        single = n == 1 and last
-        name = f"name-{batch}" if named else None
-        new = new_batch(batch, queue=queue, at_front=at_front, name=name, ttl=ttl, single=single)
-        for _ in range(1 + repeat):
-            self.broker.submit(new, [b"arg%d" % index for index in range(n)], last=last)
-        self.batches[batch] = Batch(new, not last, jobs=[Job() for _ in range(n)])
-
-    @precondition(lambda self: self.batches)
-    @rule(choice=CHOICE, number=st.integers(0, 4), last=st.booleans(), repeat=st.booleans())
-    def extend(self, choice, number, last, repeat):
-        batch = some(list(self.batches.values()), choice)
-        start = len(batch.jobs)
-        nonce = batch.new.nonce if batch.open else self.fresh("nonce")
-        if batch.new.single:
-            return
-        args = [b"arg%d" % index for index in range(start, start + number)]
-        for _ in range(1 + repeat):
-            assert self.broker.extend(batch.new.id, start, args, nonce=nonce, last=last)
-        batch.new = new_batch(
-            **{name: getattr(batch.new, name) for name in batch.new.__struct_fields__} | {"nonce": nonce}
-        )
-        batch.open, batch.canceled = not last, False
-        batch.jobs += [Job() for _ in range(number)]
-
-    @precondition(lambda self: self.batches)
-    @rule(choice=CHOICE, rows=FEW, wrong=st.sampled_from([False, False, True]), repeat=st.booleans())
-    def retry(self, choice, rows, wrong, repeat):
-        batch = some(list(self.batches.values()), choice)
-        rows = [index for index in rows if index < len(batch.jobs)]
-        named = [(index, batch.jobs[index].attempt + wrong) for index in rows]
-        over = {index for index in rows if batch.jobs[index].state.over} if not wrong else set()
-        nonce = self.fresh("n")
-        for _ in range(1 + repeat):
-            assert self.broker.retry(batch.new.id, named, nonce=nonce) == len(over)
-        for index in over:
-            job = batch.jobs[index]
-            job.withdrawn.append(job.blob or b"")
-            batch.jobs[index] = Job(attempt=job.attempt, withdrawn=job.withdrawn)
-            if job.losses or job.cap:
-                # An outcome written while its entry waits in `again` leaves the entry: it keeps what it knows.
-                batch.jobs[index].losses, batch.jobs[index].cap = self.kept(batch, index)
-
-    def kept(self, batch, index):
-        entries = self.broker.client.lrange(self.broker.keys.part(batch.new.id, "again"), 0, -1)
-        found = [entry.split() for entry in entries if int(entry.split()[0]) == index]
-        return (int(found[0][2]), int(found[0][3])) if found else (0, 0)
-
-    @precondition(lambda self: self.batches)
-    @rule(choice=CHOICE, rows=FEW | FEW | FEW | st.none(), running=st.booleans(), repeat=st.booleans())
-    def cancel(self, choice, rows, running, repeat):
-        batch = some(list(self.batches.values()), choice)
-        chosen = range(len(batch.jobs)) if rows is None else {index for index in rows if index < len(batch.jobs)}
-        states = [State.QUEUED, State.STARTED] if running else [State.QUEUED]
-        hit = [index for index in chosen if batch.jobs[index].state in states]
-        assert self.broker.cancel(batch.new.id, rows, running=running) == len(hit)
-        if repeat:
-            assert self.broker.cancel(batch.new.id, rows, running=running) == 0
-        for index in hit:
-            self.conclude(batch, index, State.CANCELED)
-        if rows is None and batch.open:
-            batch.open, batch.canceled = False, True
-            new = batch.new
-            assert not self.broker.extend(new.id, len(batch.jobs), [b"x"], nonce=new.nonce, last=True)
-
-    @precondition(lambda self: self.batches)
-    @rule(choice=CHOICE, what=st.sampled_from(["upload", "ttl"]))
-    def promote(self, choice, what):
-        batch = some(list(self.batches.values()), choice)
-        item = f"{what}:{batch.new.id}"
-        if self.broker.client.zadd(self.broker.keys.at("later"), {item: 1}, xx=True, ch=True):
-            self.broker.promote()
-            if what == "upload":
-                batch.open = False
-            elif not batch.open:
-                for index, job in enumerate(batch.jobs):
-                    if job.state is State.QUEUED:
-                        self.conclude(batch, index, State.CANCELED)
-        self.broker.promote()
-
-    @precondition(lambda self: self.batches)
-    @rule(choice=CHOICE, sweep=st.booleans())
-    def forget(self, choice, sweep):
-        batch = some(list(self.batches.values()), choice)
-        name = batch.new.id
-        assert self.broker.save(name, 0, b"meta") == bool(batch.jobs)
-        if sweep and batch.done:
-            self.broker.client.hset(self.broker.keys.at("b", name), "exp", 1)
-            self.broker.client.zadd(self.broker.keys.at("later"), {f"sweep:{name}": 1})
-            self.broker.promote()
+    @rule(suspend=st.sampled_from([False, False, True]))
+    def suspend(self, suspend):
+        if suspend:
+            self.broker.suspend()
         else:
-            assert self.broker.forget(name) == batch.done
-        if batch.done:
-            del self.batches[name]
-            assert self.broker.view(name) is None
+            self.broker.resume()
+        self.suspended = suspend
 
     # ---------------------------------------------------------------- what always holds
 
@@ -336,7 +246,7 @@ class Machine(RuleBasedStateMachine):
             view = self.broker.view(name)
             assert (view.n, view.open, view.done) == (len(batch.jobs), batch.open, batch.done)
             for state in State:
-                number = sum(job.state is state for job in batch.jobs)
+                number = sum(batch.shown(job) is state for job in batch.jobs)
                 assert getattr(view.tally, state) == number
                 sums[batch.new.queue][state] += number
             assert sum(getattr(view.tally, state) for state in State) == view.n
@@ -347,7 +257,9 @@ class Machine(RuleBasedStateMachine):
     def places_agree(self):
         for name, batch in self.batches.items():
             indexes = range(len(batch.jobs))
-            assert self.broker.states(name, indexes) == [job.state for job in batch.jobs]
+            shown = [batch.shown(job) for job in batch.jobs]
+            assert self.broker.states(name, indexes) == shown
+            assert self.broker.states_of([(name, index) for index in indexes]) == shown
             at = {part: self.broker.keys.part(name, part) for part in ("run", "out", "again", "void", "skip", "bad")}
             client = self.broker.client
             run = {int(index): value.split()[0].decode() for index, value in client.hgetall(at["run"]).items()}
@@ -366,6 +278,20 @@ class Machine(RuleBasedStateMachine):
             assert [past(blob or b"") for blob in kept] == [job.withdrawn for job in batch.jobs]
 
     @invariant()
+    def listings_agree(self):
+        for queue in QUEUES:
+            listed = {row.view.id: row.indexes for row in self.broker.queued(queue)}
+            mine = {name: batch for name, batch in self.batches.items() if batch.new.queue == queue}
+            waiting = {
+                name: [index for index, job in enumerate(batch.jobs) if batch.shown(job) is State.QUEUED]
+                for name, batch in mine.items()
+            }
+            assert {name: sorted(indexes) for name, indexes in listed.items()} == {
+                n: w for n, w in waiting.items() if w
+            }
+            assert {view.id for view in self.broker.in_queue(queue)} == set(mine)
+
+    @invariant()
     def holders_agree(self):
         for worker, held in self.workers.items():
             found = self.broker.client.smembers(self.broker.keys.at("held", worker))
@@ -374,8 +300,9 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def only_done_batches_end(self):
         for name, batch in self.batches.items():
-            assert (self.broker.client.pttl(self.broker.keys.at("b", name)) > 0) == batch.done
-            assert (self.broker.view(name).expires_us is not None) == batch.done
+            ends = batch.done and not self.world.needed(name)
+            assert (self.broker.client.pttl(self.broker.keys.at("b", name)) > 0) == ends
+            assert (self.broker.view(name).expires_us is not None) == ends
         assert leaks(self.broker) == []
 
 

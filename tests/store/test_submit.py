@@ -2,6 +2,7 @@ import pytest
 from helpers import finish_all, join, new_batch, submit, wait_until
 
 from nbqueue.errors import BadInput, BadName, InUse
+from nbqueue.model import State
 
 
 def test_a_batch_arrives(broker):
@@ -91,6 +92,26 @@ def test_forever_means_a_year(broker):
     assert broker.view("b1").expires_us - broker.now_us() > 364 * 86400e6
 
 
+def test_it_tells_where_the_jobs_are(broker):
+    new = new_batch()
+    made = broker.submit(new, [b"x"] * 3, last=True)
+    assert made == (broker.epoch(), State.QUEUED, 3)
+    assert broker.submit(new, [b"x"] * 3, last=True) == made
+    assert broker.submit(new_batch("b2"), [b"x"] * 2100, last=True).n == 2100
+
+
+def test_many_singles_at_once(broker):
+    batches = [(new_batch(f"s{number}", single=True), b"arg%d" % number) for number in range(1500)]
+    for _ in range(2):
+        assert {made.n for made in broker.submit_many(batches)} == {1}
+    assert broker.length("default") == 1500
+    batches = [(new_batch(name, single=True), b"x") for name in ("t0", "s7", "t1", "s8")]
+    with pytest.raises(InUse, match="'s7'"):
+        broker.submit_many(batches)
+    assert [view is not None for view in broker.views(["t0", "t1"])] == [True, True]
+    assert broker.submit_many([]) == []
+
+
 def test_bad_input(broker):
     with pytest.raises(BadName):
         submit(broker, "a:b")
@@ -100,3 +121,5 @@ def test_bad_input(broker):
         submit(broker, name="../x")
     with pytest.raises(BadInput):
         submit(broker, single=True, n=2)
+    with pytest.raises(BadInput):
+        submit(broker, meta=b"x", n=2)

@@ -60,8 +60,11 @@ end
 -- ---------------------------------------------------------------- batches
 
 local FACTS = {'queue', 'session', 'single', 'open', 'n', 'cur', 'nfin', 'nfail', 'ncan', 'done', 'exp', 'front',
-  'rttl', 'fttl', 'name', 'signer', 'ttl', 'cuts', 'nonce', 'cut', 'canceled', 'inq', 'key', 'big'}
-local NUMBERS = {n = 1, cur = 1, nfin = 1, nfail = 1, ncan = 1, done = 1, exp = 1, rttl = 1, fttl = 1, ttl = 1, big = 1}
+  'rttl', 'fttl', 'name', 'signer', 'ttl', 'cuts', 'nonce', 'cut', 'canceled', 'inq', 'key', 'big',
+  'hold', 'due', 'src', 'needs', 'deps', 'fell', 'ndef', 'npark', 'nopen', 'nbad'}
+local NUMBERS = {n = 1, cur = 1, nfin = 1, nfail = 1, ncan = 1, done = 1, exp = 1, rttl = 1, fttl = 1, ttl = 1, big = 1,
+  due = 1, ndef = 1, npark = 1, nopen = 1, nbad = 1}
+local BASE = {D = 'deferred', S = 'scheduled'}
 local FIELD = {F = 'nfin', X = 'nfail', x = 'nfail', C = 'ncan', c = 'ncan'}
 local WORD = {F = 'finished', X = 'failed', x = 'failed', C = 'canceled', c = 'canceled'}
 
@@ -76,14 +79,18 @@ local function facts(batch)
     f[name] = value or nil
   end
   if f.exp and f.exp <= now then return nil end
+  for _, name in ipairs({'ndef', 'npark', 'nopen', 'nbad'}) do f[name] = f[name] or 0 end
   return f
 end
 
--- Jobs that could be handed out now.
+-- Jobs that could be handed out now, or once the batch is held no more.
 local function waiting(batch, n, cur)
   return n - cur - call('SCARD', part(batch, 'skip')) + call('LLEN', part(batch, 'again'))
     - call('SCARD', part(batch, 'void'))
 end
+
+-- The state of these jobs.
+local function base(f) return BASE[f.hold] or 'queued' end
 
 local function count(f, field, by)
   if by ~= 0 then call('HINCRBY', K.b(f.batch), field, by) end
@@ -104,6 +111,7 @@ end
 
 -- Puts a batch with work into its list, once, and wakes a worker.
 local function offer(f)
+  if f.hold then return end
   if f.inq ~= '1' then
     call('HSET', K.b(f.batch), 'inq', '1')
     f.inq = '1'
@@ -127,6 +135,27 @@ local function tell(f, entries)
   hint(f)
 end
 
+-- What happened in batches that others depend on: {batch, 'all'} it was done, or is no more; {batch, 'jobs', items} with
+-- {index, F X C or r for withdrawn}; {batch, 'range', lo} many at once; {batch, 'grow'} n or open changed. Scripts with
+-- _dependents.lua end with drain(), which acts on it.
+local pending = {}
+
+local function happened(f, what, detail)
+  if f.deps then pending[#pending + 1] = {f.batch, what, detail} end
+end
+
+-- The batches that a batch depends on.
+local function parents(batch, src)
+  local found, seen = {}, {}
+  for _, need in ipairs(call('HKEYS', part(batch, 'waits'))) do
+    local parent = string.match(need, '^[^:]+:[^:]+:(.*)$')
+    if not seen[parent] then found[#found + 1] = parent end
+    seen[parent] = true
+  end
+  if src and not seen[src] then found[#found + 1] = src end
+  return found
+end
+
 -- ---------------------------------------------------------------- outcomes
 
 local function head(letter, attempt)
@@ -141,16 +170,18 @@ end
 -- Writes such outcomes: items = {index, attempt, worker}, all coming from one state; the caller counts them.
 local function conclude(f, letter, cause, items)
   if #items == 0 then return end
-  local writes, names = {}, {}
+  local writes, names, told = {}, {}, {}
   for i, item in ipairs(items) do
     writes[2 * i - 1] = item[1]
     writes[2 * i] = note(letter, item[2], cause, item[3] or '')
     names[i] = tostring(item[1])
+    if f.deps then told[i] = {names[i], string.upper(letter)} end
   end
   call('HSET', part(f.batch, 'out'), unpack(writes))
   if letter == 'x' then call('SADD', part(f.batch, 'bad'), unpack(names)) end
   count(f, FIELD[letter], #items)
   tell(f, names)
+  happened(f, 'jobs', told)
 end
 
 -- A name expires 30 days after the last batch that bears it, and not while one of them runs.
@@ -167,44 +198,95 @@ local function bound_name(name)
   end
 end
 
+local ENDS = {'rttl', 'fttl', 'queue', 'name', 'nfail', 'ncan', 'deps', 'needs', 'session', 'src', 'hold'}
+
+-- From when on a done batch is expired: never while others that are not done depend on it. `v` has its ENDS.
+local function set_end(batch, v)
+  local key, queue, failed = K.b(batch), v[3], tonumber(v[5])
+  if v[7] and call('EXISTS', part(batch, 'kin')) == 1 then
+    call('ZADD', K.ended(queue), '+inf', batch)
+    if failed > 0 then call('ZADD', K.failed(queue), '+inf', batch) end
+    return
+  end
+  local ttl = tonumber(v[1])
+  if failed + tonumber(v[6]) > 0 then ttl = math.max(ttl, tonumber(v[2])) end
+  local exp = int(now + ttl * 1000000)
+  call('HSET', key, 'exp', exp)
+  call('ZADD', K.batches, exp, batch)
+  call('ZADD', K.ended(queue), exp, batch)
+  call('ZADD', K.later, exp, 'sweep:' .. batch)
+  if failed > 0 then call('ZADD', K.failed(queue), exp, batch) end
+  -- The sweep at `exp` removes all of it; these only bound what stays if nobody ever sweeps.
+  local at = int(math.floor(now / 1000 + ttl * 1000) + 60000)
+  for _, name in ipairs(PARTS) do call('PEXPIREAT', part(batch, name), at) end
+  for _, name in ipairs((v[7] or v[8]) and LINKS or {}) do call('PEXPIREAT', part(batch, name), at) end
+  call('PEXPIREAT', key, int(math.floor(now / 1000 + ttl * 1000) + 2592000000))
+  if v[4] then bound_name(v[4]) end
+end
+
+-- The end of a done batch is lifted: it runs again, or others need it.
+local function lift_end(batch)
+  local key = K.b(batch)
+  local v = call('HMGET', key, 'exp', 'queue', 'name')
+  if not v[1] then return end
+  call('HDEL', key, 'exp')
+  call('PERSIST', key)
+  for _, names in ipairs({PARTS, LINKS}) do
+    for _, name in ipairs(names) do call('PERSIST', part(batch, name)) end
+  end
+  if v[3] then bound_name(v[3]) end
+  call('ZREM', K.later, 'sweep:' .. batch)
+  call('ZADD', K.batches, '+inf', batch)
+  call('ZADD', K.ended(v[2]), 'XX', '+inf', batch)
+  call('ZADD', K.failed(v[2]), 'XX', '+inf', batch)
+end
+
+-- A child that is not done needs its parent; once it is done it does not.
+local function adopt(parent, child)
+  local exp = call('HGET', K.b(parent), 'exp')
+  if call('EXISTS', K.b(parent)) == 0 or exp and tonumber(exp) <= now then return end
+  call('SADD', part(parent, 'kin'), child)
+  lift_end(parent)
+end
+
+local function dismiss(parent, child)
+  if call('SREM', part(parent, 'kin'), child) == 0 or call('EXISTS', part(parent, 'kin')) == 1 then return end
+  local v = call('HMGET', K.b(parent), 'done', 'exp')
+  if v[1] and not v[2] then set_end(parent, call('HMGET', K.b(parent), unpack(ENDS))) end
+end
+
 -- Once every job of a closed batch has an outcome: it is done, and will expire.
 local function finish(batch)
   local key = K.b(batch)
   local v = call('HMGET', key, 'open', 'n', 'nfin', 'nfail', 'ncan', 'done')
   if v[1] ~= '0' or v[6] then return end
-  local failed, canceled = tonumber(v[4]), tonumber(v[5])
-  if tonumber(v[3]) + failed + canceled < tonumber(v[2]) then return end
-  local w = call('HMGET', key, 'rttl', 'fttl', 'queue', 'name', 'session')
-  local ttl = tonumber(w[1])
-  if failed + canceled > 0 then ttl = math.max(ttl, tonumber(w[2])) end
-  local exp = int(now + ttl * 1000000)
-  call('HSET', key, 'done', int(now), 'exp', exp)
+  if tonumber(v[3]) + tonumber(v[4]) + tonumber(v[5]) < tonumber(v[2]) then return end
+  local w = call('HMGET', key, unpack(ENDS))
+  call('HSET', key, 'done', int(now))
+  if w[11] then call('HDEL', key, 'hold') end
   call('ZREM', K.open(w[3]), batch)
-  call('ZREM', K.later, 'ttl:' .. batch, 'upload:' .. batch)
-  call('ZADD', K.batches, exp, batch)
-  call('ZADD', K.later, exp, 'sweep:' .. batch)
-  if failed > 0 then call('ZADD', K.failed(w[3]), exp, batch) end
-  -- The sweep at `exp` removes all of it; these only bound what stays if nobody ever sweeps.
-  local at = int(now / 1000 + ttl * 1000 + 60000)
-  for _, name in ipairs(PARTS) do call('PEXPIREAT', part(batch, name), at) end
-  local last = int(now / 1000 + ttl * 1000 + 2592000000)
-  call('PEXPIREAT', key, last)
-  if w[4] then bound_name(w[4]) end
-  call('PUBLISH', K.hint(w[5]), batch)
+  call('ZREM', K.later, 'ttl:' .. batch, 'upload:' .. batch, 'run:' .. batch)
+  set_end(batch, w)
+  call('PUBLISH', K.hint(w[9]), batch)
+  happened({batch = batch, deps = w[7]}, 'all')
+  if w[8] then
+    for _, parent in ipairs(parents(batch, w[10])) do dismiss(parent, batch) end
+  end
 end
 
 -- A done batch runs again.
 local function reopen(f)
   if not f.done then return end
-  call('HDEL', K.b(f.batch), 'done', 'exp')
-  call('PERSIST', K.b(f.batch))
-  for _, name in ipairs(PARTS) do call('PERSIST', part(f.batch, name)) end
-  if f.name then bound_name(f.name) end
-  call('ZREM', K.later, 'sweep:' .. f.batch)
+  call('HDEL', K.b(f.batch), 'done')
+  lift_end(f.batch)
+  call('ZREM', K.ended(f.queue), f.batch)
   call('ZREM', K.failed(f.queue), f.batch)
-  call('ZADD', K.batches, '+inf', f.batch)
   call('ZADD', K.open(f.queue), int(now), f.batch)
   f.done, f.exp = nil, nil
+  happened(f, 'all')
+  if f.needs then
+    for _, parent in ipairs(parents(f.batch, f.src)) do adopt(parent, f.batch) end
+  end
 end
 
 -- Jobs that may wait at most `ttl` seconds: from now on.
@@ -215,22 +297,35 @@ end
 -- Every key of a batch, and its part of the tallies.
 local function erase(batch)
   local key = K.b(batch)
-  local v = call('HMGET', key, 'queue', 'nfin', 'nfail', 'ncan', 'name', 'signer')
+  local v = call('HMGET', key, 'queue', 'nfin', 'nfail', 'ncan', 'name', 'signer', 'needs', 'src')
   if v[1] then
     move(v[1], 'finished', nil, tonumber(v[2]))
     move(v[1], 'failed', nil, tonumber(v[3]))
     move(v[1], 'canceled', nil, tonumber(v[4]))
     call('ZREM', K.failed(v[1]), batch)
+    call('ZREM', K.ended(v[1]), batch)
     call('ZREM', K.open(v[1]), batch)
     if v[5] and call('HGET', K.name(v[5]), v[6]) == batch then
       call('HDEL', K.name(v[5]), v[6])
       bound_name(v[5])
     end
   end
+  if v[7] then
+    for _, need in ipairs(call('HKEYS', part(batch, 'waits'))) do
+      local which, parent = string.match(need, '^([^:]+:[^:]+:)(.*)$')
+      call('ZREM', part(parent, 'then'), which .. batch)
+    end
+    if v[8] then call('ZREM', part(v[8], 'then'), '=:0:' .. batch) end
+  end
   call('ZREM', K.batches, batch)
-  call('ZREM', K.later, 'sweep:' .. batch, 'ttl:' .. batch, 'upload:' .. batch)
-  for _, name in ipairs(PARTS) do call('UNLINK', part(batch, name)) end
-  call('UNLINK', key)
+  local items = {}
+  for i, what in ipairs({'sweep', 'ttl', 'upload', 'run', 'free', 'scan', 'fall', 'rise'}) do items[i] = what .. ':' .. batch end
+  call('ZREM', K.later, unpack(items))
+  local keys = {key}
+  for _, names in ipairs({PARTS, LINKS}) do
+    for _, name in ipairs(names) do keys[#keys + 1] = part(batch, name) end
+  end
+  call('UNLINK', unpack(keys))
 end
 
 -- ---------------------------------------------------------------- held jobs
@@ -269,46 +364,6 @@ local function hand_back(f, items)
     entries[i] = table.concat({item[1], item[2], item[4], item[5]}, ' ')
   end
   call('RPUSH', part(f.batch, 'again'), unpack(entries))
-  move(f.queue, 'started', 'queued', #items)
+  move(f.queue, 'started', base(f), #items)
   offer(f)
-end
-
--- Whether an index lies in a range that was canceled at once.
-local function in_cut(cuts, index)
-  for lo, hi in string.gmatch(cuts or '', '(%d+)%-(%d+)') do
-    if index >= tonumber(lo) and index < tonumber(hi) then return true end
-  end
-  return false
-end
-
--- Cancels (letter c) what waits: the cursor's range at once, the jobs handed back one by one, at most 1,000.
--- Answers how many, and whether there are more.
-local function cut_waiting(f, cause)
-  local items, done = {}, 0
-  local again, void, skip, redo = part(f.batch, 'again'), part(f.batch, 'void'), part(f.batch, 'skip'), part(f.batch, 'redo')
-  for _, entry in ipairs(call('LPOP', again, 1000) or {}) do
-    local index, attempt = string.match(entry, '^(%d+) (%d+)')
-    if call('SREM', void, index) == 0 then items[#items + 1] = {index, tonumber(attempt)} end
-  end
-  if #items == 0 and f.cur < f.n then
-    for _, index in ipairs(call('SPOP', redo, 1000)) do
-      if tonumber(index) >= f.cur then
-        items[#items + 1] = {index, 0}
-        call('SADD', skip, index)
-      end
-    end
-    if #items == 0 and call('EXISTS', redo) == 0 then
-      done = f.n - f.cur - call('SCARD', skip)
-      call('UNLINK', skip)
-      local cuts = (f.cuts or '') .. f.cur .. '-' .. f.n .. '-' .. cause .. ' '
-      call('HSET', K.b(f.batch), 'cur', f.n, 'cuts', cuts)
-      count(f, 'ncan', done)
-      tell(f, {'c' .. f.cur .. '-' .. f.n})
-      f.cur = f.n
-    end
-  end
-  conclude(f, 'c', cause, items)
-  done = done + #items
-  move(f.queue, 'queued', 'canceled', done)
-  return done, call('EXISTS', again) == 1 or f.cur < f.n
 end

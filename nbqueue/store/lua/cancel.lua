@@ -1,5 +1,6 @@
 -- cancel: a batch, or rows of it. What waits gets an outcome at once; what runs loses its lease, and its worker a hint.
 -- Answers -1 (no such batch) or {how many, 1 if there are more}.
+-- WITH: cutting dependents pairs
 -- ARGV: batch whole running rows...
 make_room()
 local f = facts(batch)
@@ -25,8 +26,10 @@ local function cancel_all()
   if f.open == '1' then
     call('HSET', K.b(batch), 'open', 0, 'canceled', 1, 'cut', 1)
     call('ZREM', K.later, 'upload:' .. batch)
+    happened(f, 'grow')
   end
   local number, more = cut_waiting(f, 'user')
+  if not more and f.hold then hold(f, nil) end
   if running == '1' and number < 1000 then
     local some = {}
     local found = call('HSCAN', runs, 0, 'COUNT', 900)[2]
@@ -37,7 +40,7 @@ local function cancel_all()
 end
 
 local function cancel_rows()
-  local going, early, back = {}, {}, {}
+  local going, early, back, parked, deferred = {}, {}, {}, {}, {}
   local seen = {}
   for i = rows, #ARGV do
     local index = ARGV[i]
@@ -46,6 +49,13 @@ local function cancel_rows()
       -- it does not exist, or has an outcome
     elseif call('HEXISTS', runs, index) == 1 then
       if running == '1' then going[#going + 1] = index end
+    elseif call('HEXISTS', part(batch, 'park'), index) == 1 then
+      parked[#parked + 1] = {index, tonumber(string.match(call('HGET', part(batch, 'park'), index), '^%d+'))}
+      call('HDEL', part(batch, 'park'), index)
+      call('ZREM', K.later, 'run:' .. batch .. ':' .. index)
+    elseif f.src and call('GETBIT', part(batch, 'ready'), index) == 0 then
+      deferred[#deferred + 1] = {index, attempts_of(f, index)}
+      call('SETBIT', part(batch, 'ready'), index, 1)
     elseif number >= f.cur then
       early[#early + 1] = {index, 0}
       call('SADD', part(batch, 'skip'), index)
@@ -69,11 +79,18 @@ local function cancel_rows()
   end
   conclude(f, 'c', 'user', early)
   conclude(f, 'c', 'user', voided)
-  move(f.queue, 'queued', 'canceled', #early + #voided)
-  return #early + #voided + stop(going), false
+  move(f.queue, base(f), 'canceled', #early + #voided)
+  conclude(f, 'c', 'user', parked)
+  count(f, 'npark', -#parked)
+  move(f.queue, 'scheduled', 'canceled', #parked)
+  conclude(f, 'c', 'user', deferred)
+  count(f, 'ndef', -#deferred)
+  move(f.queue, 'deferred', 'canceled', #deferred)
+  return #early + #voided + #parked + #deferred + stop(going), false
 end
 
 local number, more
 if whole == '1' then number, more = cancel_all() else number, more = cancel_rows() end
 finish(batch)
+drain()
 return {number, more and 1 or 0}

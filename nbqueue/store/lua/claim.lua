@@ -1,6 +1,7 @@
 -- claim: hands out jobs, from several batches if need be, until `want` is reached.
 -- Order: queue by queue; `front`, then `q`, which rotates; within a batch what was handed back before the cursor.
--- The same token again is answered again from what it gave. Answers {'GONE'} or {'OK', now, grants, skipped}.
+-- The same token again is answered again from what it gave. While all is suspended it gives nothing.
+-- Answers {'GONE'} or {'OK', now, grants, skipped, us until something is due or -1, 1 if suspended}.
 -- ARGV: worker token free# want# python host keys unfit queues...
 make_room()
 outage()
@@ -10,9 +11,17 @@ local MB4 = 4194304
 local grants, skipped, reasons = {}, {}, {}
 
 local function grant(batch, indexes, attempts, solos)
-  local v = call('HMGET', K.b(batch), 'queue', 'spec', 'key')
-  local payloads = call('HMGET', part(batch, 'args'), unpack(indexes))
-  grants[#grants + 1] = {batch, v[1], v[2], v[3], indexes, payloads, attempts, solos}
+  local v = call('HMGET', K.b(batch), 'queue', 'spec', 'key', 'src', 'meta')
+  local payloads = call('HMGET', v[4] and part(v[4], 'out') or part(batch, 'args'), unpack(indexes))
+  local metas = v[5] and call('HMGET', part(batch, 'meta'), unpack(indexes)) or {}
+  grants[#grants + 1] = {batch, v[1], v[2], v[3], indexes, payloads, attempts, solos, v[4] or '', metas}
+end
+
+local suspended = call('EXISTS', K.suspended)
+
+local function answer(counts)
+  local nearest = call('ZRANGE', K.later, 0, 0, 'WITHSCORES')[2]
+  return {'OK', now, grants, counts, nearest and math.max(0, tonumber(nearest) - now) or -1, suspended}
 end
 
 local prior = call('GET', K.claim(worker))
@@ -31,9 +40,11 @@ if prior then
       end
       if #indexes > 0 then grant(batch, indexes, attempts, solos) end
     end
-    return {'OK', now, grants, {}}
+    return answer({})
   end
 end
+
+if suspended == 1 then return answer({}) end
 
 local held = call('SCARD', K.held(worker))
 local own = call('HMGET', K.w(worker), 'slots', 'cap')
@@ -54,37 +65,56 @@ local function misfit(batch, f, queue)
     and not all_refused(queue, f[4]) then return 'unfit' end
 end
 
--- Whether one job more keeps the answer under 4 MB; the first always goes.
-local function light(batch, index, chosen, big)
-  if taken + chosen == 0 or big * 1000 <= MB4 / 4 then return true end
-  return bytes + call('HSTRLEN', part(batch, 'args'), index) <= MB4
+-- Where the arguments of the batch in hand are: its own, or the outcomes of its source; and its metas, if it has any.
+local payload, metas
+
+local function size(index)
+  return call('HSTRLEN', payload, index) + (metas and call('HSTRLEN', metas, index) or 0)
 end
 
-local function weigh(batch, index, big)
-  bytes = bytes + (big * 1000 <= MB4 / 4 and big or call('HSTRLEN', part(batch, 'args'), index))
+-- Whether one job more keeps the answer under 4 MB; the first always goes. `big` is the most that a job can have.
+local function light(index, chosen, big)
+  if taken + chosen == 0 or big * 1000 <= MB4 / 4 then return true end
+  return bytes + size(index) <= MB4
+end
+
+local function weigh(index, big)
+  bytes = bytes + (big * 1000 <= MB4 / 4 and big or size(index))
+end
+
+-- Takes entries from what was handed back, but for those that count no more.
+local function pop_again(batch, k)
+  local again, void = part(batch, 'again'), part(batch, 'void')
+  local entries = call('LPOP', again, k) or {}
+  if call('EXISTS', void) == 0 then return entries end
+  local good, looked = {}, 0
+  while #entries > 0 and looked < 1000 do
+    looked = looked + #entries
+    for _, entry in ipairs(entries) do
+      if call('SREM', void, string.match(entry, '^%d+')) == 0 then good[#good + 1] = entry end
+    end
+    entries = #good < k and call('LPOP', again, k - #good) or {}
+  end
+  return good
 end
 
 -- Picks from what was handed back. Suspects whose cap forbids it now go to the end.
 local function pick_again(batch, k, picks, big)
-  local again, void, later = part(batch, 'again'), part(batch, 'void'), {}
-  local voids = call('EXISTS', void) == 1
-  local heavy = false
-  for _, entry in ipairs(call('LPOP', again, k) or {}) do
+  local later, heavy = {}, false
+  for _, entry in ipairs(pop_again(batch, k)) do
     local index, attempt, losses, limit = string.match(entry, '^(%d+) (%d+) (%d+) (%d+)$')
     limit = tonumber(limit)
     local bound = limit > 0 and math.min(cap, limit) or cap
-    if voids and call('SREM', void, index) == 1 then
-      voids = call('EXISTS', void) == 1
-    elseif heavy or held + taken + #picks + 1 > bound or not light(batch, index, #picks, big) then
+    if heavy or held + taken + #picks + 1 > bound or not light(index, #picks, big) then
       heavy = heavy or held + taken + #picks + 1 <= bound
       later[#later + 1] = entry
     else
       cap = bound
-      weigh(batch, index, big)
+      weigh(index, big)
       picks[#picks + 1] = {tonumber(index), attempt + 1, losses, limit}
     end
   end
-  if #later > 0 then call('RPUSH', again, unpack(later)) end
+  if #later > 0 then call('RPUSH', part(batch, 'again'), unpack(later)) end
   return heavy
 end
 
@@ -98,8 +128,8 @@ local function pick_new(batch, k, picks, big, cur, n)
     if holes > 0 and call('SREM', skip, index) == 1 then
       holes = holes - 1
     else
-      if not light(batch, index, #picks, big) then break end
-      weigh(batch, index, big)
+      if not light(index, #picks, big) then break end
+      weigh(index, big)
       picks[#picks + 1] = {index, 1, 0, 0}
     end
     index = index + 1
@@ -137,11 +167,12 @@ end
 
 -- Takes a share of one batch. Answers whether it has still something to hand out.
 local function take(batch, queue, all, quota)
-  local f = call('HMGET', K.b(batch), 'n', 'cur', 'big', 'key', 'signer', 'python', 'host', 'ttl')
+  local f = call('HMGET', K.b(batch), 'n', 'cur', 'big', 'key', 'signer', 'python', 'host', 'ttl', 'hold', 'src',
+    'meta')
   if not f[1] then return false end
   local n, cur, big = tonumber(f[1]), tonumber(f[2]), tonumber(f[3])
   local left = waiting(batch, n, cur)
-  if left <= 0 then
+  if left <= 0 or f[9] then
     call('HDEL', K.b(batch), 'inq')
     return false
   end
@@ -166,6 +197,9 @@ local function take(batch, queue, all, quota)
     return true
   end
   local picks = {}
+  payload = f[10] and part(f[10], 'out') or part(batch, 'args')
+  metas = f[11] and part(batch, 'meta')
+  if f[10] or f[11] then big = math.huge end
   local heavy = call('EXISTS', part(batch, 'again')) == 1 and pick_again(batch, k, picks, big)
   if not heavy and cur < n then
     local upto = pick_new(batch, k, picks, big, cur, n)
@@ -231,4 +265,4 @@ for _, why in ipairs(reasons) do
   counts[#counts + 1] = why
   counts[#counts + 1] = skipped[why]
 end
-return {'OK', now, grants, counts}
+return answer(counts)

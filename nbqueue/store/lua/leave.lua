@@ -1,4 +1,5 @@
--- leave: a worker goes. With burst it is refused while there is, or soon may be, work that it would be missed for.
+-- leave: a worker goes. With burst it is refused while there is, or soon may be, work that it would be missed for; while
+-- all is suspended nothing is.
 -- Answers 0 refused, 1 gone, 2 call again (it held more than 1,000 jobs).
 -- ARGV: worker burst
 make_room()
@@ -10,8 +11,8 @@ for queue in string.gmatch(info[1], '%S+') do mine[queue] = true end
 
 local function has_work(list)
   for _, batch in ipairs(call('LRANGE', list, 0, 999)) do
-    local v = call('HMGET', K.b(batch), 'n', 'cur')
-    if v[1] and waiting(batch, tonumber(v[1]), tonumber(v[2])) > 0
+    local v = call('HMGET', K.b(batch), 'n', 'cur', 'hold')
+    if v[1] and not v[3] and waiting(batch, tonumber(v[1]), tonumber(v[2])) > 0
       and not string.find(info[3] or '', ' ' .. batch .. ' ', 1, true) then return true end
   end
   return false
@@ -20,7 +21,7 @@ end
 local function due_soon()
   for _, item in ipairs(call('ZRANGEBYSCORE', K.later, '-inf', int(now + 30000000), 'LIMIT', 0, 1000)) do
     local what, batch = string.match(item, '^(%a+):([^:]*)')
-    if what == 'upload' or what == 'run' then
+    if what ~= 'ttl' and what ~= 'sweep' then
       local queue = call('HGET', K.b(batch), 'queue')
       if queue and mine[queue] then return true end
     end
@@ -47,8 +48,10 @@ local function missed(queue)
 end
 
 if burst == '1' then
-  if call('EXISTS', K.held(worker)) == 1 or due_soon() then return 0 end
-  for queue in pairs(mine) do
+  if call('EXISTS', K.held(worker)) == 1 then return 0 end
+  local idle = call('EXISTS', K.suspended) == 1
+  if not idle and due_soon() then return 0 end
+  for queue in pairs(idle and {} or mine) do
     if has_work(K.front(queue)) or has_work(K.q(queue)) or missed(queue) then return 0 end
   end
 end

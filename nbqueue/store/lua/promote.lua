@@ -1,5 +1,7 @@
--- promote: does what is due: closes uploads whose lease lapsed, cancels what waited too long, sweeps what expired.
+-- promote: does what is due: closes uploads whose lease lapsed, cancels what waited too long, sweeps what expired, lets
+-- run what was to run later, goes on with what was too much for one script.
 -- Answers {how many, us until the next due thing or -1}.
+-- WITH: cutting dependents pairs
 -- ARGV:
 make_room()
 
@@ -8,9 +10,10 @@ local doing = {}
 function doing.upload(batch)
   if call('HGET', K.b(batch), 'open') == '1' then
     call('HSET', K.b(batch), 'open', 0, 'cut', 1)
+    local v = call('HMGET', K.b(batch), 'session', 'deps')
+    happened({batch = batch, deps = v[2]}, 'grow')
     finish(batch)
-    local session = call('HGET', K.b(batch), 'session')
-    call('PUBLISH', K.hint(session), batch)
+    call('PUBLISH', K.hint(v[1]), batch)
   end
   return true
 end
@@ -18,8 +21,8 @@ end
 -- While arguments arrive, the time starts again with each part.
 function doing.ttl(batch)
   local f = facts(batch)
-  if not f then return true end
-  if f.open == '1' then
+  if not f or f.hold then return true end
+  if f.open == '1' and not f.src then
     arm_ttl(f)
     return false
   end
@@ -35,10 +38,63 @@ function doing.sweep(batch)
   return true
 end
 
+-- A batch's own time, or that of one of its jobs ("<batch>:<index>").
+function doing.run(place)
+  local batch, index = string.match(place, '^([^:]*):?(%d*)$')
+  local f = facts(batch)
+  if not f then return true end
+  if index == '' then
+    if f.hold == 'S' then release(f) end
+    return true
+  end
+  local entry = call('HGET', part(batch, 'park'), index)
+  if not entry then return true end
+  call('HDEL', part(batch, 'park'), index)
+  call('RPUSH', part(batch, 'again'), index .. ' ' .. entry)
+  count(f, 'npark', -1)
+  move(f.queue, 'scheduled', base(f), 1)
+  if not f.hold then arm_ttl(f) end
+  offer(f)
+  hint(f)
+  return true
+end
+
+-- Children of a batch, a hundred at once.
+function doing.free(batch)
+  local f = facts(batch)
+  local from = call('HGET', K.b(batch), 'fcur')
+  if not f then return true end
+  local members = call('ZRANGEBYLEX', part(batch, 'then'), from and '(' .. from or '-', '+', 'LIMIT', 0, CHILDREN)
+  for _, member in ipairs(members) do
+    if string.sub(member, 1, 1) ~= '=' then look(f, member) end
+  end
+  if #members == CHILDREN then
+    call('HSET', K.b(batch), 'fcur', members[CHILDREN])
+    return false
+  end
+  call('HDEL', K.b(batch), 'fcur')
+  return true
+end
+
+doing.scan = scan
+
+function doing.fall(batch)
+  local f = facts(batch)
+  return not f or not f.hold or f.nbad == 0 or fall(f)
+end
+
+function doing.rise(batch)
+  local f = facts(batch)
+  return not f or not f.fell or f.nbad > 0 or rise(f)
+end
+
 local due = call('ZRANGEBYSCORE', K.later, '-inf', int(now), 'LIMIT', 0, 20)
 for _, item in ipairs(due) do
   local what, batch = string.match(item, '^(%a+):(.*)$')
-  if not doing[what] or doing[what](batch) then call('ZREM', K.later, item) end
+  call('ZREM', K.later, item)
+  -- What is not finished goes on at once, unless it has a new time already.
+  if doing[what] and not doing[what](batch) then call('ZADD', K.later, 'NX', int(now), item) end
 end
+drain()
 local nearest = call('ZRANGE', K.later, 0, 0, 'WITHSCORES')
 return {#due, nearest[2] and math.max(0, tonumber(nearest[2]) - now) or -1}

@@ -1,6 +1,7 @@
 -- reap: takes the jobs of one worker whose lease has ended, at most 1,000 at once. They go back uncharged, as suspects:
 -- a suspect is handed out only to a worker that holds few (half as many as the lost one did), and only a loss while
 -- its worker held nothing else counts. Answers {worker or '', jobs, lost, 1 if waiting, 1 if there is more}.
+-- LATER: cutting dependents pairs -> drain
 -- ARGV: max_losses#
 make_room()
 if outage() then return {'', 0, 0, 1, 0} end
@@ -40,6 +41,7 @@ for batch, indexes in pairs(batches) do
   end
   jobs, lost = jobs + #back + #gone, lost + #gone
 end
+if #pending > 0 then later().drain() end
 local more = #due > 1
 if call('EXISTS', held) == 1 then
   more = true

@@ -1,5 +1,6 @@
 -- retry: withdraws outcomes, which opens a new run of their jobs. Names the attempts that the caller saw, and a nonce:
 -- the same one again answers as before. Answers how many, or -1 (no such batch).
+-- WITH: cutting dependents pairs
 -- ARGV: batch nonce fn key spec signer python host rows...
 make_room()
 local f = facts(batch)
@@ -8,23 +9,28 @@ local before = call('HGET', K.b(batch), 'rn') or ''
 local answered = string.match(before, ' ' .. string.gsub(nonce, '%p', '%%%0') .. '=(%d+) ')
 if answered then return tonumber(answered) end
 
-local out, past, skip, void = part(batch, 'out'), part(batch, 'past'), part(batch, 'skip'), part(batch, 'void')
-local back, from, told, number = {}, {F = 0, X = 0, C = 0}, {}, 0
+local out, past = part(batch, 'out'), part(batch, 'past')
+local from, told, items, number, deferred = {F = 0, X = 0, C = 0}, {}, {}, 0, 0
+local source = f.src and facts(f.src)
 
-local function withdraw(index, letter, attempt, blob)
-  local older = call('HGET', past, index) or ''
-  call('HSET', past, index, older .. struct.pack('>I4', #blob) .. blob)
-  if blob ~= '' then call('HDEL', out, index) end
-  call('HDEL', part(batch, 'tail'), index)
-  if letter == 'X' then call('SREM', part(batch, 'bad'), index) end
-  from[letter] = from[letter] + 1
-  if call('SREM', skip, index) == 1 then
-    call('SADD', part(batch, 'redo'), index)
-  elseif call('SREM', void, index) == 0 then
-    back[#back + 1] = index .. ' ' .. attempt .. ' 0 0'
+-- With a source it waits for the job of that, unless this has finished; if it failed, there is nothing to run with.
+local function again(index, letter, attempt, blob)
+  if f.src then
+    local ended = source and letter_of(source, index)
+    if not source or ended == 'X' or ended == 'C' then return end
+    if not ended then
+      call('SETBIT', part(batch, 'ready'), index, 0)
+      deferred = deferred + 1
+    end
   end
-  told[#told + 1] = 'r' .. index
+  withdraw(f, index, blob)
+  if letter == 'X' then call('SREM', part(batch, 'bad'), index) end
+  call('SREM', part(batch, 'fell'), index)
+  call('HDEL', part(batch, 'used'), index, 'r' .. index)
+  from[letter] = from[letter] + 1
   number = number + 1
+  told[number], items[number] = 'r' .. index, {index, 'r'}
+  if not f.src or call('GETBIT', part(batch, 'ready'), index) == 1 then put_back(f, index, attempt) end
 end
 
 for i = rows, #ARGV, 2 do
@@ -32,9 +38,9 @@ for i = rows, #ARGV, 2 do
   local blob = call('HGET', out, index)
   if blob then
     local attempt = struct.unpack('>I2', string.sub(blob, 2, 3))
-    if attempt == seen then withdraw(index, string.upper(string.sub(blob, 1, 1)), attempt, blob) end
+    if attempt == seen then again(index, string.upper(string.sub(blob, 1, 1)), attempt, blob) end
   elseif seen == 0 and in_cut(f.cuts, tonumber(index)) and call('HEXISTS', past, index) == 0 then
-    withdraw(index, 'C', 0, '')
+    again(index, 'C', 0, '')
   end
 end
 
@@ -43,15 +49,22 @@ if number > 0 then
   for name, value in pairs({key = key, spec = spec, signer = signer, python = python, host = host}) do
     if value ~= '' then call('HSET', K.b(batch), name, value) end
   end
+  local was_done = f.done
   for letter, by in pairs(from) do
     count(f, FIELD[letter], -by)
-    move(f.queue, WORD[letter], 'queued', by)
+    move(f.queue, WORD[letter], base(f), by)
   end
-  if #back > 0 then call('RPUSH', part(batch, 'again'), unpack(back)) end
+  count(f, 'ndef', deferred)
+  move(f.queue, base(f), 'deferred', deferred)
   tell(f, told)
   reopen(f)
-  arm_ttl(f)
-  offer(f)
+  happened(f, 'jobs', items)
+  if was_done then rehold(f) end
+  if not f.hold and number > deferred then
+    call('HSET', K.b(batch), 'queued', int(now))
+    arm_ttl(f)
+    offer(f)
+  end
 end
 -- The last eight answers are kept.
 local kept = {}
@@ -59,4 +72,5 @@ for word in string.gmatch(before, '%S+') do kept[#kept + 1] = word end
 kept[#kept + 1] = nonce .. '=' .. number
 while #kept > 8 do table.remove(kept, 1) end
 call('HSET', K.b(batch), 'rn', ' ' .. table.concat(kept, '  ') .. ' ')
+drain()
 return number
