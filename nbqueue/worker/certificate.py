@@ -11,11 +11,11 @@ from pathlib import Path
 
 from nbqueue import wire
 from nbqueue.errors import JobTimeout
-from nbqueue.model import Cause, Failure, Ride, State
+from nbqueue.model import Cause, Echo, Failure, Ride, State
 from nbqueue.perform import type_name
 from nbqueue.worker.horse import MUTE
 from nbqueue.worker.limits import overdue
-from nbqueue.worker.slots import Mount
+from nbqueue.worker.slots import Errand, Mount
 
 _KB = 1 if sys.platform == "linux" else 1024
 
@@ -50,24 +50,33 @@ class Obituary:
             failure=failure,
         )
 
-    def _judge(self, mount: Mount, code: int) -> tuple[Cause, Failure | None]:
+    def echo(self, mount: Mount, errand: Errand, status: int) -> Echo:
+        """What is said of the step of an errand that `mount` was in when it ended."""
+        step = errand.steps[len(errand.echoes)]
+        cause, failure = self._judge(mount, os.waitstatus_to_exitcode(status), step.name)
+        if cause is Cause.TIMEOUT:
+            text = overdue(step.name, errand.call.job, step.timeout, "", errand.call.run.grace)
+            failure = Failure(type_name(JobTimeout), text)
+        return Echo(step.kind, step.label, failure)
+
+    def _judge(self, mount: Mount, code: int, what: str = "the job") -> tuple[Cause, Failure | None]:
         if mount.overdue:
             return Cause.TIMEOUT, None
         if code == -signal.SIGKILL:
             kills = _memory_kills()
             if kills > self._kills:
                 self._kills = kills
-                return Cause.OOM, Failure("OutOfMemory", "the kernel killed the job's process for its memory")
-        return Cause.CRASHED, Failure("Crashed", describe(code))
+                return Cause.OOM, Failure("OutOfMemory", f"the kernel killed {what}'s process for its memory")
+        return Cause.CRASHED, Failure("Crashed", describe(code, what))
 
 
-def describe(code: int) -> str:
-    """How a process ended, in words; `code` as in subprocess."""
+def describe(code: int, what: str = "the job") -> str:
+    """How the process of `what` ended, in words; `code` as in subprocess."""
     if code == MUTE:
-        return "the job closed the descriptors of its process, so its outcome could not be sent"
+        return f"{what} closed the descriptors of its process, so its outcome could not be sent"
     if code >= 0:
         return (
-            f"the job's process ended itself with exit code {code} before the call returned"
+            f"{what}'s process ended itself with exit code {code} before the call returned"
             " (os._exit, or a library that ends the process)"
         )
     try:
@@ -75,7 +84,7 @@ def describe(code: int) -> str:
     except ValueError:
         name = "a real-time signal"
     why = ": invalid memory access, or a stack overflow" if -code == signal.SIGSEGV else ""
-    return f"the job's process was killed by signal {-code} ({name}){why}"
+    return f"{what}'s process was killed by signal {-code} ({name}){why}"
 
 
 def _memory_kills() -> int:

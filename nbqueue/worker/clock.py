@@ -12,6 +12,7 @@ from nbqueue.worker import limits, tree
 if TYPE_CHECKING:
     from nbqueue.worker.slots import Call, Mount
 
+WAIT = 10.0  # seconds that a horse waits for the word that its job's outcome is settled
 _LISTEN = 0.005  # seconds after which the output of a call is watched: a short call is not worth a wake-up
 
 
@@ -74,6 +75,9 @@ class Clock:
     def _check(self, mount: Mount, now: float) -> None:
         """Does what is due for the call that goes on, and says when to look again."""
         going = mount.slot.board.read()
+        if mount.stays_since is not None:
+            self._attend(mount, mount.stays_since, going, now)
+            return
         if going is None or mount.overdue:
             self._listen(mount)  # it loads, or its last words are many
             mount.check_at = now + mount.rhythm
@@ -95,6 +99,25 @@ class Clock:
         if (limit := call.run.timeout) is not None:
             due.append(self._enforce(mount, position, elapsed, limit, call.run.grace))
         mount.check_at = now + min(due) - elapsed
+
+    def _attend(self, mount: Mount, since: float, going: tuple[int, float] | None, now: float) -> None:
+        """After a call: the wait for the word has an end, and so has every step of an errand."""
+        self._listen(mount)
+        clock = mount.slot.board.now()
+        mount.check_at = now + mount.patience
+        if mount.overdue or mount.leaving:
+            return
+        if clock - since >= mount.patience:
+            self._take_back(mount.slot.clear())
+        if mount.errand is None:
+            if clock - since >= WAIT:
+                tree.kill_group(mount.pid)
+        elif going is not None:
+            position, begun = going
+            errand = mount.errand
+            limit, grace = errand.steps[position].timeout, errand.call.run.grace
+            due = self._enforce(mount, position, clock - begun, limit, grace)
+            mount.check_at = min(mount.check_at, now + due - (clock - begun))
 
     def _enforce(self, mount: Mount, position: int, elapsed: float, limit: float, grace: float) -> float:
         """Tells a call of its time limit, or ends it; returns when the next step is due."""

@@ -1,4 +1,4 @@
-"""The worker's two ears: mail (hints, and later signed control messages) always, bells only while it is idle.
+"""The worker's two ears: mail (hints and signed control messages) always, bells only while it has room.
 
 A bell's token wakes one worker; who is full does not listen, so the token waits for one that is free.
 """
@@ -10,6 +10,7 @@ from selectors import EVENT_READ, BaseSelector
 
 from nbqueue.store.broker import Broker
 from nbqueue.store.ear import Ear
+from nbqueue.worker.mail import LOOK
 
 _LONG = 3_600.0  # seconds that the mail is listened to at a stretch
 
@@ -47,14 +48,19 @@ class Ears:
         self._watched[ear] = ear.fileno()
         self._selector.register(ear.fileno(), EVENT_READ, ear)
 
-    def hear(self, ear: Ear) -> str | None:
-        """What an ear has heard: `look` or `bell`; None for nothing yet."""
+    def hear(self, ear: Ear) -> bytes | None:
+        """What has come: the bytes of a letter, nothing for a bell, None where the wait goes on.
+
+        Where the mail was lost with its connection, a letter that says `look` stands for it.
+        """
         heard = ear.hear()
         if not ear.listening:
             self._unwatch(ear)
         if heard is None and ear.listening:
             return None
-        return "look" if ear is self._mail else "bell"
+        if ear is not self._mail:
+            return b""
+        return LOOK if heard is None else heard[1]
 
     def _unwatch(self, ear: Ear) -> None:
         if (known := self._watched.pop(ear, None)) is not None:

@@ -3,43 +3,50 @@
 A frame is `>IB` (length of the payload, kind) and the payload. This module needs the standard library only, because a
 stable stays lean until it loads its function; the codecs of records import msgspec when they are first used.
 
-    parent -> stable   LOAD model.FunctionRecord   LOAD_BARE the same, for every horse to load   RUN Run
+    parent -> stable   SETUP Setup (before LOAD)   LOAD model.FunctionRecord
+                       LOAD_BARE the same, for every horse to load   RUN Run   AFTER After
                        FENCE f64 on limits.fence_clock()   THAW seqs   KILL seqs   DRAIN -
     stable -> parent   READY f64 seconds   UNFIT model.Failure   BEGUN seqs   BACK seqs   DONE Done
-                       NOTE Note   GONE seqs
-    horse -> stable    DONE with flags in place of the tail; NOTE
+                       NOTE Note   GONE seqs   ECHO seq and list of model.Echo
+    horse -> stable    DONE with flags in place of the tail; NOTE; ECHO
+    stable -> horse    AFTER with the name of the hook, to a horse that waits for it
 
 A frame sent with a descriptor carries it by SCM_RIGHTS, and the highest bit of its kind says so: a DONE whose value is
-over 1 MB has None for it in its Ride, and the value in a memfd.
+over 1 MB has None for it in its Ride, and the value in a memfd. So may an AFTER.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import struct
 from array import array
-from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from nbqueue.model import Ride
+    from nbqueue.model import Echo, Ride
 
-LOAD, LOAD_BARE, RUN, FENCE, THAW, KILL, DRAIN = range(1, 8)
-READY, UNFIT, BEGUN, BACK, DONE, NOTE, GONE = range(16, 23)
+LOAD, LOAD_BARE, RUN, FENCE, THAW, KILL, DRAIN, SETUP, AFTER = range(1, 10)
+READY, UNFIT, BEGUN, BACK, DONE, NOTE, GONE, ECHO = range(16, 24)
 WITH_FD = 0x80
 
-META, PROGRESS = 1, 2  # kinds of NOTE
+META, PROGRESS = 1, 2  # kinds of NOTE, as in current.py, which a lean stable must not import
 
 HEAD = struct.Struct(">IB")
 _DONE = struct.Struct(">QI")
 _NOTE = struct.Struct(">QB")
 _SECONDS = struct.Struct(">d")
+_SEQ = struct.Struct(">Q")
 
 BIG_FROM = 1 << 20  # a value over 1 MB travels in a memfd
-_CHUNK = 1 << 18
-_READ_AT_ONCE = 1 << 22  # one receive takes no more than this, so that nobody is starved
+
+
+class Setup(NamedTuple):
+    """SETUP: what a worker was told to prepare, whatever the function."""
+
+    paths: tuple[str, ...] = ()  # go first into sys.path
+    preload: tuple[str, ...] = ()  # modules to import before the function
+    handlers: tuple[str, ...] = ()  # dotted names of exception handlers
 
 
 class Job(NamedTuple):
@@ -49,6 +56,7 @@ class Job(NamedTuple):
     index: int  # type: ignore[assignment]  # the name that the field has everywhere
     attempt: int
     payload: bytes
+    meta: bytes = b""  # a msgpack map: what is kept with the job
 
 
 class Run(NamedTuple):
@@ -66,6 +74,27 @@ class Run(NamedTuple):
     jobs: list[Job]
     single: bool = False  # a batch of one: its job id is the batch id
     timeout_from: str = ""  # whose default the time limit was; empty: the user's own
+    queue: str = ""
+    description: str = ""
+    hooks: tuple[str, ...] = ()  # which callbacks the function record has: success, failure, stopped
+
+
+class After(NamedTuple):
+    """AFTER: the end of a job is settled, and this is to be done about it.
+
+    `run` has the one job, so that a fresh horse can do it where the one that made the call is gone.
+    """
+
+    run: Run
+    hook: str = ""  # the callback to run: success, failure, stopped; empty: none
+    handlers: bool = False  # whether the exception handlers of SETUP are called
+    value: bytes | None = None  # the pickled result, where it does not come in a descriptor
+    failure: bytes = b""  # an encoded model.Failure
+
+    @property
+    def seq(self) -> int:
+        """The seq of the job."""
+        return self.run.jobs[0].seq
 
 
 class Done(NamedTuple):
@@ -84,17 +113,14 @@ class Note(NamedTuple):
     payload: bytes
 
 
-Frames = list[tuple[int, bytes, int | None]]  # kind, payload, descriptor that came along
-
-
 class FrameError(Exception):
     """A peer sent what is no frame."""
 
 
-_decoders: dict[type, Any] = {}
+_decoders: dict[Any, Any] = {}
 
 
-def encode(record: Run) -> bytes:
+def encode(record: Setup | Run | After) -> bytes:
     """A record as msgpack."""
     import msgspec
 
@@ -107,6 +133,18 @@ def decode_run(payload: bytes) -> Run:
     return run
 
 
+def decode_setup(payload: bytes) -> Setup:
+    """The payload of SETUP, validated; raises FrameError."""
+    setup: Setup = _decode(Setup, payload)
+    return setup
+
+
+def decode_after(payload: bytes) -> After:
+    """The payload of AFTER, validated; raises FrameError."""
+    after: After = _decode(After, payload)
+    return after
+
+
 def decode_ride(payload: bytes) -> Ride:
     """The Ride in a DONE; raises FrameError."""
     from nbqueue.model import Ride
@@ -115,7 +153,22 @@ def decode_ride(payload: bytes) -> Ride:
     return ride
 
 
-def _decode(kind: type, payload: bytes) -> Any:
+def pack_echoes(seq: int, echoes: list[Echo]) -> bytes:
+    """The payload of ECHO."""
+    import msgspec
+
+    return _SEQ.pack(seq) + msgspec.msgpack.encode(echoes)
+
+
+def unpack_echoes(payload: bytes) -> tuple[int, list[Echo]]:
+    """What an ECHO says; raises FrameError."""
+    from nbqueue.model import Echo
+
+    echoes: list[Echo] = _decode(list[Echo], payload[_SEQ.size :])
+    return _SEQ.unpack_from(payload)[0], echoes
+
+
+def _decode(kind: Any, payload: bytes) -> Any:
     import msgspec
 
     decoder = _decoders.get(kind)
@@ -124,7 +177,7 @@ def _decode(kind: type, payload: bytes) -> Any:
     try:
         return decoder.decode(payload)
     except msgspec.MsgspecError as why:
-        raise FrameError(f"no {kind.__name__}: {why}") from why
+        raise FrameError(f"no {getattr(kind, '__name__', kind)}: {why}") from why
 
 
 def pack_seqs(seqs: Iterable[int]) -> bytes:
@@ -180,7 +233,7 @@ def unpack_note(payload: bytes) -> Note:
 
 
 def read_value(fd: int) -> bytes:
-    """The value that came beside a DONE; closes the descriptor."""
+    """The value that came beside a DONE or an AFTER; closes the descriptor."""
     try:
         size = os.fstat(fd).st_size
         parts, offset = [], 0
@@ -195,118 +248,16 @@ def read_value(fd: int) -> bytes:
         os.close(fd)
 
 
-class Channel:
-    """One end of a socket, which never blocks: what cannot be written yet waits in memory.
+def write_value(value: bytes) -> int:
+    """A descriptor with `value` in it, without a name in any folder."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("nbqueue-value")
+    else:
+        import tempfile
 
-    `eof` becomes True when the other side is gone; frames that came before are still handed out. A descriptor given
-    to `send` belongs to the channel, one handed out by `receive` to the caller.
-    """
-
-    def __init__(self, sock: socket.socket, limit: int = (1 << 32) - 1) -> None:
-        sock.setblocking(False)
-        self._sock = sock
-        self._limit = limit
-        self._in = bytearray()
-        self._fds: deque[int] = deque()
-        self._out: deque[tuple[bytearray, list[int]]] = deque()
-        self.eof = False
-        self.dry = False  # whether the last receive took all that there was
-
-    def fileno(self) -> int:
-        """The descriptor, for a selector."""
-        return self._sock.fileno()
-
-    @property
-    def wants_write(self) -> bool:
-        """Whether something waits to be written."""
-        return bool(self._out) and not self.eof
-
-    def queue(self, kind: int, payload: bytes = b"", fd: int | None = None) -> None:
-        """Adds a frame to what `flush` will write."""
-        if fd is not None:
-            self._out.append((bytearray(), [fd]))
-        elif not self._out:
-            self._out.append((bytearray(), []))
-        buffer = self._out[-1][0]
-        buffer += HEAD.pack(len(payload), kind if fd is None else kind | WITH_FD)
-        buffer += payload
-
-    def send(self, kind: int, payload: bytes = b"", fd: int | None = None) -> None:
-        """Queues a frame and writes what can be written now; never blocks."""
-        self.queue(kind, payload, fd)
-        self.flush()
-
-    def flush(self) -> None:
-        """Writes what can be written now."""
-        while self._out and not self.eof:
-            buffer, fds = self._out[0]
-            try:
-                with memoryview(buffer) as view, view[:_CHUNK] as part:
-                    sent = socket.send_fds(self._sock, [part], fds) if fds else self._sock.send(part)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                self.eof = True
-                return
-            while fds:
-                os.close(fds.pop())
-            del buffer[:sent]
-            if not buffer:
-                self._out.popleft()
-
-    def receive(self) -> Frames:
-        """The frames that are there, as (kind, payload, descriptor that came with it). Raises FrameError."""
-        taken, self.dry = 0, False
-        while not self.eof and taken < _READ_AT_ONCE:
-            try:
-                data, fds, _, _ = socket.recv_fds(self._sock, _CHUNK, 16)
-            except (BlockingIOError, InterruptedError):
-                self.dry = True
-                break
-            except OSError:
-                self.eof = True
-                break
-            self._fds.extend(fds)
-            if not data:
-                self.eof = True
-            self._in += data
-            taken += len(data)
-            if len(data) < _CHUNK // 4 and not fds:
-                break
-        self.dry = self.dry or self.eof
-        return self._parse()
-
-    def _parse(self) -> Frames:
-        frames: Frames = []
-        start, end = 0, len(self._in)
-        with memoryview(self._in) as view:
-            while end - start >= HEAD.size:
-                size, kind = HEAD.unpack_from(view, start)
-                if size > self._limit:
-                    raise FrameError(f"a frame of {size:,} bytes is over the limit of {self._limit:,}")
-                stop = start + HEAD.size + size
-                if stop > end:
-                    break
-                fd = self._fds.popleft() if kind & WITH_FD and self._fds else None
-                frames.append((kind & ~WITH_FD, bytes(view[start + HEAD.size : stop]), fd))
-                start = stop
-        del self._in[:start]
-        return frames
-
-    @property
-    def unread(self) -> bytes:
-        """What has arrived of a frame that is not complete."""
-        return bytes(self._in)
-
-    def feed(self, data: bytes) -> None:
-        """Puts bytes before all that is still to come, as if they had just arrived."""
-        self._in[:0] = data
-
-    def close(self) -> None:
-        """Closes the socket and every descriptor that nobody took."""
-        self.eof = True
-        for fd in (*self._fds, *(fd for _, fds in self._out for fd in fds)):
-            os.close(fd)
-        self._fds.clear()
-        self._out.clear()
-        self._sock.close()
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    view = memoryview(value)
+    while view:
+        view = view[os.write(fd, view) :]
+    return fd

@@ -1,7 +1,8 @@
 """The forked child: it takes a ticket, makes the call, says at once what became of it, and takes the next.
 
 It ends by itself when it is older than its slice, when a call left threads or children behind, or when there are no
-tickets. It owns nothing but its report socket, the pipe that it prints to, and the pipe that its tickets come from.
+tickets. After a call that has callbacks it waits until the outcome is settled, runs them, and ends. It owns nothing but
+its report socket, the pipe that it prints to, and the pipe that its tickets come from.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
-from nbqueue import perform
+from nbqueue import current, perform
 from nbqueue.errors import LoadError
-from nbqueue.model import Cause, Failure, FunctionRecord, Ride, State, encode
-from nbqueue.worker import frames, loading, restore, tree
+from nbqueue.model import Cause, Failure, FunctionRecord, Ride, State, decode, encode
+from nbqueue.worker import frames, hooks, loading, restore, tree
 from nbqueue.worker.limits import ALARM, Alarm, Board, overdue
-from nbqueue.worker.slots import Call
+from nbqueue.worker.slots import Call, Errand
 
-FAILED, UNMARKED = 1, 2  # flags of a DONE
+FAILED, UNMARKED, STAYS = 1, 2, 4  # flags of a DONE
 MUTE = 71  # exit code: the call closed the descriptor that its outcome would have gone to
 
 _HIGH = 1_000  # descriptors from here on survive a call that closes "all" of them
@@ -48,7 +49,7 @@ def shield() -> None:
 
 def _unshield() -> None:
     """In a process that a job forks (multiprocessing): its signals are as in any Python program."""
-    perform.here.note = None
+    current.here.note = None
     for signum in _SHIELDED:
         if signal.getsignal(signum) is no_op:
             signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
@@ -60,6 +61,8 @@ class Saddle(NamedTuple):
     calls: Sequence[Call]
     function: Callable[..., Any] | None  # None: the horse loads `record` itself
     record: FunctionRecord
+    setup: frames.Setup
+    errand: Errand | None  # what is to be done in place of calls
     board: Board
     alarm: Alarm
     mark: bytes
@@ -104,11 +107,17 @@ class Horse:
         self._children_cpu = 0.0
         self._lock = _thread.allocate_lock()
         self._seq = 0
-        perform.here.note = self._note
+        self._error: BaseException | None = None  # of the last call
+        watched = saddle.calls[0].run.hooks or saddle.setup.handlers  # calls that have callbacks are alone in a horse
+        self._keep = self._note_error if watched else None
+        current.here.note = self._note
 
     def run(self) -> None:
         """Makes calls while there are tickets, time, and a clean process."""
         saddle = self._saddle
+        if saddle.errand is not None:
+            self._take_over(saddle.errand)
+            return
         function, loaded = self._loaded()
         limit = saddle.slice if saddle.function is not None else max(saddle.slice, loaded)
         scene = restore.Scene(self._output, ALARM) if len(saddle.calls) > 1 else None
@@ -116,7 +125,9 @@ class Horse:
         for position, call in enumerate(saddle.calls):
             if not os.read(self._tickets, 1):
                 return
-            self._call(position, call, function)
+            if (outcome := self._call(position, call, function)) is not None:
+                self._stay(call, outcome)
+                return
             if scene is None or time.monotonic() - born >= limit or not scene.restore():
                 return
 
@@ -126,12 +137,13 @@ class Horse:
             return saddle.function, 0.0
         began = time.monotonic()
         try:
-            function = loading.load(saddle.record)
+            function = loading.load(saddle.record, saddle.setup.preload)
         except LoadError as why:
             return loading.failure_of(why), 0.0
         return function, time.monotonic() - began
 
-    def _call(self, position: int, call: Call, function: Callable[..., Any] | Failure) -> None:
+    def _call(self, position: int, call: Call, function: Callable[..., Any] | Failure) -> Ride | None:
+        """Makes one call and tells its outcome; gives it back if this process stays for what follows."""
         run, saddle = call.run, self._saddle
         self._seq = call.seq
         since = saddle.board.begin(position)
@@ -146,16 +158,21 @@ class Horse:
                 saddle.alarm.set(saddle.board.now, since, None, str)
             if run.seed is not None:
                 restore.sow(run.seed, call.index)
-            perform.enter(call.job, run.seed, call.index)
+            current.enter(call.job, run.seed, call.index, call.present)
             outcome = perform.perform(
-                function, call.payload, job=call.job, max_result=run.max_result, clock=saddle.alarm
+                function, call.payload, job=call.job, max_result=run.max_result, clock=saddle.alarm, keep=self._keep
             )
         if os.getpid() != self._pid:
-            _end_fork(outcome)
-        perform.leave()
+            _end_fork(failed=outcome.state is State.FAILED)
         saddle.board.end()
         alone = position == 0 and (len(saddle.calls) == 1 or outcome.ended - outcome.started >= saddle.slice)
-        self._tell(call.seq, self._weighed(outcome, alone=alone))
+        weighed = self._weighed(outcome, alone=alone)
+        if self._keep is not None and self._stays(run, outcome):
+            self._tell(call.seq, weighed, STAYS)
+            return outcome
+        current.leave()
+        self._tell(call.seq, weighed)
+        return None
 
     def _weighed(self, outcome: Ride, *, alone: bool) -> Ride:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -167,8 +184,9 @@ class Horse:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _KB if alone else None
         return msgspec.structs.replace(outcome, cpu_s=cpu, max_rss_kb=peak)
 
-    def _tell(self, seq: int, outcome: Ride) -> None:
-        flags = FAILED if outcome.state is State.FAILED else 0
+    def _tell(self, seq: int, outcome: Ride, flags: int = 0) -> None:
+        if outcome.state is State.FAILED:
+            flags |= FAILED
         if not self._end_output():
             flags |= UNMARKED
         value = outcome.value
@@ -176,7 +194,7 @@ class Horse:
             self._send(frames.DONE, frames.pack_done(seq, encode(outcome), bytes([flags])))
             return
         outcome = msgspec.structs.replace(outcome, value=None)
-        fd = _memory(value)
+        fd = frames.write_value(value)
         self._send(frames.DONE, frames.pack_done(seq, encode(outcome), bytes([flags])), fd)
 
     def _end_output(self) -> bool:
@@ -189,6 +207,57 @@ class Horse:
         except (OSError, ValueError):
             return False
         return True
+
+    # ------------------------------------------------------------ what follows a call
+
+    def _note_error(self, error: BaseException) -> None:
+        self._error = error
+
+    def _stays(self, run: frames.Run, outcome: Ride) -> bool:
+        """Whether something may have to be done when this outcome is settled."""
+        if outcome.state is State.FINISHED:
+            return hooks.SUCCESS in run.hooks
+        may = hooks.FAILURE in run.hooks or bool(self._saddle.setup.handlers)
+        return may and outcome.cause is not Cause.LOAD
+
+    def _stay(self, call: Call, outcome: Ride) -> None:
+        """Waits for the word that the outcome is settled, and does what it says."""
+        size, _kind = frames.HEAD.unpack(_read(self._report, frames.HEAD.size))
+        word = _read(self._report, size)
+        handlers = self._saddle.setup.handlers if word[0] else ()
+        steps = hooks.steps_for(word[1:].decode(), self._saddle.record.hooks, handlers)
+        self._take(call, steps, hooks.Ending(outcome.value, outcome.failure, self._error))
+
+    def _take_over(self, errand: Errand) -> None:
+        """Takes the steps that the horse before it has left."""
+        saddle, failure = self._saddle, errand.after.failure
+        before = functools.partial(loading.prepare, saddle.record, saddle.setup.preload)
+        ending = hooks.Ending(errand.value, decode(Failure, failure) if failure else None)
+        first = len(errand.echoes)
+        self._take(errand.call, errand.steps, ending, first, before if saddle.function is None else None)
+
+    def _take(
+        self,
+        call: Call,
+        steps: Sequence[hooks.Step],
+        ending: hooks.Ending,
+        first: int = 0,
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        self._seq = call.seq
+        current.enter(call.job, call.run.seed, call.index, call.present)
+        board, alarm = self._saddle.board, self._saddle.alarm
+        for position, step in enumerate(steps[first:], first):
+            told = functools.partial(overdue, step.name, call.job, step.timeout, "")
+            alarm.set(board.now, board.begin(position), step.timeout, told)
+            echo, going = hooks.take(step, ending, alarm, before if position == first else None)
+            if os.getpid() != self._pid:
+                _end_fork(failed=echo.failure is not None)
+            board.end()
+            self._send(frames.ECHO, encode(echo))
+            if not going:
+                break
+        self._send(frames.ECHO, b"")
 
     def _note(self, kind: int, payload: bytes) -> None:
         self._send(frames.NOTE, frames.pack_note(self._seq, kind, payload))
@@ -206,24 +275,19 @@ class Horse:
         os.close(fd)
 
 
+def _read(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = os.read(fd, size - len(data))
+        if not part:
+            raise BrokenPipeError  # the stable is gone
+        data += part
+    return data
+
+
 def _write(fd: int, data: bytes) -> None:
     while data:
         data = data[os.write(fd, data) :]
-
-
-def _memory(value: bytes) -> int:
-    """A descriptor with `value` in it, without a name in any folder."""
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("nbqueue-result")
-    else:
-        import tempfile
-
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-    view = memoryview(value)
-    while view:
-        view = view[os.write(fd, view) :]
-    return fd
 
 
 def _lift(fd: int) -> int:
@@ -236,8 +300,8 @@ def _lift(fd: int) -> int:
     return high
 
 
-def _end_fork(outcome: Ride) -> NoReturn:
+def _end_fork(*, failed: bool) -> NoReturn:
     """Ends a process that the job forked and that fell through to here: only the horse itself reports."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(1 if outcome.state is State.FAILED else 0)
+    os._exit(1 if failed else 0)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import msgspec
 
 from nbqueue.errors import BadSignature
-from nbqueue.model import Cause, Failure, FunctionRecord, Ride, Spec, State, decode
+from nbqueue.model import Cause, Failure, FunctionRecord, Outcome, Ride, Spec, State, decode
 from nbqueue.store.broker import Broker
-from nbqueue.store.records import Claimed, Grant
-from nbqueue.wire import ARGUMENTS, FUNCTION, SPEC, Sealer
+from nbqueue.store.records import Claimed, Grant, Held, Stored
+from nbqueue.wire import ARGUMENTS, FUNCTION, META, OUTCOME, SPEC, Sealer
+from nbqueue.worker import notes
 from nbqueue.worker.ledger import Ledger, Task
 
 _REMEMBERED = 256  # specs of batches, so that a batch's second claim need not check its spec again
@@ -44,15 +45,37 @@ class Intake:
         bad: list[tuple[Task, Ride]] = []
         for place, job in enumerate(grant.jobs):
             try:
-                payload = self.sealer.unseal(ARGUMENTS, grant.batch, job.index, job.args)
+                payload = self._payload(grant, job, spec)
+                meta = self._meta(grant.batch, job, spec)
             except BadSignature as why:
                 bad.append((self._task(grant, place, b"", spec), refused(why)))
             else:
-                good.append(self._task(grant, place, payload, spec))
+                good.append(self._task(grant, place, payload, spec, meta))
         self.ledger.add(good)
         return bad
 
-    def _task(self, grant: Grant, place: int, payload: bytes, spec: Spec) -> Task:
+    def _payload(self, grant: Grant, job: Held, spec: Spec) -> bytes:
+        """The arguments of a job, as perform.pack makes them. Raises BadSignature."""
+        if grant.source == spec.source == "":
+            return self.sealer.unseal(ARGUMENTS, grant.batch, job.index, job.args)
+        what = f"The argument of {grant.batch}:{job.index}"
+        if grant.source != spec.source:
+            raise BadSignature(what=what, why="it is to come from another batch than the one that was submitted")
+        stored = Stored.parse(job.args, what)
+        if not stored.signed:
+            raise BadSignature(what=what, why="no worker has signed it")
+        blob = self.sealer.unseal(OUTCOME, spec.source, job.index, stored.body, stored.attempt)
+        outcome = decode(Outcome, blob, what)
+        if outcome.state is not State.FINISHED or outcome.value is None:
+            raise BadSignature(what=what, why=f"{spec.source}:{job.index} has no result")
+        return b"1" + outcome.value  # one positional argument, whose pickle is the result's
+
+    def _meta(self, batch: str, job: Held, spec: Spec) -> bytes:
+        if not job.meta:
+            return spec.meta
+        return notes.meta_of(self.sealer.unseal(META, batch, job.index, job.meta))
+
+    def _task(self, grant: Grant, place: int, payload: bytes, spec: Spec, meta: bytes = b"") -> Task:
         job = grant.jobs[place]
         return Task(
             seq=self.ledger.next_seq(),
@@ -63,6 +86,8 @@ class Intake:
             payload=payload,
             spec=spec,
             since=time.monotonic(),
+            queue=grant.queue,
+            meta=meta,
         )
 
     def _spec(self, grant: Grant) -> Spec:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nbqueue.worker.stall import Stall
 
 TARGET = 0.25  # seconds of work a slot that are held ahead, as jobs prove short
+SHORT = 0.01  # seconds: calls under this are sent ahead, so that no slot waits for us
 MOST_HELD = 4_000  # jobs held ahead, however short
 MOST_CLAIMED = 1_000  # jobs a claim: no script touches more
 
@@ -30,12 +31,21 @@ class Task:
     token: str
     payload: bytes
     spec: Spec
-    since: float  # monotonic; when it was claimed, or came back from a stable
+    since: float  # monotonic; when it was claimed, came back from a stable, or went to one
+    queue: str = ""
+    meta: bytes = b""  # a msgpack map: what is kept with the job
     alone: bool = False  # its stable died under it: it gets a stable of its own
     deaths: int = 0  # how many stables died under it
     begun: bool = False  # known to be running
+    stopped: bool = False  # someone ended it while it ran
+    over: bool = False  # its outcome is settled
     stall: Stall | None = None
     slot: int = -1
+
+    @property
+    def apart(self) -> bool:
+        """Whether it has a process for itself, and a RUN: it has a stable too, or callbacks follow it."""
+        return self.alone or bool(self.spec.hooks)
 
     @property
     def lease(self) -> Lease:
@@ -44,7 +54,7 @@ class Task:
 
     @property
     def label(self) -> str:
-        """Its id, for people."""
+        """The job's id."""
         return self.batch if self.spec.single else f"{self.batch}:{self.index}"
 
 
@@ -76,6 +86,7 @@ class Ledger:
     tasks: dict[int, Task] = field(default_factory=dict)
     waiting: dict[str, deque[Task]] = field(default_factory=dict)
     riding: list[dict[int, Task]] = field(default_factory=list)  # by slot: with a stable, in order
+    trailing: dict[int, Task] = field(default_factory=dict)  # over, but callbacks are to come: their slots are taken
     paces: dict[str, Pace] = field(default_factory=dict)
     _seq: int = 0
 
@@ -95,7 +106,7 @@ class Ledger:
 
     def mount(self, task: Task, slot: int, stall: Stall) -> None:
         """Notes that a waiting task has gone to a stable."""
-        task.slot, task.stall = slot, stall
+        task.slot, task.stall, task.since = slot, stall, time.monotonic()
         self.riding[slot][task.seq] = task
 
     def dismount(self, task: Task) -> None:
@@ -125,6 +136,13 @@ class Ledger:
         self.riding[task.slot].pop(task.seq, None)
         del self.tasks[task.seq]
 
+    def trail(self, task: Task) -> None:
+        """Notes that a task is over, and that something is to be done about its end."""
+        self.tasks.pop(task.seq, None)
+        if task.slot >= 0:
+            self.riding[task.slot].pop(task.seq, None)
+        self.trailing[task.seq] = task
+
     def take(self, batch: str, count: int) -> list[Task]:
         """The first waiting tasks of a batch, out of the waiting; a task that must run alone ends the row."""
         queue = self.waiting[batch]
@@ -134,6 +152,10 @@ class Ledger:
         if not queue:
             del self.waiting[batch]
         return taken
+
+    def take_all(self, batch: str) -> list[Task]:
+        """All waiting tasks of a batch, out of the waiting."""
+        return list(self.waiting.pop(batch, ()))
 
     def in_order(self) -> list[str]:
         """The batches with waiting tasks, that with the first claimed task first."""
@@ -151,7 +173,8 @@ class Ledger:
 
     def free_slots(self) -> list[int]:
         """Slots with nothing to do."""
-        return [slot for slot, riding in enumerate(self.riding) if not riding]
+        taken = {task.slot for task in self.trailing.values()} if self.trailing else ()
+        return [slot for slot, riding in enumerate(self.riding) if not riding and slot not in taken]
 
     def begun(self) -> list[Task]:
         """The tasks that are running, as far as can be known from here: the first of every slot."""
@@ -162,6 +185,23 @@ class Ledger:
         found = self.paces.get(key)
         if found is None:
             found = self.paces[key] = Pace()
+        return found
+
+    def chunk(self, task: Task, waiting: int, takers: int) -> int:
+        """How many of a batch's `waiting` tasks go to one slot at once, when so many slots could take some."""
+        return max(1, min(self.pace(task.spec.key).chunk(), -(-waiting // takers)))
+
+    def slots_ahead(self) -> dict[int, str]:
+        """Slots that run short calls and will be free soon -> the function that they run."""
+        found = {}
+        for slot, riding in enumerate(self.riding):
+            if not riding:
+                continue
+            task = next(iter(riding.values()))
+            pace = self.pace(task.spec.key)
+            short = pace.mean is not None and pace.mean < SHORT and not task.begun and not task.apart
+            if short and len(riding) <= pace.chunk() // 4:
+                found[slot] = task.spec.key
         return found
 
     def wish(self, recent: Pace) -> tuple[int, int]:

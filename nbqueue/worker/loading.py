@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -17,13 +18,17 @@ from nbqueue.errors import LoadError
 from nbqueue.model import Failure, FunctionRecord
 from nbqueue.settings import cpus, host
 from nbqueue.worker import frames, tree
+from nbqueue.worker.channel import Channel, Frame
 from nbqueue.worker.surroundings import for_jobs
 
 _GPU = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 
 
-def settle_in(record: FunctionRecord) -> None:
-    """Makes this process the place that the function expects: folder, sys.path, environment, an empty `__main__`."""
+def settle_in(record: FunctionRecord, paths: Sequence[str] = ()) -> None:
+    """Makes this process the place that the function expects: folder, sys.path, environment, an empty `__main__`.
+
+    `paths`, the worker's own, come first in sys.path.
+    """
     # Again, after the parent: a stable may be started by hand, and its children see what it was executed with.
     kept = for_jobs(os.environ, cpus()) | record.env
     for name in set(os.environ) - set(kept):
@@ -33,27 +38,43 @@ def settle_in(record: FunctionRecord) -> None:
         os.chdir(record.cwd)
     wanted = [path for path in (*record.path, record.cwd) if path and Path(path).exists()]
     sys.path[:0] = [path for path in dict.fromkeys(wanted) if path not in sys.path]
+    sys.path[:0] = [path for path in dict.fromkeys(paths) if path]
     # A notebook's own classes name `__main__` as their module: they must not find the stable's names there.
     main = ModuleType("__main__")
     main.__dict__["__builtins__"] = __builtins__
     sys.modules["__main__"] = main
 
 
-def load(record: FunctionRecord) -> Callable[..., Any]:
-    """The function, with its modules verified and imported. Raises LoadError."""
+def load(record: FunctionRecord, preload: Sequence[str] = ()) -> Callable[..., Any]:
+    """The function, with its modules verified and imported, and those that the worker names. Raises LoadError."""
+    prepare(record, preload)
     try:
-        for name, digest in sorted(record.modules.items()):
-            _verify(name, digest)
         function = wire.loads(record.payload)
-    except LoadError:
-        raise
     except BaseException as why:
-        text = f"{perform.type_name(type(why))}: {perform.text_of(why)}"
-        raise _unfit(record, text) from why
+        raise _unfit(record, _told(why)) from why
     if not callable(function):
         raise _unfit(record, f"it is no function but a {type(function).__name__}")
     found: Callable[..., Any] = function
     return found
+
+
+def prepare(record: FunctionRecord, preload: Sequence[str] = ()) -> None:
+    """Verifies the function's modules, and imports those that the worker names. Raises LoadError."""
+    try:
+        for name, digest in sorted(record.modules.items()):
+            _verify(name, digest)
+    except BaseException as why:
+        raise _unfit(record, _told(why)) from why
+    for name in preload:
+        try:
+            importlib.import_module(name)
+        except BaseException as why:
+            text = f"the worker was told to preload the module {name!r}, which failed ({_told(why)})"
+            raise _unfit(record, text) from why
+
+
+def _told(why: BaseException) -> str:
+    return f"{perform.type_name(type(why))}: {perform.text_of(why)}"
 
 
 def _unfit(record: FunctionRecord, why: str) -> LoadError:
@@ -84,17 +105,15 @@ def failure_of(why: LoadError) -> Failure:
     return Failure(failure.type, failure.message, told, failure.pickled)
 
 
-def start_over(
-    channel: frames.Channel, payload: bytes, later: frames.Frames, cwd: str, environ: dict[str, str]
-) -> NoReturn:
+def start_over(channel: Channel, again: list[Frame], cwd: str, environ: dict[str, str]) -> NoReturn:
     """Becomes a stable that has loaded nothing, because one with threads or a GPU context must not be forked.
 
-    Every horse then loads the function itself. What the parent has sent by now goes along, in a file.
+    Every horse then loads the function itself. What the parent has sent by now goes along, `again`, in a file.
     """
     import tempfile
 
     with tempfile.TemporaryFile(buffering=0) as file:
-        for kind, each, _ in [(frames.LOAD_BARE, payload, None), *later]:
+        for kind, each, _ in again:
             file.write(frames.HEAD.pack(len(each), kind) + each)
         file.write(channel.unread)
         file.seek(0)

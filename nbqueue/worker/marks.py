@@ -35,17 +35,21 @@ def carriers() -> Iterator[tuple[int, str]]:
     """`(pid, mark)` of every process of this user that carries a mark."""
     if not _PROC.is_dir():
         return
-    needle = f"{MARK}=".encode()
     for entry in _PROC.iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            environ = (entry / "environ").read_bytes()
-        except OSError:
-            continue  # gone by now, or another user's
-        for item in environ.split(b"\0"):
-            if item.startswith(needle):
-                yield int(entry.name), item[len(needle) :].decode("utf-8", "replace")
+        if entry.name.isdigit() and (mark := mark_of(int(entry.name))):
+            yield int(entry.name), mark
+
+
+def mark_of(pid: int) -> str:
+    """The mark that a process carries; empty if it has none, is gone, or is another user's."""
+    needle = f"{MARK}=".encode()
+    try:
+        environ = (_PROC / str(pid) / "environ").read_bytes()
+    except OSError:
+        return ""
+    return next(
+        (item[len(needle) :].decode("utf-8", "replace") for item in environ.split(b"\0") if item.startswith(needle)), ""
+    )
 
 
 def sweep() -> int:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nbqueue.checks import size_text
 from nbqueue.errors import NoServer
-from nbqueue.model import Cause, Failure, Outcome, Ride, State, encode
+from nbqueue.model import Cause, Failure, Outcome, Rerun, Ride, State, encode
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import Lease, Settled
 from nbqueue.wire import OUTCOME, TAIL, Sealer
 from nbqueue.worker.ledger import Task
+from nbqueue.worker.notes import Notepad
 from nbqueue.worker.score import Score
 
 HELD_BACK = 0.2  # seconds that a failure waits
@@ -24,7 +26,12 @@ LINGER = 0.02  # seconds that a success may wait for others to settle with, whil
 BIG = 1 << 20  # bytes of an outcome that settles by itself
 TRIES = 3  # at a large outcome, while the server answers otherwise
 ENOUGH = 200  # successes that wait for no more
+RERUN = frozenset({Cause.ERROR, Cause.TIMEOUT, Cause.CRASHED, Cause.OOM})  # causes that another run may not meet
 MOST_PENDING = 20_000  # outcomes in memory while the server is away; then the worker claims no more
+
+
+AGAIN, STALE = "AGAIN", "STALE"  # answers of settle
+BACK = "BACK"  # not settled: the job was given back
 
 
 @dataclass(slots=True)
@@ -34,8 +41,10 @@ class Settler:
     broker: Broker
     sealer: Sealer
     score: Score
+    notes: Notepad
     host: str
     worker: str
+    told: Callable[[Task, Ride, str], None] = lambda _task, _ride, _answer: None  # who hears what became of each
     offset: float = 0.0  # Redis's clock minus this machine's monotonic clock, in microseconds
     draining: bool = False
     brisk: bool = False  # short calls go on: outcomes come soon that can settle together
@@ -48,7 +57,7 @@ class Settler:
     def add(self, task: Task, ride: Ride, tail: bytes) -> None:
         """Takes an outcome in."""
         record = self._record(task, ride, tail)
-        if ride.state is State.FINISHED:
+        if ride.state is not State.FAILED:
             if not self._ready:
                 self._since = time.monotonic()
             self._ready.append(record)
@@ -75,7 +84,14 @@ class Settler:
         blob = seal(OUTCOME, task.batch, task.index, encode(outcome), attempt)
         if tail:
             tail = seal(TAIL, task.batch, task.index, tail, attempt)
-        return Settled(task.batch, task.index, task.token, ride.state, blob, tail)
+        again = _rerun(task, ride)
+        repeat = task.spec.repeat if ride.state is State.FINISHED else None
+        return Settled(task.batch, task.index, task.token, ride.state, blob, tail, again, repeat)
+
+    @property
+    def now_us(self) -> float:
+        """The time on Redis's clock."""
+        return time.monotonic() * 1e6 + self.offset
 
     @property
     def pending(self) -> int:
@@ -96,10 +112,13 @@ class Settler:
             return 0.0
         return max(0.0, self._since + LINGER - time.monotonic())
 
-    def flush(self) -> None:
-        """Settles what is ready; raises SetupError when the server cannot take it, and keeps it."""
+    def flush(self, *, patient: bool = True) -> None:
+        """Settles what is ready; raises SetupError when the server cannot take it, and keeps it.
+
+        Failures wait a moment, unless it is not `patient`.
+        """
         if not self.draining:
-            ripe = time.monotonic() - HELD_BACK
+            ripe = time.monotonic() - (HELD_BACK if patient else 0.0)
             while self._held and self._held[0][0] <= ripe:
                 self._ready.append(self._held.pop(0)[2])
         if not self._ready or self._lingers():
@@ -115,6 +134,8 @@ class Settler:
     def _settle(self, records: list[Settled]) -> None:
         if not records:
             return
+        # First what they said of themselves: whoever sees the outcome sees that too.
+        self.notes.save(Lease(record.batch, record.index, record.token) for record in records)
         answers = self.broker.settle(self.worker, records)
         done = set(map(id, records))
         self._ready = [record for record in self._ready if id(record) not in done]
@@ -139,11 +160,12 @@ class Settler:
 
     def withdraw(self) -> list[Lease]:
         """The failures not settled, taken out: a worker that drains gives these jobs back."""
-        leases = [task.lease for _, task, _ in self._held]
-        for _, task, _ in self._held:
-            self._told.pop((task.batch, task.index, task.token), None)
+        tasks = [task for _, task, _ in self._held]
         self._held.clear()
-        return leases
+        for task in tasks:
+            _, ride = self._told.pop((task.batch, task.index, task.token))
+            self.told(task, ride, BACK)
+        return [task.lease for task in tasks]
 
     def forget(self) -> int:
         """Drops all that is pending, because its leases have ended; returns how many that were."""
@@ -159,15 +181,30 @@ class Settler:
         odd: Counter[str] = Counter()
         for record, answer in zip(done, answers, strict=True):
             task, ride = self._told.pop((record.batch, record.index, record.token))
-            if answer == "STALE":
+            task.over = answer not in (STALE, AGAIN)
+            if answer == STALE:
                 odd[record.batch] += 1
-            elif ride.state is State.FINISHED:
+            elif ride.state is State.FINISHED and answer != AGAIN:
                 fine[record.batch].append(record.index)
                 singles[record.batch] = task.spec.single
             else:
-                kind = ride.failure.type if ride.failure else ""  # the message may hold what the user keeps secret
-                self.score.line("<-", f"{task.label} failed {ride.cause} {kind}".rstrip())
+                self.score.line("<-", _words(task, ride, answer))
+            self.told(task, ride, answer)
         for batch, indexes in fine.items():
             self.score.group("<-", batch, indexes, singles[batch], "ok")
         for batch, count in odd.items():
             self.score.line("--", f"{batch}: {count} outcomes came too late and were dropped")
+
+
+def _rerun(task: Task, ride: Ride) -> Rerun | None:
+    """What is asked of the store for a job that failed: a Retry that it returned, or that of its submit."""
+    if ride.state is not State.FAILED:
+        return None
+    return ride.rerun or (task.spec.retry if ride.cause in RERUN else None)
+
+
+def _words(task: Task, ride: Ride, answer: str) -> str:
+    """The log's words for what became of a job, but for an ordinary success."""
+    kind = ride.failure.type if ride.failure else ""  # the message may hold what the user keeps secret
+    what = "ok" if ride.state is State.FINISHED else f"{ride.state} {ride.cause} {kind}".rstrip()
+    return f"{task.label} {what}" + (", runs again" if answer == AGAIN else "")

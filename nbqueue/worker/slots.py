@@ -1,7 +1,12 @@
-"""What a stable knows of its slots: the calls that wait, and the horse that rides."""
+"""What a stable knows of its slots: the calls that wait, the horse that rides, and what follows when a call is over.
+
+A horse whose call has callbacks *stays*: it waits for the parent's word that the outcome is settled, and runs them. The
+errand for this is done by a fresh horse where that one is gone.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import time
@@ -9,8 +14,13 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Self
 
+from nbqueue.current import CurrentJob
+from nbqueue.model import Echo
+from nbqueue.perform import unpack
 from nbqueue.worker.capture import Output
-from nbqueue.worker.frames import Channel, Run
+from nbqueue.worker.channel import Channel
+from nbqueue.worker.frames import After, Run
+from nbqueue.worker.hooks import Step
 from nbqueue.worker.limits import Board
 
 MOST_CALLS = 4_000  # of one horse: as many tickets fit into the smallest pipe
@@ -21,26 +31,60 @@ _REPORT_LIMIT = 1 << 28
 class Call:
     """One call of a RUN, on its way through the stable."""
 
-    __slots__ = ("attempt", "index", "payload", "run", "seq", "solo")
+    __slots__ = ("attempt", "index", "meta", "payload", "run", "seq", "solo")
 
-    def __init__(self, run: Run, seq: int, index: int, attempt: int, payload: bytes) -> None:
+    def __init__(self, run: Run, seq: int, index: int, attempt: int, payload: bytes, meta: bytes = b"") -> None:
         self.run = run
         self.seq = seq
         self.index = index
         self.attempt = attempt
         self.payload = payload
-        self.solo = run.isolate  # alone in its process
+        self.meta = meta
+        self.solo = run.isolate or bool(run.hooks)  # alone in its process
 
     @property
     def job(self) -> str:
         """The job's id."""
         return self.run.batch if self.run.single else f"{self.run.batch}:{self.index}"
 
+    def present(self) -> CurrentJob:
+        """What get_current_job gives in it."""
+        run = self.run
+        return CurrentJob(
+            self.job,
+            batch=run.batch,
+            index=self.index,
+            attempt=self.attempt,
+            func_name=run.label,
+            description=run.description,
+            queue=run.queue,
+            timeout=run.timeout,
+            meta=self.meta,
+            arguments=functools.partial(unpack, self.payload),
+        )
+
+
+class Errand:
+    """What is to be done about the end of a job, and what has become of it so far."""
+
+    __slots__ = ("after", "call", "deaths", "echoes", "over", "steps", "value")
+
+    def __init__(self, after: After, steps: list[Step], value: bytes | None) -> None:
+        self.after = after
+        self.call = Call(after.run, *after.run.jobs[0])
+        self.steps = steps
+        self.value = value  # the pickled result
+        self.echoes: list[Echo] = []  # of the steps taken
+        self.deaths = 0  # of horses that ran it
+        self.over = False
+
 
 class Mount:
     """A live horse, seen from the stable."""
 
-    def __init__(self, slot: Slot, pid: int, calls: list[Call], gear: Gear, mark: bytes) -> None:
+    def __init__(
+        self, slot: Slot, pid: int, calls: list[Call], gear: Gear, mark: bytes, errand: Errand | None = None
+    ) -> None:
         self.slot = slot
         self.pid = pid
         self.calls = calls  # those whose tickets it took, or may still take
@@ -59,6 +103,25 @@ class Mount:
         self.rhythm = min(self.patience, *limits) if limits else self.patience
         self.check_at = time.monotonic() + min(self.rhythm, 0.005)
         self.heard = False  # whether the selector watches its output
+        self.errand: Errand | None = None
+        self.stays_since: float | None = (
+            None  # on the slot's clock: it makes no more calls, and waits or runs an errand
+        )
+        self.leaving = False  # there is nothing more for it to do
+        if errand is not None:
+            self.reported = len(calls)
+            self.stay()
+            self.errand = errand
+
+    def stay(self) -> None:
+        """Its call is over, and it waits for what is to be done about that."""
+        self.stays_since = self.slot.board.now()
+        self.alarmed = None
+
+    @property
+    def stays_for(self) -> int | None:
+        """The seq of the job whose end it attends to; None while it makes calls."""
+        return None if self.stays_since is None else self.calls[self.reported - 1].seq
 
     def take_back(self) -> list[Call]:
         """The calls whose tickets were not taken; the horse will not make them."""
@@ -140,8 +203,14 @@ class Slot:
     def __init__(self, number: int) -> None:
         self.number = number
         self.queue: deque[Call] = deque()
+        self.errands: deque[Errand] = deque()
         self.board = Board()
         self.mount: Mount | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to do and no horse for it."""
+        return self.mount is None and bool(self.queue or self.errands)
 
     def pick(self) -> list[Call]:
         """The next horse's calls: one that must be alone, or all up to such a one."""

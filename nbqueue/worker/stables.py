@@ -11,17 +11,19 @@ from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 import msgspec
 
 from nbqueue.errors import BadSignature
-from nbqueue.model import MAX_LOSSES, Cause, Failure, FunctionRecord, Ride, decode
-from nbqueue.worker import frames, limits
+from nbqueue.model import CALLBACK_TIMEOUT, MAX_LOSSES, Cause, Failure, FunctionRecord, Ride, State, decode
+from nbqueue.worker import frames
+from nbqueue.worker.aftermath import Aftermath
 from nbqueue.worker.intake import Intake, failed, refused
-from nbqueue.worker.ledger import Ledger, Pace, Task
+from nbqueue.worker.ledger import SHORT, Ledger, Pace, Task
+from nbqueue.worker.refusals import Refusals
 from nbqueue.worker.score import Score
 from nbqueue.worker.settling import Settler
 from nbqueue.worker.stall import Stall
+from nbqueue.worker.strays import Strays
 
 KEPT_WARM = 4  # idle stables
-UNFIT = 15.0  # seconds until a function that could not be loaded is tried again: a module may be there by then
-SHORT = 0.01  # seconds: calls under this are sent ahead, so that no slot waits for us
+_NOTHING = Ride(State.CANCELED, None, 0.0, 0.0)
 
 
 @dataclass(slots=True)
@@ -33,12 +35,14 @@ class Stables:
     settler: Settler
     score: Score
     selector: BaseSelector
+    refusals: Refusals
+    strays: Strays
     mark: str
     host: str
     threads: int
+    setup: frames.Setup
+    aftermath: Aftermath = field(init=False)  # given once it is made: it speaks to stables
     recent: Pace = field(default_factory=Pace)
-    unfit: dict[str, tuple[float, Failure]] = field(default_factory=dict)  # functions not loadable here, since when
-    refusals: list[Task] = field(default_factory=list)  # jobs whose function could not be loaded here
     fence: float | None = None
     _stalls: dict[str, Stall] = field(default_factory=dict)
 
@@ -46,7 +50,7 @@ class Stables:
 
     def dispatch(self) -> None:
         """Gives waiting tasks to slots, first claimed first: a chunk a free slot, and one ahead of short calls."""
-        free, ahead = self.ledger.free_slots(), self._slots_ahead()
+        free, ahead = self.ledger.free_slots(), self.ledger.slots_ahead()
         for batch in self.ledger.in_order():
             if not free and not ahead:
                 return
@@ -56,11 +60,33 @@ class Stables:
                     break
                 if (stall := self._stall_for(first)) is None:
                     break
-                count = 1 if first.alone else self._chunk(first, len(queue), len(free) or len(ahead))
+                count = (
+                    1
+                    if first.alone or first.spec.hooks
+                    else self.ledger.chunk(first, len(queue), len(free) or len(ahead))
+                )
                 self._send(stall, slot, self.ledger.take(batch, count))
                 ahead.pop(slot, None)
                 if slot in free:
                     free.remove(slot)
+
+    def let_go(self, task: Task) -> None:
+        """Tells the horse that waits after this call to end."""
+        if task.stall is not None and self._stalls.get(task.stall.key) is task.stall:
+            task.stall.after(task.slot, task, "", _NOTHING)
+            self._watch(task.stall)
+
+    def after(self, task: Task, hook: str, ride: Ride, *, handlers: bool) -> bool:
+        """Has a callback run by the horse that made the call, or by another one; False: it can be run nowhere here."""
+        alive = task.stall is not None and self._stalls.get(task.stall.key) is task.stall
+        stall = task.stall if alive else self._stall_for(task)
+        if stall is None:
+            return False
+        # Of a task that has no slot any more, in a place beyond all slots.
+        stall.after(task.slot if task.slot >= 0 else self.ledger.slots, task, hook, ride, handlers=handlers)
+        task.stall = stall
+        self._watch(stall)
+        return True
 
     def _send(self, stall: Stall, slot: int, tasks: list[Task]) -> None:
         for task in tasks:
@@ -69,31 +95,16 @@ class Stables:
         self._watch(stall)
         self.score.group("->", tasks[0].batch, [task.index for task in tasks], tasks[0].spec.single)
 
-    def _chunk(self, task: Task, waiting: int, takers: int) -> int:
-        return max(1, min(self.ledger.pace(task.spec.key).chunk(), -(-waiting // takers)))
-
-    def _slots_ahead(self) -> dict[int, str]:
-        """Slots that run short calls and will be free soon -> the function that they run."""
-        found = {}
-        for slot, riding in enumerate(self.ledger.riding):
-            if not riding:
-                continue
-            task = next(iter(riding.values()))
-            pace = self.ledger.pace(task.spec.key)
-            short = pace.mean is not None and pace.mean < SHORT and not task.begun and not task.alone
-            if short and len(riding) <= pace.chunk() // 4:
-                found[slot] = task.spec.key
-        return found
-
     @property
     def brisk(self) -> bool:
-        """Whether short calls go on."""
-        return self.recent.mean is not None and self.recent.mean < SHORT and any(map(len, self.ledger.riding))
+        """Whether short calls go on, and no horse waits for a word of ours."""
+        short = self.recent.mean is not None and self.recent.mean < SHORT
+        return short and not self.ledger.trailing and any(map(len, self.ledger.riding))
 
     def _slot_for(self, task: Task, free: list[int], ahead: dict[int, str]) -> int | None:
         if free:
             return free[0]
-        if task.alone:
+        if task.apart:
             return None
         return next((slot for slot, key in ahead.items() if key == task.spec.key), None)
 
@@ -102,13 +113,13 @@ class Stables:
         key = f"{task.spec.key}#{task.seq}" if task.alone else task.spec.key
         if key in self._stalls:
             return self._stalls[key]
-        if task.spec.key in self.unfit_keys():
+        if task.spec.key in self.refusals.unfit:
             self._refuse(task.batch)
             return None
         try:
             record = self.intake.function(task.batch, task.spec.key)
         except BadSignature as why:
-            for each in self.ledger.take(task.batch, len(self.ledger.waiting[task.batch])):
+            for each in self.ledger.take_all(task.batch):
                 self.finish(each, refused(why))
             return None
         self._make_room()
@@ -116,12 +127,22 @@ class Stables:
             return self._start(key, record, preload=task.spec.preload)
         except OSError as why:
             # No process, no descriptor, or an interpreter that cannot be executed: others may have better luck.
-            self._call_unfit(task.spec.key, record.label, Failure("LoadError", f"no process could be started ({why})"))
+            self.refusals.call_unfit(
+                task.spec.key, record.label, Failure("LoadError", f"no process could be started ({why})")
+            )
             self._refuse(task.batch)
             return None
 
     def _start(self, key: str, record: FunctionRecord, *, preload: bool) -> Stall:
-        stall = Stall(record, key=key, mark=self.mark, host=self.host, threads=self.threads, preload=preload)
+        stall = Stall(
+            record,
+            key=key,
+            mark=self.mark,
+            host=self.host,
+            threads=self.threads,
+            preload=preload,
+            setup=self.setup,
+        )
         self._stalls[key] = stall
         self.selector.register(stall.channel.fileno(), EVENT_READ, stall)
         if self.fence is not None:
@@ -135,7 +156,8 @@ class Stables:
             self._end(stall)
 
     def _busy(self, stall: Stall) -> bool:
-        return any(task.stall is stall for riding in self.ledger.riding for task in riding.values())
+        trailing = any(task.stall is stall for task in self.ledger.trailing.values())
+        return trailing or any(task.stall is stall for riding in self.ledger.riding for task in riding.values())
 
     def _watch(self, stall: Stall) -> None:
         """Asks the selector for what the channel needs now."""
@@ -151,6 +173,7 @@ class Stables:
         """After a fence: what rides now stands, and goes on."""
         for stall in self._stalls.values():
             mine = [task.seq for riding in self.ledger.riding for task in riding.values() if task.stall is stall]
+            mine += [task.seq for task in self.ledger.trailing.values() if task.stall is stall]
             stall.channel.send(frames.THAW, frames.pack_seqs(mine))
             self._watch(stall)
 
@@ -166,6 +189,7 @@ class Stables:
                 by_stall.setdefault(task.stall, []).append(task.seq)
             else:
                 self.ledger.drop(task)
+                self.aftermath.gone(task)
         for stall, seqs in by_stall.items():
             if not stall.ready:
                 self._abandon(stall, set(seqs))
@@ -217,6 +241,10 @@ class Stables:
     def _heard(self, stall: Stall, kind: int, payload: bytes, fd: int | None) -> None:
         if kind == frames.DONE:
             self._done(payload, fd)
+        elif kind == frames.NOTE:
+            self._noted(frames.unpack_note(payload))
+        elif kind == frames.ECHO:
+            self.aftermath.heard(*frames.unpack_echoes(payload))
         elif kind == frames.READY:
             stall.ready = True
         elif kind == frames.UNFIT:
@@ -226,6 +254,11 @@ class Stables:
             for task in filter(None, known):
                 self._moved(task, kind)
 
+    def _noted(self, note: frames.Note) -> None:
+        task = self.ledger.tasks.get(note.seq) or self.ledger.trailing.get(note.seq)
+        if task is not None:
+            self.settler.notes.take(task, note.kind, note.payload)
+
     def _moved(self, task: Task, kind: int) -> None:
         if kind == frames.BACK:
             self.ledger.put_back(task)
@@ -233,6 +266,7 @@ class Stables:
             task.begun = True
         else:
             self.ledger.drop(task)
+            self.aftermath.gone(task)
 
     def _done(self, payload: bytes, fd: int | None) -> None:
         done = frames.unpack_done(payload)
@@ -245,11 +279,15 @@ class Stables:
             ride = msgspec.structs.replace(ride, value=value)
         self.ledger.pace(task.spec.key).saw(ride.ended - ride.started)
         self.recent.saw(ride.ended - ride.started)
-        private = task.stall if task.alone else None
-        self.ledger.done(task)
+        self.aftermath.done(task, ride)
         self.settler.add(task, ride, done.tail)
-        if private is not None:
-            self._end(private)
+        if task.alone and task.seq not in self.ledger.trailing:
+            self.retire(task)
+
+    def retire(self, task: Task) -> None:
+        """Ends the stable that a task had for itself."""
+        if task.alone and task.stall is not None and task.stall.key in self._stalls:
+            self._end(task.stall)
 
     def finish(self, task: Task, ride: Ride) -> None:
         """Settles a task that never came to a stable, or whose stable is no more."""
@@ -262,6 +300,7 @@ class Stables:
         self._remove(stall)
         how = stall.died()
         self.reap_strays()
+        self.aftermath.died(stall, how)
         riding = [[task for task in riding.values() if task.stall is stall] for riding in self.ledger.riding if riding]
         key = stall.key.partition("#")[0]
         if stall.failure is None and not stall.ready:
@@ -270,7 +309,7 @@ class Stables:
             for task in reversed(tasks):
                 self.ledger.put_back(task)
         if stall.failure is not None:
-            self._call_unfit(key, stall.label, stall.failure)
+            self.refusals.call_unfit(key, stall.label, stall.failure)
             return
         self.score.line("--", f"the stable of {stall.label} died with {how}; its jobs run again")
         for tasks in riding:
@@ -286,31 +325,14 @@ class Stables:
 
     # ------------------------------------------------------------ functions that cannot be loaded
 
-    def _call_unfit(self, key: str, label: str, failure: Failure) -> None:
-        self.unfit[key] = time.monotonic(), failure
-        self.score.line("!!", f"{label} cannot be loaded here: {failure.type}")
-
-    def unfit_keys(self) -> tuple[str, ...]:
-        """Functions that could not be loaded here a moment ago; after UNFIT seconds another try is due."""
-        now = time.monotonic()
-        return tuple(key for key, (since, _) in self.unfit.items() if now - since < UNFIT)
-
     def _refuse(self, batch: str) -> None:
         """The waiting tasks of a batch whose function cannot be loaded here: the caller gives them back."""
-        self.refusals += self.ledger.take(batch, len(self.ledger.waiting[batch]))
-
-    def refused(self) -> dict[str, list[Task]]:
-        """Jobs whose function could not be loaded here, by function."""
-        by_key: dict[str, list[Task]] = {}
-        for task in self.refusals:
-            by_key.setdefault(task.spec.key, []).append(task)
-        return by_key
+        self.refusals.tasks += self.ledger.take_all(batch)
 
     def fail_unloadable(self, key: str, tasks: list[Task]) -> None:
         """Jobs whose function no living worker can load have failed."""
-        _, failure = self.unfit[key]
         for task in tasks:
-            self.finish(task, failed(Cause.LOAD, failure))
+            self.finish(task, failed(Cause.LOAD, self.refusals.why(key)))
 
     def loading(self) -> list[Stall]:
         """The stables that have not loaded their function yet."""
@@ -322,6 +344,9 @@ class Stables:
             spent = time.monotonic() - stall.began
             tasks = (task for riding in self.ledger.riding for task in riding.values())
             first = next((task for task in tasks if task.stall is stall), None)
+            if first is None and spent > CALLBACK_TIMEOUT:
+                self._end(stall)
+                self.aftermath.died(stall, "no end of loading")
             if first is None or first.spec.timeout is None or spent < first.spec.timeout + first.spec.grace:
                 continue
             limit = f"{first.spec.timeout:g} s"
@@ -338,6 +363,7 @@ class Stables:
         for task in reversed(riding):
             if task.seq in unwanted:
                 self.ledger.drop(task)
+                self.aftermath.gone(task)
             else:
                 self.ledger.put_back(task)
 
@@ -346,14 +372,6 @@ class Stables:
         limit = time.monotonic() - age
         return [task for task in self.ledger.all_waiting() if task.since < limit and not task.alone]
 
-    def take_refusals(self) -> dict[str, list[Task]]:
-        """Jobs whose function could not be loaded here, by function; each is handed out once."""
-        by_key: dict[str, list[Task]] = {}
-        for task in self.refusals:
-            by_key.setdefault(task.spec.key, []).append(task)
-        self.refusals = []
-        return by_key
-
     def reap_strays(self) -> None:
         """Collects dead children; a live one that is no stable has lost its stable, and is killed."""
-        limits.kill_strays({stall.process.pid for stall in self._stalls.values()})
+        self.strays.reap({stall.process.pid for stall in self._stalls.values()})

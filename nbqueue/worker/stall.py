@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from nbqueue.model import Failure, FunctionRecord, encode
+from nbqueue.model import Failure, FunctionRecord, Ride, encode
 from nbqueue.worker import frames
+from nbqueue.worker.channel import Channel
 from nbqueue.worker.ledger import Task
 from nbqueue.worker.marks import MARK
 from nbqueue.worker.surroundings import for_jobs
@@ -20,7 +21,17 @@ from nbqueue.worker.surroundings import for_jobs
 class Stall:
     """A stable that serves one function, as the parent sees it."""
 
-    def __init__(self, record: FunctionRecord, *, key: str, mark: str, host: str, threads: int, preload: bool) -> None:
+    def __init__(
+        self,
+        record: FunctionRecord,
+        *,
+        key: str,
+        mark: str,
+        host: str,
+        threads: int,
+        preload: bool,
+        setup: frames.Setup,
+    ) -> None:
         self.key = key
         self.label = record.label
         self.ready = False
@@ -29,7 +40,8 @@ class Stall:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             self.process = self._spawn(record, theirs, mark=mark, host=host, threads=threads)
-        self.channel = frames.Channel(ours)
+        self.channel = Channel(ours)
+        self.channel.queue(frames.SETUP, frames.encode(setup))
         self.channel.send(frames.LOAD if preload else frames.LOAD_BARE, encode(record))
 
     @staticmethod
@@ -50,27 +62,19 @@ class Stall:
 
     def run(self, slot: int, tasks: Sequence[Task]) -> None:
         """Sends tasks of one batch to run one after another on a slot."""
-        first = tasks[0]
-        spec = first.spec
-        self.channel.send(
-            frames.RUN,
-            frames.encode(
-                frames.Run(
-                    slot=slot,
-                    batch=first.batch,
-                    label=spec.label,
-                    isolate=spec.isolate or first.alone,
-                    timeout=spec.timeout,
-                    grace=spec.grace,
-                    slice=spec.slice,
-                    max_result=spec.max_result,
-                    seed=spec.seed,
-                    jobs=[frames.Job(task.seq, task.index, task.attempt, task.payload) for task in tasks],
-                    single=spec.single,
-                    timeout_from=spec.timeout_from,
-                )
-            ),
-        )
+        self.channel.send(frames.RUN, frames.encode(_run(slot, tasks)))
+        self.used = time.monotonic()
+
+    def after(self, slot: int, task: Task, hook: str, ride: Ride, *, handlers: bool = False) -> None:
+        """Says that a task's outcome is settled, and what is to be done about it."""
+        value = ride.value if hook == "success" else None
+        fd = None
+        if value is not None and len(value) >= frames.BIG_FROM:
+            fd = frames.write_value(value)
+            value = None
+        failure = b"" if ride.failure is None else encode(ride.failure)
+        after = frames.After(_run(slot, [task]), hook, handlers, value, failure)
+        self.channel.send(frames.AFTER, frames.encode(after), fd)
         self.used = time.monotonic()
 
     def close(self) -> None:
@@ -96,3 +100,25 @@ class Stall:
             return f"exit code {code}"
         known = -code in set(signal.Signals)
         return f"signal {signal.Signals(-code).name}" if known else f"signal {-code}"
+
+
+def _run(slot: int, tasks: Sequence[Task]) -> frames.Run:
+    first = tasks[0]
+    spec = first.spec
+    return frames.Run(
+        slot=slot,
+        batch=first.batch,
+        label=spec.label,
+        isolate=spec.isolate or first.alone,
+        timeout=spec.timeout,
+        grace=spec.grace,
+        slice=spec.slice,
+        max_result=spec.max_result,
+        seed=spec.seed,
+        jobs=[frames.Job(task.seq, task.index, task.attempt, task.payload, task.meta) for task in tasks],
+        single=spec.single,
+        timeout_from=spec.timeout_from,
+        queue=first.queue,
+        description=spec.description,
+        hooks=spec.hooks,
+    )

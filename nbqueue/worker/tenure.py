@@ -6,6 +6,7 @@ parent may be the one that is stuck.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -18,12 +19,15 @@ from nbqueue.settings import host
 from nbqueue.store.broker import Broker
 from nbqueue.wire import Keyring
 from nbqueue.worker import limits
+from nbqueue.worker.aftermath import Aftermath
 from nbqueue.worker.ears import Ears
 from nbqueue.worker.ledger import Ledger
 from nbqueue.worker.plan import ALL_QUEUES, Plan
 from nbqueue.worker.score import Score
 from nbqueue.worker.settling import Settler
 from nbqueue.worker.stables import Stables
+
+LATE = 0.002  # seconds after its time that a due thing is done: not before, by any clock
 
 
 @dataclass(slots=True)
@@ -39,8 +43,10 @@ class Tenure:
     settler: Settler
     stables: Stables
     ears: Ears
+    aftermath: Aftermath
     score: Score
     next_beat: float = 0.0
+    next_due: float = math.inf  # when something scheduled is due, as far as we know
     estranged: bool = False  # whether the store holds jobs in our name that we do not know
     queues: tuple[str, ...] = field(init=False)
 
@@ -56,18 +62,7 @@ class Tenure:
         """Joins under the present id; again, to serve other queues."""
         if ALL_QUEUES in self.plan.queues:
             self.queues = tuple(sorted({DEFAULT_QUEUE, *self.broker.queues()}))
-        info = WorkerInfo(
-            id=self.id,
-            name=self.name,
-            host=host(),
-            pid=os.getpid(),
-            slots=self.slots,
-            queues=self.queues,
-            python=python_version(),
-            keys=self.keyring.ids,
-            version=metadata.version("nbqueue"),
-            local=self.plan.local,
-        )
+        info = describe(self.plan, self.id, self.slots, self.queues, self.keyring)
         before = limits.fence_clock()
         plan = self.plan
         self.clock(self.broker.join(self.id, encode(info), self.queues, self.slots, lease=plan.lease, beat=plan.beat))
@@ -89,7 +84,7 @@ class Tenure:
         tasks = list(self.ledger.tasks.values())
         renewed = self.broker.renew(self.id, [task.lease for task in tasks], lease=self.plan.lease)
         fallen = set(renewed.fallen)
-        self.stables.kill([task for task in tasks if task.lease in fallen])
+        self.aftermath.fallen(task for task in tasks if task.lease in fallen)
         # Always: a stable may have reached its fence while the renewal was on its way.
         self.stables.thaw()
         self.clock(renewed.now_us)
@@ -100,14 +95,27 @@ class Tenure:
         if ALL_QUEUES in self.plan.queues and set(self.broker.queues()) - set(self.queues):
             self.join()
         self.broker.reap()
-        self.broker.promote()
+        self.promote()
+
+    def promote(self) -> None:
+        """Does what is due, and notes when the next thing will be."""
+        due = self.broker.promote()
+        self.next_due = math.inf
+        self.due_in(due)
+
+    def due_in(self, seconds: float | None) -> None:
+        """Something is due in so many seconds; None: nothing that is known of."""
+        if seconds is not None:
+            self.next_due = min(self.next_due, time.monotonic() + max(0.0, seconds) + LATE)
 
     def rejoin(self, why: LeaseEnded) -> None:
         """Too late: our jobs belong to others. What runs is killed before anything new begins."""
         jobs, outcomes = len(self.ledger.tasks), self.settler.forget()
         self.score.line("!!", f"{why} {jobs} jobs were stopped, {outcomes} outcomes dropped")
         self.stables.close()
-        self.stables.refusals.clear()
+        self.stables.refusals.take()
+        self.aftermath.clear()
+        self.settler.notes.clear()
         for task in list(self.ledger.tasks.values()):
             self.ledger.drop(task)
         self._anew()
@@ -122,6 +130,22 @@ class Tenure:
         self.id = self.settler.worker = new_id(self.name)
         self.estranged = False
         self.join()
+
+
+def describe(plan: Plan, worker: str, slots: int, queues: tuple[str, ...], keyring: Keyring) -> WorkerInfo:
+    """What a worker says of itself."""
+    return WorkerInfo(
+        id=worker,
+        name=plan.name or host(),
+        host=host(),
+        pid=os.getpid(),
+        slots=slots,
+        queues=queues,
+        python=python_version(),
+        keys=keyring.ids,
+        version=metadata.version("nbqueue"),
+        local=plan.local,
+    )
 
 
 def python_version() -> str:

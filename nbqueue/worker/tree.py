@@ -12,7 +12,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 LINUX = sys.platform == "linux"
@@ -25,10 +25,10 @@ def _libc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None, use_errno=True) if LINUX else None
 
 
-def become_subreaper() -> None:
-    """Orphans among this process's descendants become its children."""
+def become_subreaper(*, wanted: bool = True) -> None:
+    """Orphans among this process's descendants become its children; or no longer do."""
     if (libc := _libc()) is not None:
-        libc.prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
+        libc.prctl(_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 
 
 def die_with(parent: int | None) -> None:
@@ -103,14 +103,14 @@ def thaw(pid: int) -> None:
     send(pid, signal.SIGCONT)
 
 
-def kill_strays(known: Collection[int]) -> bool:
-    """Kills and reaps every child of this process that is not among `known`; True when none is left.
+def kill_strays(known: Collection[int], ours: Callable[[int], bool] = lambda _pid: True) -> bool:
+    """Kills and reaps every child of this process that is `ours` and not among `known`; True when none is left.
 
     Killing one may bring its children here, so it looks again until there is nothing new.
     """
     killed: set[int] = set()
     for _ in range(_ROUNDS):
-        strays = [pid for pid in children() if pid not in known]
+        strays = [pid for pid in children() if pid not in known and (pid in killed or ours(pid))]
         if not strays:
             return True
         for pid in strays:

@@ -16,8 +16,9 @@ import cloudpickle
 import msgspec
 
 from nbqueue import perform, wire
-from nbqueue.model import Failure, FunctionRecord, Ride, State, decode, encode
+from nbqueue.model import Echo, Failure, FunctionRecord, Hook, Ride, State, decode, encode
 from nbqueue.worker import frames
+from nbqueue.worker.channel import Channel
 
 MARK = "NBQUEUE_MARK"
 
@@ -51,10 +52,23 @@ def by_value(function: Any) -> bytes:
         cloudpickle.unregister_pickle_by_value(module)
 
 
-class Driver:
-    """One stable. `rides`, `tails`, `notes`, `begun`, `back`, `gone` hold what it has said so far, by seq."""
+def hook(function: Any, timeout: float = 60.0) -> Hook:
+    """A callback on its way."""
+    return Hook(by_value(function), getattr(function, "__name__", "callback"), timeout)
 
-    def __init__(self, function: Any = None, *, bare: bool = False, env: dict[str, str] | None = None, **place: Any):
+
+class Driver:
+    """One stable. `rides`, `tails`, `notes`, `begun`, `back`, `gone`, `echoes` hold what it has said so far, by seq."""
+
+    def __init__(
+        self,
+        function: Any = None,
+        *,
+        bare: bool = False,
+        env: dict[str, str] | None = None,
+        setup: frames.Setup | None = None,
+        **place: Any,
+    ):
         self.mark = f"test-{secrets.token_hex(6)}"
         ours, theirs = socket.socketpair()
         self.process = subprocess.Popen(
@@ -64,25 +78,30 @@ class Driver:
             start_new_session=True,
         )
         theirs.close()
-        self.channel = frames.Channel(ours)
+        self.channel = Channel(ours)
         self.rides: dict[int, Ride] = {}
         self.tails: dict[int, bytes] = {}
         self.notes: list[frames.Note] = []
         self.begun: list[int] = []
         self.back: list[int] = []
         self.gone: list[int] = []
+        self.echoes: dict[int, list[Echo]] = {}
+        self.runs: dict[int, frames.Run] = {}
         self.order: list[tuple[str, int]] = []
         self.ready: float | None = None
         self.unfit: Failure | None = None
         self.seq = 0
         self.fds: dict[int, int] = {}
+        if setup is not None:
+            self.channel.send(frames.SETUP, frames.encode(setup))
         if function is not None:
             self.load(function, bare=bare, **place)
 
-    def load(self, function: Any, *, bare: bool = False, **place: Any) -> None:
+    def load(self, function: Any, *, bare: bool = False, hooks: dict[str, Any] | None = None, **place: Any) -> None:
         payload = function if isinstance(function, bytes) else by_value(function)
         defaults = {"key": "k", "label": "f", "python": "3", "interpreter": "", "host": "h", "cwd": str(Path.cwd())}
-        record = FunctionRecord(payload=payload, **{**defaults, **place})
+        packed = {kind: each if isinstance(each, Hook) else hook(each) for kind, each in (hooks or {}).items()}
+        record = FunctionRecord(payload=payload, hooks=packed, **{**defaults, **place})
         self.channel.send(frames.LOAD_BARE if bare else frames.LOAD, encode(record))
 
     def run(self, *items: Any, slot: int = 0, isolate: bool = False, **limits: Any) -> list[int]:
@@ -95,7 +114,23 @@ class Driver:
         facts = {"timeout": None, "grace": 0.3, "slice": 0.1, "max_result": 1 << 26, "seed": None, **limits}
         run = frames.Run(slot=slot, batch="b", label="f", isolate=isolate, jobs=jobs, **facts)
         self.channel.send(frames.RUN, frames.encode(run))
+        self.runs.update({job.seq: run._replace(jobs=[job]) for job in jobs})
         return [job.seq for job in jobs]
+
+    def after(self, seq: int, kind: str = "", *, handlers: bool = False, slot: int | None = None) -> None:
+        """Says that the outcome of a job is settled."""
+        run, ride = self.runs[seq], self.rides.get(seq)
+        facts: dict[str, Any] = {}
+        if ride is not None:
+            facts = {"value": ride.value, "failure": encode(ride.failure) if ride.failure else b""}
+        after = frames.After(run if slot is None else run._replace(slot=slot), kind, handlers, **facts)
+        self.channel.send(frames.AFTER, frames.encode(after))
+
+    def echo(self, seq: int, kind: str = "", *, handlers: bool = False) -> list[Echo]:
+        """Says that the outcome of a job is settled; waits for what becomes of its callbacks."""
+        self.after(seq, kind, handlers=handlers)
+        self.until(lambda: seq in self.echoes)
+        return self.echoes[seq]
 
     def fence(self, at: float) -> None:
         self.channel.send(frames.FENCE, frames.pack_fence(at))
@@ -131,6 +166,10 @@ class Driver:
             self.order.append(("done", done.seq))
         elif kind == frames.NOTE:
             self.notes.append(frames.unpack_note(payload))
+        elif kind == frames.ECHO:
+            seq, echoes = frames.unpack_echoes(payload)
+            assert seq not in self.echoes, "one end of a job has one echo"
+            self.echoes[seq] = echoes
         elif kind == frames.READY:
             self.ready = frames.unpack_seconds(payload)
         elif kind == frames.UNFIT:

@@ -7,12 +7,14 @@ import socket
 
 import pytest
 
+from nbqueue.model import Echo, Failure
 from nbqueue.worker import frames
+from nbqueue.worker.channel import Channel
 
 
 @pytest.fixture
 def ends():
-    left, right = (frames.Channel(end) for end in socket.socketpair())
+    left, right = (Channel(end) for end in socket.socketpair())
     yield left, right
     left.close()
     right.close()
@@ -64,7 +66,7 @@ def test_the_end_is_told_after_what_came_before(ends):
 
 def test_an_absurd_length_is_refused_before_memory_is_taken():
     left, right = socket.socketpair()
-    channel = frames.Channel(right, limit=1000)
+    channel = Channel(right, limit=1000)
     left.send(frames.HEAD.pack(1001, frames.DONE))
     with pytest.raises(frames.FrameError):
         channel.receive()
@@ -81,3 +83,18 @@ def test_payloads_come_back_as_they_were():
     assert frames.decode_run(frames.encode(run)) == run
     with pytest.raises(frames.FrameError):
         frames.decode_run(b"\x00")
+
+
+def test_what_follows_a_job_survives_packing():
+    run = frames.Run(
+        0, "b", "f", False, 1.0, 2.0, 0.1, 10, 7, [frames.Job(3, 4, 1, b"1x", b"\x80")], hooks=("success",)
+    )
+    after = frames.After(run, "failure", handlers=True, failure=b"f")
+    assert frames.decode_after(frames.encode(after)) == after
+    assert after.seq == 3
+    setup = frames.Setup(("/a",), ("b",), ("c.d",))
+    assert frames.decode_setup(frames.encode(setup)) == setup
+    echoes = [Echo("success", "told"), Echo("handler", "c.d", Failure("KeyError", "x"))]
+    assert frames.unpack_echoes(frames.pack_echoes(3, echoes)) == (3, echoes)
+    with pytest.raises(frames.FrameError):
+        frames.unpack_echoes(bytes(8) + b"garbage")

@@ -188,9 +188,9 @@ def test_random_numbers_belong_to_seed_and_index():
 
         import numpy as np
 
-        from nbqueue import perform
+        from nbqueue import current
 
-        return random.random(), float(np.random.random()), float(perform.rng().random())  # noqa: NPY002
+        return random.random(), float(np.random.random()), float(current.rng().random())  # noqa: NPY002
 
     with Driver(f) as driver, Driver(f) as other:
         first, second = driver.values(0, 0, seed=7, slice=9.0)

@@ -165,10 +165,10 @@ def test_sigterm_ends_neither_stable_nor_horse_and_no_child_inherits_that(fifo):
 
 def test_a_note_travels_while_the_job_runs(fifo):
     def f(path):
-        from nbqueue import perform
+        from nbqueue import current
 
-        perform.note(1, b"half way")
-        return perform.current(), Path(path).read_text()
+        current.note(1, b"half way")
+        return current.current(), Path(path).read_text()
 
     with Driver(f) as driver:
         (seq,) = driver.run(fifo)

@@ -1,0 +1,105 @@
+"""Jobs in, and back out again when they cannot begin here."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from nbqueue.settings import host
+from nbqueue.store.records import Claimed, Fitness
+from nbqueue.worker.ledger import Task
+from nbqueue.worker.score import Score
+from nbqueue.worker.settling import MOST_PENDING, Settler
+from nbqueue.worker.stables import Stables
+from nbqueue.worker.tenure import Tenure, python_version
+
+UNBEGUN = 1.0  # seconds after which a held job that has not begun is given back
+
+
+@dataclass(slots=True)
+class Claims:
+    """Claims for one worker, and gives back."""
+
+    tenure: Tenure
+    settler: Settler
+    stables: Stables
+    score: Score
+    max_jobs: int | None
+    served: int = 0  # jobs taken and not given back
+    thirsty: bool = True  # whether a claim may find something
+    suspended: bool = False  # someone has suspended all workers
+    rung: bool = False  # a bell was heard, which nobody has answered yet
+    _count: int = 0
+    _next_stale: float = 0.0
+
+    def wish(self) -> tuple[int, int]:
+        """`(free, want)` for the next claim."""
+        if self.tenure.estranged or self.settler.pending > MOST_PENDING:
+            return 0, 0
+        free, want = self.stables.ledger.wish(self.stables.recent)
+        if self.max_jobs is not None:
+            left = max(0, self.max_jobs - self.served)
+            free, want = min(free, left), min(want, left)
+        return free, want
+
+    def claim(self) -> None:
+        """Takes jobs, if a claim may find some and there is room; else listens, or passes on what was heard."""
+        free, want = self.wish()
+        if want and self.thirsty:
+            self._answered(self._ask(free, want))
+        elif self.rung and not want:
+            self._ask(0, 0)  # too busy by now: the claim rings for others
+        self.rung = False
+        if not self.thirsty and self.wish()[1]:
+            self.tenure.ears.listen(self.tenure.queues, self.tenure.plan.beat)
+
+    def _ask(self, free: int, want: int) -> Claimed:
+        keys = self.settler.sealer.keyring.ids
+        fit = Fitness(keys=keys, python=python_version(), host=host(), unfit=self.stables.refusals.unfit)
+        worker = self.tenure.id
+        # The token changes only once a claim is answered: asked again with the same one, the store gives the same jobs.
+        token = f"{worker}:{self._count + 1}"
+        claimed = self.tenure.broker.claim(worker, token, self.tenure.queues, free=free, want=want, fit=fit)
+        self._count += 1
+        return claimed
+
+    def _answered(self, claimed: Claimed) -> None:
+        self.tenure.clock(claimed.now_us)
+        self.tenure.due_in(claimed.due)
+        for task, ride in self.stables.intake.take(claimed):
+            self.settler.add(task, ride, b"")
+        skipped = ", ".join(f"{count} batches wait for {reason}" for reason, count in sorted(claimed.skipped.items()))
+        self.score.once("skipped", "!!", skipped)
+        if claimed.suspended != self.suspended:
+            self.suspended = claimed.suspended
+            text = "suspended: it takes no jobs until `nbqueue resume`" if self.suspended else "resumed"
+            self.score.line("--", text)
+        self.thirsty = bool(claimed.grants)
+        self.served += sum(len(grant.jobs) for grant in claimed.grants)
+
+    def give_back(self) -> None:
+        """Releases what cannot begin soon, and what cannot be loaded here; where no worker can load it, it fails."""
+        now = time.monotonic()
+        if now >= self._next_stale:
+            self._next_stale = now + UNBEGUN / 4
+            if stale := self.stables.unbegun(UNBEGUN):
+                # Forgotten first: should the answer be lost, they must not be run here as well.
+                self._forget(stale)
+                self._release(stale)
+        for key, tasks in self.stables.refusals.by_function().items():
+            nobody_can = self._release(tasks, unfit=True)
+            self.stables.refusals.forget(key)
+            if nobody_can:
+                self.stables.fail_unloadable(key, tasks)
+            else:
+                self._forget(tasks)
+                self.thirsty = True
+        self.stables.end_slow_loads()
+
+    def _release(self, tasks: list[Task], *, unfit: bool = False) -> bool:
+        return self.tenure.broker.release(self.tenure.id, [task.lease for task in tasks], unfit=unfit)
+
+    def _forget(self, tasks: list[Task]) -> None:
+        for task in tasks:
+            self.stables.ledger.drop(task)
+        self.served -= len(tasks)

@@ -1,0 +1,318 @@
+"""The horses of a stable: the calls that wait for them, what they report, and what follows when one has ended.
+
+Like the stable, this module imports the standard library only until a function is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nbqueue.worker import clock, frames, tree
+from nbqueue.worker.channel import Channel, Frame
+
+if TYPE_CHECKING:
+    from nbqueue.model import FunctionRecord
+    from nbqueue.worker.certificate import Obituary
+    from nbqueue.worker.slots import Call, Errand, Mount, Slot
+
+_MOST_DEATHS = 3  # of horses that never came to the first step of an errand; then that step is blamed
+
+
+class Herd:
+    """All slots of a stable, and the horses on them. It tells the parent what becomes of every call."""
+
+    def __init__(self, channel: Channel, selector: selectors.BaseSelector) -> None:
+        self.channel = channel
+        self.slots: dict[int, Slot] = {}
+        self.clock = clock.Clock(self._listen, self._take_back, self._begun)
+        self.record: FunctionRecord  # this and the next two since LOAD
+        self.setup = frames.Setup()
+        self.obituary: Obituary
+        self.draining = False
+        self.busy = False  # whether a horse that reports will soon report again
+        self.kept: set[int] = set()  # children that loading started
+        self.unburied = False  # whether strays of a dead horse may still live
+        self._gone: list[int] = []  # killed on request, and to be told when no stray lives
+        self._selector = selector
+
+    def mounts(self) -> list[Mount]:
+        """The live horses."""
+        return [slot.mount for slot in self.slots.values() if slot.mount is not None]
+
+    def _slot(self, number: int) -> Slot:
+        from nbqueue.worker.slots import Slot
+
+        if number not in self.slots:
+            self.slots[number] = Slot(number)
+        return self.slots[number]
+
+    # ------------------------------------------------------------ from the parent
+
+    def enqueue(self, run: frames.Run) -> None:
+        """Calls to be made."""
+        from nbqueue.worker.slots import Call
+
+        calls = [Call(run, *job) for job in run.jobs]
+        if self.draining:
+            self._take_back(calls)
+        else:
+            self._slot(run.slot).queue.extend(calls)
+
+    def drain(self) -> None:
+        """Gives back all that has not begun."""
+        self.draining = True
+        for slot in self.slots.values():
+            rest = slot.mount.take_back() if slot.mount is not None else []
+            self._take_back([*rest, *slot.clear()])
+
+    def thaw(self, standing: set[int]) -> None:
+        """The lease was renewed for these: they go on, all others end. What is settled is none of its business."""
+        held = {call.seq for slot in self.slots.values() for call in slot.queue}
+        held.update(call.seq for mount in self.mounts() for call in mount.unfinished)
+        self.kill(held - standing)
+        self.clock.thaw(self.mounts())
+
+    def kill(self, seqs: set[int]) -> None:
+        """Ends these calls, and what follows them, without an outcome."""
+        for slot in self.slots.values():
+            mount = slot.mount
+            if mount is not None:
+                self._report(mount)
+                self._kill_on(slot, mount, seqs)
+            queued = {call.seq for call in slot.queue if call.seq in seqs}
+            if queued:
+                kept = [call for call in slot.queue if call.seq not in queued]
+                slot.queue.clear()
+                slot.queue.extend(kept)
+            errands = [errand for errand in slot.errands if errand.call.seq in seqs]
+            for errand in errands:
+                slot.errands.remove(errand)
+            self._gone += [*queued, *(errand.call.seq for errand in errands)]
+        self._tell_gone()
+
+    def _kill_on(self, slot: Slot, mount: Mount, seqs: set[int]) -> None:
+        if mount.stays_for in seqs:
+            mount.killed.add(mount.calls[mount.reported - 1].seq)
+            tree.kill_group(mount.pid)
+        elif any(call.seq in seqs for call in mount.unfinished):
+            slot.put_back(mount.take_back())
+            running = seqs.intersection(call.seq for call in mount.unfinished)
+            if running or not mount.unfinished:
+                mount.killed |= running
+                tree.kill_group(mount.pid)
+
+    def after(self, after: frames.After, fd: int | None) -> None:
+        """The end of a job is settled: its horse, or a fresh one, does what is to be done about it."""
+        from nbqueue.worker import hooks
+        from nbqueue.worker.slots import Errand
+
+        waiting = (mount for mount in self.mounts() if mount.stays_for == after.seq and mount.errand is None)
+        mount = next(waiting, None)
+        steps = hooks.steps_for(after.hook, self.record.hooks, self.setup.handlers if after.handlers else ())
+        value = after.value
+        if fd is not None and mount is None and steps:
+            value = frames.read_value(fd)
+        elif fd is not None:
+            os.close(fd)
+        errand = Errand(after, steps, value)
+        if not steps:
+            if mount is not None:
+                mount.leaving = True
+                tree.kill_group(mount.pid)
+            if after.hook or after.handlers:
+                self._echo(errand)
+        elif mount is None:
+            self._slot(after.run.slot).errands.append(errand)
+        else:
+            mount.errand = errand
+            mount.channel.send(frames.AFTER, bytes([after.handlers]) + after.hook.encode())
+
+    # ------------------------------------------------------------ to the parent
+
+    def _take_back(self, calls: Sequence[Call]) -> None:
+        if calls:
+            self.channel.queue(frames.BACK, frames.pack_seqs(call.seq for call in calls))
+
+    def _begun(self, call: Call) -> None:
+        self.channel.queue(frames.BEGUN, frames.pack_seqs([call.seq]))
+
+    def _echo(self, errand: Errand) -> None:
+        errand.over = True
+        self.channel.queue(frames.ECHO, frames.pack_echoes(errand.call.seq, errand.echoes))
+
+    def _tell_gone(self) -> None:
+        if self._gone and not self.unburied:
+            self.channel.queue(frames.GONE, frames.pack_seqs(self._gone))
+            self._gone = []
+
+    # ------------------------------------------------------------ from the horses
+
+    def mounted(self, mount: Mount) -> None:
+        """A horse has been forked."""
+        mount.slot.mount = mount
+        self._selector.register(mount.channel, selectors.EVENT_READ, (mount, self._report))
+        if mount.pidfd is not None:
+            self._selector.register(mount.pidfd, selectors.EVENT_READ, (mount, self._bury))
+
+    def keep(self) -> None:
+        """Does what is due."""
+        if self.unburied:
+            self._bury_strays()
+        for mount in self.mounts():
+            if mount.pidfd is None:
+                self._bury(mount)
+        self.clock.keep(self.mounts())
+
+    def _listen(self, mount: Mount) -> None:
+        if not mount.heard:
+            mount.heard = True
+            self._selector.register(mount.output, selectors.EVENT_READ, (mount, self._print))
+
+    def _print(self, mount: Mount) -> None:
+        mount.output.read()
+        if mount.output.eof:
+            self._forget(mount.output.fileno())
+
+    def _report(self, mount: Mount) -> None:
+        from nbqueue.errors import BadSignature
+
+        try:
+            self._heard(mount, mount.channel.receive())
+        except (frames.FrameError, BadSignature, struct.error, IndexError):
+            tree.kill_group(mount.pid)  # the job wrote into our socket: its certificate will say that it crashed
+            mount.channel.eof = True
+        if mount.channel.eof:
+            self._forget(mount.channel.fileno())
+
+    def _heard(self, mount: Mount, received: list[Frame]) -> None:
+        notes: dict[tuple[int, int], bytes] = {}  # of many at once the latest tells all
+        for kind, payload, fd in received:
+            if kind == frames.DONE:
+                if notes:
+                    self._pass_on(notes)
+                self._done(mount, payload, fd)
+            elif kind == frames.NOTE:
+                note = frames.unpack_note(payload)
+                if note.seq not in mount.killed:
+                    notes[note.seq, note.kind] = payload
+            elif kind == frames.ECHO:
+                self._pass_on(notes)
+                self._stepped(mount, payload)
+        if notes:
+            self._pass_on(notes)
+
+    def _pass_on(self, notes: dict[tuple[int, int], bytes]) -> None:
+        for payload in notes.values():
+            self.channel.queue(frames.NOTE, payload)
+            self.busy = True
+        notes.clear()
+
+    def _done(self, mount: Mount, payload: bytes, fd: int | None) -> None:
+        from nbqueue.worker import capture, horse
+
+        call = mount.calls[mount.reported]
+        mount.reported += 1
+        self.busy = self.busy or mount.reported < len(mount.calls)
+        flags = payload[-1]
+        tail = mount.output.last() if flags & horse.UNMARKED else mount.output.take()
+        if flags & horse.STAYS:
+            mount.slot.put_back(mount.take_back())
+            mount.stay()
+        if call.seq in mount.killed:
+            if fd is not None:
+                os.close(fd)
+            if mount.stays_since is None:
+                self._gone.append(call.seq)
+            return
+        tail = capture.tail_for(tail, failed=bool(flags & horse.FAILED))
+        self.channel.queue(frames.DONE, payload[:-1] + tail, fd)
+
+    def _stepped(self, mount: Mount, payload: bytes) -> None:
+        """A horse has taken a step of its errand; an empty word means that the errand is over."""
+        from nbqueue.model import Echo, decode
+
+        errand = mount.errand
+        if errand is None or errand.over:
+            raise frames.FrameError("a horse without an errand spoke of one")
+        if payload:
+            errand.echoes.append(decode(Echo, payload))
+            return
+        mount.leaving = True
+        if errand.call.seq not in mount.killed:
+            self._echo(errand)
+
+    def _forget(self, fd: int) -> None:
+        try:
+            self._selector.unregister(fd)
+        except KeyError:
+            return  # it has been forgotten before
+
+    # ------------------------------------------------------------ a horse's end
+
+    def _bury(self, mount: Mount) -> None:
+        """After a horse's end: its last words, its certificate, its calls to the next horse, its strays."""
+        pid, status, usage = os.wait4(mount.pid, os.WNOHANG)
+        if not pid:
+            return
+        while not mount.channel.dry:
+            self._report(mount)
+        mount.output.drain()
+        slot = mount.slot
+        for fd in mount.descriptors():
+            self._forget(fd)
+        slot.put_back(mount.take_back())
+        slot.mount = None
+        if mount.stays_for is not None:
+            self._mourn_errand(mount, mount.stays_for, status)
+        elif mount.unfinished:
+            self._mourn(mount, status, usage)
+        if self.draining:
+            self._take_back(slot.clear())
+        mount.close()
+        self.unburied = True
+        self._bury_strays()
+
+    def _mourn(self, mount: Mount, status: int, usage: Any) -> None:
+        call = mount.unfinished[0]
+        if call.seq in mount.killed:
+            self._gone.append(call.seq)
+            return
+        if mount.killed:
+            mount.slot.put_back([call])  # it had begun just as its horse was killed for the sake of the one before
+            return
+        ride = self.obituary.certify(mount, status, usage)
+        if mount.reported and not mount.overdue:
+            # It shared its process with others, who may have brought it down: once more, alone.
+            call.solo = True
+            mount.slot.put_back([call])
+            return
+        from nbqueue.model import encode
+        from nbqueue.worker import capture
+
+        tail = capture.tail_for(mount.output.last(), failed=True)
+        self.channel.queue(frames.DONE, frames.pack_done(call.seq, encode(ride), tail))
+
+    def _mourn_errand(self, mount: Mount, seq: int, status: int) -> None:
+        """The step that a horse died in has failed; a fresh horse takes those behind it."""
+        errand = mount.errand
+        if seq in mount.killed:
+            self._gone.append(seq)
+            return
+        if errand is None or errand.over:
+            return  # it was waiting, and the word may still come; or it was done
+        errand.deaths += 1
+        if mount.slot.board.read() is not None or errand.deaths >= _MOST_DEATHS:
+            errand.echoes.append(self.obituary.echo(mount, errand, status))
+        if len(errand.echoes) < len(errand.steps):
+            mount.slot.errands.appendleft(errand)
+        else:
+            self._echo(errand)
+
+    def _bury_strays(self) -> None:
+        known = self.kept.union(mount.pid for mount in self.mounts())
+        self.unburied = not tree.kill_strays(known)
+        self._tell_gone()

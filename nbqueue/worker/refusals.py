@@ -1,0 +1,53 @@
+"""Functions that cannot be loaded here, and the jobs that are given back because of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from nbqueue.model import Failure
+from nbqueue.worker.ledger import Task
+from nbqueue.worker.score import Score
+
+UNFIT = 15.0  # seconds until a function that could not be loaded is tried again: a module may be there by then
+
+
+@dataclass(slots=True)
+class Refusals:
+    """Remembers why, and for how long."""
+
+    score: Score
+    tasks: list[Task] = field(default_factory=list)  # jobs whose function could not be loaded here
+    _unfit: dict[str, tuple[float, Failure]] = field(default_factory=dict)  # function -> since when, and why
+
+    def call_unfit(self, key: str, label: str, failure: Failure) -> None:
+        """Notes that a function could not be loaded."""
+        self._unfit[key] = time.monotonic(), failure
+        self.score.line("!!", f"{label} cannot be loaded here: {failure.type}")
+
+    @property
+    def unfit(self) -> tuple[str, ...]:
+        """Functions that could not be loaded here a moment ago."""
+        now = time.monotonic()
+        return tuple(key for key, (since, _) in self._unfit.items() if now - since < UNFIT)
+
+    def why(self, key: str) -> Failure:
+        """Why a function could not be loaded."""
+        return self._unfit[key][1]
+
+    def by_function(self) -> dict[str, list[Task]]:
+        """The jobs to give back, by function."""
+        found: dict[str, list[Task]] = {}
+        for task in self.tasks:
+            found.setdefault(task.spec.key, []).append(task)
+        return found
+
+    def forget(self, key: str) -> None:
+        """The jobs of this function have been given back."""
+        self.tasks = [task for task in self.tasks if task.spec.key != key]
+
+    def take(self) -> Iterable[Task]:
+        """All jobs to give back; they are no longer here."""
+        taken, self.tasks = self.tasks, []
+        return taken
