@@ -21,9 +21,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nbqueue.client.api import attach, batches, connect, grid, local, map, options, starmap, submit  # noqa: A004
+    from nbqueue.client.api import attach, batches, connect, gather, grid, local, map, options, starmap, submit  # noqa: A004
     from nbqueue.client.batch import Batch
+    from nbqueue.client.decorator import job
     from nbqueue.client.job import Job
+    from nbqueue.client.queue import Queue
+    from nbqueue.client.worker import SimpleWorker, Worker
+    from nbqueue.current import get_current_job, progress, rng
     from nbqueue.errors import (
         BatchFailed,
         Expired,
@@ -35,12 +39,15 @@ if TYPE_CHECKING:
         NotDone,
     )
     from nbqueue.model import State, Tally
+    from nbqueue.policies import Callback, Dependency, Repeat, Retry
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
     "BatchFailed",
+    "Callback",
+    "Dependency",
     "Expired",
     "InsideJob",
     "Job",
@@ -49,15 +56,25 @@ __all__ = [
     "JobTimeout",
     "NbqueueError",
     "NotDone",
+    "Queue",
+    "Repeat",
+    "Retry",
+    "SimpleWorker",
     "State",
     "Tally",
+    "Worker",
     "attach",
     "batches",
     "connect",
+    "gather",
+    "get_current_job",
     "grid",
+    "job",
     "local",
     "map",
     "options",
+    "progress",
+    "rng",
     "starmap",
     "submit",
 ]
@@ -65,8 +82,12 @@ __all__ = [
 _HOMES = {
     "Batch": "client.batch",
     "Job": "client.job",
-    "State": "model",
-    "Tally": "model",
+    "Queue": "client.queue",
+    "job": "client.decorator",
+    **dict.fromkeys(("State", "Tally"), "model"),
+    **dict.fromkeys(("SimpleWorker", "Worker"), "client.worker"),
+    **dict.fromkeys(("Callback", "Dependency", "Repeat", "Retry"), "policies"),
+    **dict.fromkeys(("get_current_job", "progress", "rng"), "current"),
     **dict.fromkeys(
         (
             "BatchFailed",
@@ -81,7 +102,7 @@ _HOMES = {
         "errors",
     ),
     **dict.fromkeys(
-        ("attach", "batches", "connect", "grid", "local", "map", "options", "starmap", "submit"), "client.api"
+        ("attach", "batches", "connect", "gather", "grid", "local", "map", "options", "starmap", "submit"), "client.api"
     ),
 }
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbqueue import wire
-from nbqueue.client import captures, inline, tables
+from nbqueue.client import captures, inline, looking, tables
 from nbqueue.client.function import describe
 from nbqueue.client.job import Job
 from nbqueue.errors import BadInput, BadOption, Expired
-from nbqueue.model import Options, Spec, State, encode, new_id
+from nbqueue.model import FunctionRecord, Hook, Options, Spec, decode, encode, new_id
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
@@ -38,7 +38,7 @@ def retry(batch: Batch[Any], rows: Any, func: Callable[..., Any] | str | None, l
         raise BadInput(message=f"retry(func=...) waits for the end of the batch: {why}. Call wait() or cancel() first.")
     changes: dict[str, Any] = {}
     if func is not None:
-        function = describe(func, env=spec.env, salt=session.sealer.keyring.key)
+        function = describe(func, env=spec.env, salt=session.sealer.keyring.key, hooks=_hooks(batch))
         spec = msgspec.structs.replace(spec, key=function.record.key, label=function.label)
         changes |= {"key": function.record.key, "signer": session.sealer.keyring.current.hex()}
         changes |= {"python": function.record.python, "host": function.record.host}
@@ -55,12 +55,24 @@ def retry(batch: Batch[Any], rows: Any, func: Callable[..., Any] | str | None, l
     batch.spec = spec
     with watch.changed:
         watch.reopen()
-        if count == len(indexes):
+        if count == len(indexes) or not watch.followed:
             # The log says so too, but `job.wait()` right after this must not find the old outcome.
             for index in indexes:
                 watch.withdraw(index)
-    session.collector.follow(watch)
+    if watch.followed:
+        session.collector.follow(watch)
     return count
+
+
+def _hooks(batch: Batch[Any]) -> dict[str, Hook]:
+    """The callbacks of a batch, which go with its new function too."""
+    if not batch.spec.hooks:
+        return {}
+    sealed = batch.session.ask(lambda broker: broker.function(batch.id))
+    if sealed is None:
+        raise Expired(what=batch.id, ttl="some time")
+    payload = batch.session.sealer.unseal(wire.FUNCTION, batch.id, -1, sealed)
+    return decode(FunctionRecord, payload, f"The function of {batch.id}").hooks
 
 
 def limited(spec: Spec, limits: dict[str, Any]) -> Spec:
@@ -76,7 +88,7 @@ def chosen(batch: Batch[Any], rows: Any) -> list[int]:
     """The positions that `rows` names, each once, in order. All of them must have ended. Raises BadInput."""
     watch = batch.watch
     if rows is None:
-        return [index for index in range(len(batch)) if watch.state(index) is State.FAILED]
+        return [job.index for job in batch.failed]
     if tables.is_frame(rows):
         if "job_id" not in rows.columns:
             raise BadInput(message="These rows have no column job_id: take them from to_frame() of this batch.")
@@ -86,6 +98,8 @@ def chosen(batch: Batch[Any], rows: Any) -> list[int]:
     if not isinstance(rows, Iterable):
         raise BadInput(message=f"rows={rows!r} must name rows: positions, Jobs, job ids, or rows of to_frame().")
     found = sorted({_position(batch, row) for row in rows})
+    if not watch.followed:
+        looking.look(batch.session, [batch[index] for index in found], canceled=True)
     running = [index for index in found if not watch.has(index)]
     if running:
         raise BadInput(message=f"{batch[running[0]].id} has not ended yet; retry it when it has, or cancel() it first.")

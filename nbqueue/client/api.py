@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from nbqueue.client import items, listing, session
+from nbqueue.client import gathering, items, listing, session, terms
 from nbqueue.client.batch import Batch
 from nbqueue.client.function import Function, label_of
 from nbqueue.client.home import Local
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_FIELDS = frozenset(Options.__struct_fields__)
 
 
 class Verbs:
@@ -51,7 +49,8 @@ class Verbs:
 
     def options(self, **changes: Any) -> Verbs:
         """These options with some changed. Raises BadOption."""
-        return Verbs(self._options.replaced(**changes), self._typed | changes.keys())
+        understood = terms.understood(changes)
+        return Verbs(self._options.replaced(**understood), self._typed | understood.keys())
 
     def map(self, f: Callable[..., R] | str, *iterables: Any, **keywords: Any) -> Batch[R]:
         """One job an item: `f(item)`. Several iterables are zipped; the rows of a DataFrame are keywords."""
@@ -66,6 +65,7 @@ class Verbs:
     def grid(self, f: Callable[..., R] | str, /, **axes: Any) -> Batch[R]:
         """One job for every combination of the axes, the last keyword fastest; all keywords are the function's."""
         refuse_inside("grid")
+        terms.refuse_for_many(self._options, "grid")
         return Submission(session.current(), self._options, f, lambda function: items.gridded(function, axes)).run()
 
     def submit(self, f: Callable[P, R] | str, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
@@ -82,27 +82,17 @@ class Verbs:
         self, verb: str, f: Callable[..., Any] | str, calls: Callable[[Function], Calls], keywords: dict[str, Any]
     ) -> Batch[Any]:
         refuse_inside(verb)
-        options = self._options.replaced(**keywords) if not keywords or keywords.keys() <= _FIELDS else None
+        if strange := keywords.keys() - terms.WORDS:
+            _refuse(verb, f if isinstance(f, str) else label_of(f), min(strange))
+        terms.refuse_clash(verb, f, keywords)
+        options = self._options.replaced(**terms.understood(keywords))
+        terms.refuse_for_many(options, verb)
 
         def checked(function: Function) -> Calls:
-            _check_keywords(verb, function, keywords)
+            terms.refuse_clash(verb, function, keywords)  # of a dotted name; the others were asked before
             return calls(function)
 
-        if options is None:
-            _refuse(verb, f if isinstance(f, str) else label_of(f), min(keywords.keys() - _FIELDS))
-        assert options is not None
         return Submission(session.current(), options, f, checked).run()
-
-
-def _check_keywords(verb: str, function: Function, keywords: dict[str, Any]) -> None:
-    parameters = function.signature.parameters if function.signature is not None else {}
-    for name, value in keywords.items():
-        if name in parameters:
-            raise BadOption(
-                message=f"{name!r} is an option of nbqueue and a parameter of {function.label}. "
-                f"For the function: {verb}(functools.partial({function.label}, {name}={value!r}), ...). "
-                f"For nbqueue: nbqueue.options({name}={value!r}).{verb}({function.label}, ...)."
-            )
 
 
 def _refuse(verb: str, label: str, name: str) -> None:
@@ -111,7 +101,7 @@ def _refuse(verb: str, label: str, name: str) -> None:
         message=f"{verb}() has no option {name!r}. A keyword for the function goes in with "
         f"functools.partial: {verb}(functools.partial({label}, {name}=...), items). "
         f"Options of nbqueue may also stand before the verb: nbqueue.options(timeout=60).{verb}({label}, items). "
-        f"They are: {', '.join(Options.__struct_fields__)}."
+        f"They are: {', '.join(sorted(terms.WORDS - {*terms.SINGLE}))}."
     )
 
 
@@ -123,7 +113,7 @@ def map(f: Callable[..., R] | str, *iterables: Any, **keywords: Any) -> Batch[R]
 
     Several iterables are zipped strictly; the rows of a DataFrame are keywords. Keywords are nbqueue's options: queue,
     name, timeout, grace, result_ttl, failure_ttl, ttl, at_front, isolate, slice, preload, max_result, max_failed, seed,
-    env, progress, inline.
+    env, progress, inline, description, meta, depends_on, retries (or retry), on_success, on_failure, on_stopped.
     """
     return _plain.map(f, *iterables, **keywords)
 
@@ -160,6 +150,18 @@ def connect(url: Any = None, *, namespace: str | None = None) -> Session:
     """
     refuse_inside("connect")
     return session.connect(url, namespace=namespace)
+
+
+def gather(
+    jobs: Iterable[Job[Any]], timeout: float | None = None, *, meta: bool = False, args: bool = False
+) -> pd.DataFrame:
+    """Waits for jobs that were enqueued one by one, and gives the frame that a batch of these calls would have given.
+
+    One row a job, in the order of `jobs`; `meta` and `args` are those of `Batch.to_frame`. Never raises for a failed
+    job. NotDone after `timeout` seconds.
+    """
+    refuse_inside("gather")
+    return gathering.gather(jobs, timeout, meta=meta, args=args)
 
 
 def attach(name: str | None = None) -> Batch[Any]:

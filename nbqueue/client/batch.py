@@ -6,18 +6,19 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from nbqueue.client import again, frame, progress, waiting
-from nbqueue.client.failed import Failed
+from nbqueue.client import again, frame, looking, progress, waiting
 from nbqueue.client.job import Job, error_of, text_of, value_of
+from nbqueue.client.jobs import Jobs
 from nbqueue.client.session import Session
 from nbqueue.client.watch import Watch
 from nbqueue.errors import BadInput, BadOption, BatchFailed, JobFailed, NotDone
-from nbqueue.model import Outcome, Spec, State, Tally
+from nbqueue.model import Hook, Outcome, Spec, State, Tally
 
 if TYPE_CHECKING:
     import pandas as pd
 
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 class Batch(Sequence[Job[R]], Generic[R]):
@@ -37,6 +38,8 @@ class Batch(Sequence[Job[R]], Generic[R]):
         self.name, self.function, self.inline = name, function, inline
         self.shown_in = progress.cell()
         self.visible = False  # whether a bar may be drawn while someone waits
+        self.source: Batch[Any] | None = None  # whose results are the arguments
+        self.hooks: dict[str, Hook] = {}  # the callbacks of an inline run
 
     # ------------------------------------------------------------ what it is
 
@@ -195,12 +198,27 @@ class Batch(Sequence[Job[R]], Generic[R]):
         return met
 
     @property
-    def failed(self) -> Failed[R]:
+    def failed(self) -> Jobs[R]:
         """The Jobs that failed so far, as a sequence with a table for a repr."""
         watch = self.watch
-        return Failed(self, [index for index in range(len(self)) if watch.state(index) is State.FAILED])
+        if watch.followed or self.inline:
+            failed = [Job(self, index) for index in range(len(self)) if watch.state(index) is State.FAILED]
+        else:
+            failed = [Job(self, index) for index in self.session.ask(lambda broker: broker.failed(self.id))]
+            looking.look(self.session, failed)
+        return Jobs(failed, f"failed jobs in {self.id}")
 
     # ------------------------------------------------------------ verbs
+
+    def then(self, function: Callable[[R], S] | str, **options: Any) -> Batch[S]:
+        """A batch whose job i calls `function` with the result of job i, as soon as that one has finished.
+
+        Also while the input is still read. Where a job fails, the one that waits for it ends as canceled. Keywords are
+        nbqueue's options, as in `map`. Raises BadOption.
+        """
+        from nbqueue.client import following
+
+        return following.batch(self, function, options)
 
     def retry(self, rows: Any = None, func: Callable[..., Any] | str | None = None, **limits: Any) -> Batch[R]:
         """Runs rows again: the failed ones, or those named by position, Job, job id, or a frame with `job_id`.

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from nbqueue.client.session import Session
     from nbqueue.client.watch import Watch
     from nbqueue.store.broker import Broker
-    from nbqueue.store.reads import Progress
+    from nbqueue.store.decoding import Progress
 
 PART = 1_000  # outcomes a turn and batch
 LOGS = 500  # batches a turn
 FEW = 50  # batches of one a turn that are looked at without being named
-GAP = 0.02  # seconds between two looks at least
+STRANGERS = 2_000  # those of other sessions, whose ends our log does not name
+GAP = 0.02  # seconds between two looks at least, but for a single job that somebody waits for
 IDLE = 0.25  # seconds between two looks without a hint
 OUTAGE = 0.5  # seconds between two tries while the server is away
 SHORT = 60.0  # seconds; results that are kept no longer may expire before anyone saw the batch end
@@ -38,19 +39,25 @@ class Collector:
         self._session = session
         self._lock = threading.Lock()
         self._watches: dict[Watch, None] = {}  # in the order of their arrival; one batch may be watched twice
+        self._singles: dict[str, list[Watch]] = {}  # the batches of one among them
         self._wake = threading.Event()
         self._pause = threading.Event()
         self._thread: threading.Thread | None = None
         self._queues: dict[str, tuple[float, int]] = {}  # queue -> (when counted, live slots)
         self._shown: dict[Watch, float] = {}
-        self._ended: dict[Watch, None] = {}  # batches of one that the session's log has named
+        self._named: dict[str, None] = {}  # batches of one that the session's log has named
         self._position = self._round = 0
         self.outage: NbqueueError | None = None  # why the store cannot be read at the moment
 
     def follow(self, watch: Watch) -> None:
         """Follows `watch` from now on (again, after a retry)."""
         with self._lock:
-            self._watches[watch] = None
+            watch.followed = True
+            if watch.single:
+                same = self._singles.setdefault(watch.batch, [])
+                same += [watch] if watch not in same else []
+            else:
+                self._watches[watch] = None
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="nbqueue collector", daemon=True)
                 self._thread.start()
@@ -61,6 +68,10 @@ class Collector:
         """Stops following."""
         with self._lock:
             self._watches.pop(watch, None)
+            if watch in (same := self._singles.get(watch.batch, [])):
+                same.remove(watch)
+                if not same:
+                    del self._singles[watch.batch]
 
     def stop(self) -> None:
         """Ends the thread; at the latest with its next answer."""
@@ -71,7 +82,7 @@ class Collector:
     def _run(self) -> None:
         broker = hints = None
         while not self._pause.is_set():
-            if not self._active():
+            if self._idle():
                 self._wake.wait()
                 self._wake.clear()
                 continue
@@ -85,23 +96,32 @@ class Collector:
                 looked = time.monotonic()
                 busy = self._turn(broker)
                 self.outage = None
-                if not busy and self._active():
-                    hints.wait(IDLE)
-                    # The first hint after a silence is followed at once; of a stream, one look takes many.
-                    self._pause.wait(max(0.0, looked + GAP - time.monotonic()))
+                if not busy and not self._idle():
+                    heard = hints.wait(IDLE)
+                    if not self._awaited(heard):
+                        # The first hint after a silence is followed at once; of a stream, one look takes many.
+                        self._pause.wait(max(0.0, looked + GAP - time.monotonic()))
             except (NoServer, ServerRefused, WrongPassword) as why:
                 self._away(why)
                 broker = hints = None
             except Exception as why:  # noqa: BLE001 - a fault of ours must reach those who wait, not die with a thread
                 self._fail(self._active(), why)
 
+    def _awaited(self, heard: set[str]) -> bool:
+        """Whether somebody waits for one of these batches of one, and for nothing else."""
+        with self._lock:
+            return any(watch.awaited for batch in heard for watch in self._singles.get(batch, ()))
+
     def _active(self) -> list[Watch]:
         with self._lock:
-            return list(self._watches)
+            return [*self._watches, *(watch for same in self._singles.values() for watch in same)]
+
+    def _idle(self) -> bool:
+        return not self._watches and not self._singles
 
     def _away(self, why: NbqueueError) -> None:
         self.outage = why
-        if not self._pause.wait(OUTAGE) and self._active() and not self._session.asleep:
+        if not self._pause.wait(OUTAGE) and not self._idle() and not self._session.asleep:
             # A private server that was killed is started again, on the same data.
             with contextlib.suppress(NbqueueError):
                 self._session.revive()
@@ -117,13 +137,16 @@ class Collector:
 
     def _turn(self, broker: Broker) -> bool:
         """One look at what is followed; answers whether there was more than one look could take."""
-        busy = self._read_singles(broker)
-        watches = self._chosen()
+        busy, singles = self._take_singles(broker)
+        with self._lock:
+            many = list(self._watches)
+        watches = [*_window(many, LOGS, self._round), *singles]
+        self._round += 1
         for watch in watches:
             if watch.upload is not None:
                 watch.upload.tend()
         generations = [watch.generation for watch in watches]
-        answers = broker.follow([(watch.batch, watch.position) for watch in watches], PART)
+        answers = broker.follow([(watch.batch, watch.position) for watch in watches], PART) if watches else []
         for watch, generation, (view, entries) in zip(watches, generations, answers, strict=True):
             try:
                 if view is None:
@@ -136,25 +159,43 @@ class Collector:
                 self._fail([watch], why)
         return busy
 
-    def _read_singles(self, broker: Broker) -> bool:
-        """The ends of batches of one stand in one log of the session; those named there are looked at next."""
+    # ------------------------------------------------------------ batches of one
+
+    def _take_singles(self, broker: Broker) -> tuple[bool, list[Watch]]:
+        """Copies the outcomes of all that have ended, in one round trip.
+
+        Answers whether more were named than it could take, and whose state is to be looked at: some in turn, in case
+        a line was lost, and those that were named but have no outcome.
+        """
+        if not self._singles:
+            return False, []
         entries = broker.session_log(self._session.id, self._position, PART)
         self._position += len(entries)
-        if entries:
-            named = {entry.decode() for entry in entries}
-            self._ended |= dict.fromkeys(watch for watch in self._active() if watch.single and watch.batch in named)
-        return len(entries) == PART or len(self._ended) > PART
+        self._named |= dict.fromkeys(entry.decode() for entry in entries)
+        with self._lock:
+            watches = [watch for same in self._singles.values() for watch in same]
+            named = [watch for batch in list(self._named)[:PART] for watch in self._singles.get(batch, ())]
+        self._named = dict.fromkeys(list(self._named)[PART:])
+        few = _window([watch for watch in watches if not watch.foreign], FEW, self._round)
+        strangers = _window([watch for watch in watches if watch.foreign], STRANGERS, self._round)
+        asked = list(dict.fromkeys([*named, *few, *strangers]))
+        generations = [watch.generation for watch in asked]
+        blobs = broker.outcomes_of([(watch.batch, 0) for watch in asked]) if asked else []
+        for watch, generation, blob in zip(asked, generations, blobs, strict=True):
+            if blob is not None:
+                self._end_single(watch, generation, blob)
+        look = [*named, *few, *_window(strangers, FEW, self._round)]
+        silent = {watch for watch, blob in zip(asked, blobs, strict=True) if blob is None}
+        return len(entries) == PART or bool(self._named), [watch for watch in dict.fromkeys(look) if watch in silent]
 
-    def _chosen(self) -> list[Watch]:
-        """Batches of many, the batches of one that ended, and a few others, in case a line was lost; all in turn."""
-        watches = self._active()
-        many = _window([watch for watch in watches if not watch.single], LOGS, self._round)
-        few = _window([watch for watch in watches if watch.single], FEW, self._round)
-        ended = list(self._ended)[:PART]
-        for watch in ended:
-            del self._ended[watch]
-        self._round += 1
-        return list(dict.fromkeys([*many, *ended, *few]))
+    def _end_single(self, watch: Watch, generation: int, blob: bytes) -> None:
+        with watch.changed:
+            if not watch.put_single(blob, generation):
+                return
+        self._show(watch, last=True)
+        with watch.changed:
+            if watch.settled:  # still: a retry may have reopened it this moment
+                self.drop(watch)
 
     def _slots(self, broker: Broker, queue: str) -> int:
         """The queue's live slots, as of the last second."""
@@ -175,7 +216,8 @@ class Collector:
             if generation == watch.generation:
                 watch.see(view, caught_up=caught_up, slots=slots)
             if watch.single and watch.over and not watch.has(0) and not watch.behind:
-                watch.behind.append(0)  # a batch of one writes no log of its own
+                # A batch of one writes no log of its own; canceled before it was taken, it has no record either.
+                watch.enter("c0-1" if view.cuts else "0")
             wanted = [watch.behind[place] for place in range(min(PART, len(watch.behind)))]
         if wanted:
             self._copy(broker, watch, wanted)
@@ -212,7 +254,8 @@ class Collector:
 
     def _missing(self, broker: Broker, watch: Watch) -> None:
         if watch.known or broker.view(watch.batch) is None:
-            lost = broker.epoch() != watch.epoch or (not watch.over and watch.ttl > SHORT)
+            forgot = bool(watch.epoch) and broker.epoch() != watch.epoch
+            lost = forgot or (not watch.over and watch.ttl > SHORT)
             self._gone(watch, "lost" if lost else "expired")
 
     def _gone(self, watch: Watch, why: str) -> None:

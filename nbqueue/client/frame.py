@@ -3,45 +3,54 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import perform, wire
 from nbqueue.client import columns
 from nbqueue.client.columns import MISSING
+from nbqueue.client.facts import ridden
 from nbqueue.client.job import text_of
-from nbqueue.errors import BadSignature, NbqueueError, SetupError
-from nbqueue.model import Cause, Outcome, State, job_id, utc
+from nbqueue.client.rows import Rows, of_batch, of_jobs, opened_call
+from nbqueue.model import Outcome, State, utc
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from nbqueue.client.batch import Batch
-
-PART = 1_000
+    from nbqueue.client.job import Job
 
 PLAIN = ("status", "error", "runtime_s", "job_id")
 _TIMES = ("queued_at", "started_at", "ended_at", "wait_s", "cpu_s")
-META = ("cause", "error_type", "attempt", "code", *_TIMES, "max_rss_mb", "host", "worker")
+META = ("cause", "error_type", "attempt", "code", *_TIMES, "max_rss_mb", "host", "worker", "meta", "progress")
 RESERVED = frozenset({"result", *PLAIN, *META})
 
 
 def build(batch: Batch[Any], *, meta: bool, args: bool) -> pd.DataFrame:
     """The frame of what is known of `batch`; reads arguments from the store where they are not in memory."""
+    return _build(of_batch(batch), meta=meta, args=args)
+
+
+def of(jobs: Sequence[Job[Any]], *, meta: bool, args: bool) -> pd.DataFrame:
+    """The frame of some jobs, in their order."""
+    return _build(of_jobs(jobs), meta=meta, args=args)
+
+
+def _build(rows: Rows, *, meta: bool, args: bool) -> pd.DataFrame:
     import pandas as pd
 
-    n = len(batch)
-    outcomes = [_outcome(batch, index) for index in range(n)]
-    given, labels = _arguments(batch, n, whole=args)
+    n = rows.n
+    given = _arguments(rows, whole=args)
     cells: dict[str, list[Any]] = {}
     for name, values in given.items():
         cells[columns.free(name, RESERVED | cells.keys(), "arg_")] = values
     taken = frozenset(cells) | (RESERVED - {"result"})
-    cells |= columns.results([_value(outcome) for outcome in outcomes], taken)
+    cells |= columns.results([_value(outcome) for outcome in rows.outcomes], taken)
     made = {name: columns.column(values) for name, values in cells.items()}
-    made |= {name: columns.column(values) for name, values in _plain(batch, outcomes).items()}
+    made |= {name: columns.column(values) for name, values in _plain(rows).items()}
     if meta:
-        made |= _meta(batch, outcomes)
-    index = pd.RangeIndex(n) if labels is None else _index(labels, batch.spec.index_names)
+        made |= _meta(rows)
+    index = pd.RangeIndex(n) if rows.labels is None else _index(rows.labels, rows.index_names)
     return pd.DataFrame(made, index=pd.RangeIndex(n)).set_axis(index, axis=0)
 
 
@@ -57,16 +66,6 @@ def warn_if_cut(batch: Batch[Any]) -> None:
 # ---------------------------------------------------------------- outcomes
 
 
-def _outcome(batch: Batch[Any], index: int) -> Outcome | None:
-    try:
-        found = batch.watch.outcome(index, batch.session.sealer)
-    except BadSignature as why:
-        return Outcome(State.FAILED, Cause.SIGNATURE, 0, 0, 0, failure=perform.failure_of(why))
-    if found is None and batch.watch.gone == "lost":
-        return Outcome(State.FAILED, Cause.LOST_BY_SERVER, 0, 0, 0)
-    return found
-
-
 def _value(outcome: Outcome | None) -> Any:
     if outcome is None or outcome.value is None:
         return MISSING
@@ -76,53 +75,24 @@ def _value(outcome: Outcome | None) -> Any:
         return f"<cannot be opened here: {perform.type_name(type(why))}: {perform.text_of(why)}>"
 
 
-def _plain(batch: Batch[Any], outcomes: list[Outcome | None]) -> dict[str, list[Any]]:
-    pending = _pending(batch, [index for index, outcome in enumerate(outcomes) if outcome is None])
-    status = [str(pending[index] if o is None else o.state) for index, o in enumerate(outcomes)]
-    ids = [batch.id] if batch.single else [job_id(batch.id, index) for index in range(len(outcomes))]
+def _plain(rows: Rows) -> dict[str, list[Any]]:
     return {
-        "status": status,
-        "error": [None if o is None or o.state is State.FINISHED else text_of(o) for o in outcomes],
-        "runtime_s": [float("nan") if o is None else o.runtime_us / 1e6 for o in map(_ridden, outcomes)],
-        "job_id": ids,
+        "status": [str(state) for state in rows.states()],
+        "error": [None if o is None or o.state is State.FINISHED else text_of(o) for o in rows.outcomes],
+        "runtime_s": [float("nan") if o is None else o.runtime_us / 1e6 for o in map(_ridden, rows.outcomes)],
+        "job_id": rows.ids,
     }
 
 
 def _ridden(outcome: Outcome | None) -> Outcome | None:
     """The outcome, if its job ran to an end; None if it never began, or was canceled."""
-    if outcome is None or outcome.state is State.CANCELED or not (outcome.worker or outcome.runtime_us):
-        return None
-    return outcome
+    return outcome if outcome is not None and outcome.state is not State.CANCELED and ridden(outcome) else None
 
 
-def _pending(batch: Batch[Any], indexes: list[int]) -> dict[int, State]:
-    """Where the jobs are that have not ended; `queued` where the store cannot be asked."""
-    found: dict[int, State] = dict.fromkeys(indexes, State.QUEUED)
-    if batch.inline or batch.watch.gone:
-        return found
-    try:
-        for start in range(0, len(indexes), PART):
-            part = indexes[start : start + PART]
-            states = batch.session.ask(lambda broker, part=part: broker.states(batch.id, part))  # type: ignore[misc]
-            found |= {index: state for index, state in zip(part, states, strict=True) if state is not None}
-    except SetupError as why:
-        warnings.warn(f"What is queued and what runs is not known at the moment: {why}", stacklevel=4)
-    return found
-
-
-def _created(batch: Batch[Any]) -> int:
-    """When it was submitted, in us; 0 where that is not known any more."""
-    watch = batch.watch
-    if not watch.created_us and not batch.inline:
-        view = batch.session.ask(lambda broker: broker.view(batch.id))
-        watch.created_us = 0 if view is None else view.created_us
-    return watch.created_us
-
-
-def _meta(batch: Batch[Any], outcomes: list[Outcome | None]) -> dict[str, pd.Series[Any]]:
+def _meta(rows: Rows) -> dict[str, pd.Series[Any]]:
     import pandas as pd
 
-    queued = _created(batch)
+    outcomes, queued, said = rows.outcomes, rows.queued(), rows.notes()
     ran = [_ridden(o) for o in outcomes]
     lists: dict[str, list[Any]] = {
         "cause": [None if o is None or o.cause is None else str(o.cause) for o in outcomes],
@@ -132,82 +102,55 @@ def _meta(batch: Batch[Any], outcomes: list[Outcome | None]) -> dict[str, pd.Ser
     }
     made = {name: columns.column(values) for name, values in lists.items()}
     made["attempt"], made["code"] = made["attempt"].astype("Int64"), made["code"].astype("Int64")
-    times = {
-        "queued_at": [queued or None] * len(outcomes),
-        "started_at": [o.started_us if o is not None and o.started_us else None for o in ran],
-        "ended_at": [o.ended_us if o is not None and o.ended_us else None for o in outcomes],
+    made |= {
+        "queued_at": times(us or None for us in queued),
+        "started_at": times(o.started_us if o is not None and o.started_us else None for o in ran),
+        "ended_at": times(o.ended_us if o is not None and o.ended_us else None for o in outcomes),
     }
-    for name, values in times.items():
-        made[name] = pd.Series([None if us is None else utc(us) for us in values], dtype="datetime64[us, UTC]")
     floats = {
-        "wait_s": [None if o is None else max(0.0, (o.started_us - queued) / 1e6) for o in ran],
+        "wait_s": [_waited(o, us) for o, us in zip(ran, queued, strict=True)],
         "cpu_s": [None if o is None else o.cpu_us / 1e6 for o in ran],
         "max_rss_mb": [None if o is None or o.max_rss_kb is None else o.max_rss_kb / 1024 for o in ran],
     }
     made |= {name: pd.Series(values, dtype="float64") for name, values in floats.items()}
     for name in ("host", "worker"):
         made[name] = columns.column([getattr(o, name, None) or None for o in outcomes])
+    made["meta"] = columns.column([one.meta or None for one in said])
+    made["progress"] = columns.column([one.progress for one in said])
     return made
+
+
+def _waited(outcome: Outcome | None, queued_us: int) -> float | None:
+    return None if outcome is None else max(0.0, (outcome.started_us - queued_us) / 1e6)
+
+
+def times(stamps: Iterable[int | None]) -> pd.Series[Any]:
+    """Microseconds since the epoch as a column of times, in UTC."""
+    import pandas as pd
+
+    return pd.Series([None if us is None else utc(us) for us in stamps], dtype="datetime64[us, UTC]")
 
 
 # ---------------------------------------------------------------- arguments
 
 
-def _arguments(batch: Batch[Any], n: int, *, whole: bool) -> tuple[dict[str, list[Any]], list[Any] | None]:
-    """(values by parameter name, index labels or None) of all jobs."""
-    spec = batch.spec
-    positions = [name or f"arg_{place}" for place, name in enumerate(spec.columns)]
-    found: dict[str, list[Any]] = {name: [MISSING] * n for name in positions}
-    used = set() if n else set(positions)
-    labels: list[Any] = [None] * n
-    for index, payload in enumerate(payloads(batch, n)):
-        args, kwargs, label = _opened(payload)
-        labels[index] = label
-        while len(args) > len(positions):
-            positions.append(f"arg_{len(positions)}")
+def _arguments(rows: Rows, *, whole: bool) -> dict[str, list[Any]]:
+    """Values by parameter name, of all jobs: the parameters in their order, then what else was given."""
+    names = dict.fromkeys(name for spec in {id(spec): spec for spec in rows.specs}.values() for name in spec.columns)
+    found: dict[str, list[Any]] = {name or f"arg_{place}": [] for place, name in enumerate(names or rows.empty)}
+    used = set() if rows.n else set(found)
+    for index, (spec, payload) in enumerate(zip(rows.specs, rows.payloads, strict=True)):
+        args, kwargs, _ = opened_call(payload)
+        positions = spec.columns
+        if len(args) > len(positions):
+            positions += tuple(f"arg_{place}" for place in range(len(positions), len(args)))
         small = whole or payload is None or len(payload) <= columns.SUMMARY
         for name, value in [*zip(positions, args, strict=False), *kwargs.items()]:
             if name not in used:
                 used.add(name)
-                found.setdefault(name, [MISSING] * n)
+                found[name] = [MISSING] * rows.n
             found[name][index] = value if small else columns.summary(value)
-    return {name: values for name, values in found.items() if name in used}, labels if spec.labeled else None
-
-
-def _opened(payload: bytes | None) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    if payload is None:
-        return (), {}, None
-    try:
-        return perform.unpack(payload)
-    except Exception as why:  # noqa: BLE001 - a class that is not here costs one cell, not the frame
-        return (f"<cannot be opened here: {perform.type_name(type(why))}: {perform.text_of(why)}>",), {}, None
-
-
-def payloads(batch: Batch[Any], n: int) -> list[bytes | None]:
-    """The arguments of all jobs as they were sent; None for those that neither memory nor the store has."""
-    watch = batch.watch
-    with watch.changed:
-        found: list[bytes | None] = [*(watch.payloads or [])]
-    del found[n:]
-    if batch.inline or watch.gone:
-        return found + [None] * (n - len(found))
-    try:
-        for start in range(len(found), n, PART):
-            part = list(range(start, min(n, start + PART)))
-            sealed = batch.session.ask(lambda broker, part=part: broker.arguments(batch.id, part))  # type: ignore[misc]
-            found += [_unsealed(batch, index, blob) for index, blob in zip(part, sealed, strict=True)]
-    except NbqueueError as why:
-        warnings.warn(f"Some arguments are missing here: {why}", stacklevel=4)
-    return found + [None] * (n - len(found))
-
-
-def _unsealed(batch: Batch[Any], index: int, blob: bytes | None) -> bytes | None:
-    if blob is None:
-        return None
-    try:
-        return batch.session.sealer.unseal(wire.ARGUMENTS, batch.id, index, blob)
-    except BadSignature:
-        return None  # the job fails with cause `signature`, which its row says
+    return {name: values for name, values in found.items() if name in used}
 
 
 def _index(labels: list[Any], names: tuple[str | None, ...]) -> pd.Index[Any]:

@@ -10,8 +10,9 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from nbqueue import settings, wire
 from nbqueue.checks import size_text
 from nbqueue.client import captures, modules
 from nbqueue.errors import BadInput, BadOption, NotPicklable, TooLarge
-from nbqueue.model import MAX_FUNCTION, WARN_FUNCTION, FunctionRecord
+from nbqueue.model import MAX_FUNCTION, WARN_FUNCTION, FunctionRecord, Hook
+from nbqueue.policies import Callback
 
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+\Z")
 
@@ -44,12 +46,29 @@ class _ByName:
         return pkgutil.resolve_name, (self._name,)
 
 
-def describe(function: object, *, env: Sequence[str] = (), salt: bytes = b"") -> Function:
+def describe(
+    function: object, *, env: Sequence[str] = (), salt: bytes = b"", hooks: Mapping[str, Callback | Hook] | None = None
+) -> Function:
     """`function` ready for sealing: a callable, or a dotted name such as `mylib.count`.
 
-    `env` names the variables that travel with it. `salt` is mixed into its key, so that a key tells nothing about
-    their values. Raises BadInput, BadOption, NotPicklable or TooLarge.
+    `env` names the variables that travel with it, `hooks` the callbacks. `salt` is mixed into its key, so that a key
+    tells nothing about their values. Raises BadInput, BadOption, NotPicklable or TooLarge.
     """
+    call, label, payload, own = _wrapped(function)
+    made: dict[str, Hook] = {}
+    for name, callback in (hooks or {}).items():
+        if isinstance(callback, Hook):  # of an earlier submission
+            made[name], reached = callback, _reached(None, None, callback.payload)
+        else:
+            _, title, pickled, reached = _wrapped(callback.func)
+            made[name] = Hook(pickled, title, callback.timeout)
+        own |= reached
+    record = _placed(payload, label, own, _environment(env), made, salt)
+    return Function(call, label, signature_of(call), record)
+
+
+def _wrapped(function: object) -> tuple[Callable[..., Any] | None, str, bytes, dict[str, str]]:
+    """(the callable if it is here, its name, its pickle, digests of the user's modules that it reaches)."""
     if isinstance(function, str):
         call, thing, label = _named(function)
     elif callable(function):
@@ -61,8 +80,7 @@ def describe(function: object, *, env: Sequence[str] = (), salt: bytes = b"") ->
         )
     reach = captures.Reach(call) if call is not None else None
     payload = _pickled(thing, label, reach)
-    record = _placed(payload, label, _reached(function, reach, payload), _environment(env), salt)
-    return Function(call, label, signature_of(call), record)
+    return call, label, payload, _reached(function, reach, payload)
 
 
 def _named(name: str) -> tuple[Callable[..., Any] | None, Any, str]:
@@ -163,9 +181,14 @@ def _environment(names: Sequence[str]) -> dict[str, str]:
 
 def added_path() -> tuple[str, ...]:
     """The entries of sys.path that are not the interpreter's own, as absolute folders."""
+    return _added(tuple(sys.path), _here())
+
+
+@lru_cache(maxsize=8)
+def _added(given: tuple[str, ...], here: str) -> tuple[str, ...]:
     zipped = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
     own = modules.library_folders()
-    entries = [str(Path(entry or _here()).absolute()) for entry in sys.path]
+    entries = [str(Path(here, entry)) for entry in given]
     return tuple(
         dict.fromkeys(
             entry
@@ -182,10 +205,14 @@ def _here() -> str:
         return "/"  # the folder was removed under us; jobs then start at the root
 
 
-def _placed(payload: bytes, label: str, own: dict[str, str], env: dict[str, str], salt: bytes) -> FunctionRecord:
+def _placed(
+    payload: bytes, label: str, own: dict[str, str], env: dict[str, str], hooks: dict[str, Hook], salt: bytes
+) -> FunctionRecord:
     python = ".".join(platform.python_version_tuple()[:2])
     path, cwd = added_path(), _here()
     parts: list[bytes | str] = [payload, python, cwd, sys.executable, *path, "modules", *_flat(own), "env", *_flat(env)]
+    for name in sorted(hooks):
+        parts += ["hook", name, hooks[name].payload, str(hooks[name].timeout)]
     digest = hashlib.blake2b(digest_size=16, key=salt[:64])
     for part in parts:
         data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
@@ -201,6 +228,7 @@ def _placed(payload: bytes, label: str, own: dict[str, str], env: dict[str, str]
         path=path,
         modules=own,
         env=env,
+        hooks=hooks,
     )
 
 

@@ -1,6 +1,7 @@
 """Running a batch in this very process: for %debug, and for testing one's code without a server.
 
-Arguments and results go through pickle all the same, so that what works here works in a job.
+Arguments and results go through pickle all the same, so that what works here works in a job. Retries and repeats follow
+at once, whatever their intervals.
 """
 
 from __future__ import annotations
@@ -8,15 +9,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nbqueue import perform, settings, wire
+import msgspec
+
+from nbqueue import current, perform, settings, wire
 from nbqueue.client.watch import Watch
+from nbqueue.current import CurrentJob
 from nbqueue.errors import BadInput
-from nbqueue.model import Outcome, Ride, Spec, State, Tally, job_id
+from nbqueue.model import Cause, Echo, Hook, Notes, Outcome, Rerun, Ride, Spec, State, Tally, job_id
+from nbqueue.worker import hooks as callbacks
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
@@ -24,14 +29,140 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def run(watch: Watch, spec: Spec, function: Callable[..., Any] | None, mode: bool | str, payloads: list[bytes]) -> None:
-    """Runs all payloads in order. `mode` True lets the first exception through untouched; "collect" keeps outcomes."""
-    if function is None:
-        raise BadInput(message="inline needs a function that can be imported here.")
-    watch.payloads = payloads
-    watch.created_us = _now_us()
-    watch.known = True
-    _ride(watch, spec, function, mode, range(len(payloads)))
+class Inline:
+    """Runs the jobs of one batch, in order. `mode` True lets the first exception through untouched; "collect" none."""
+
+    def __init__(
+        self,
+        watch: Watch,
+        spec: Spec,
+        function: Callable[..., Any] | None,
+        mode: bool | str,
+        hooks: Mapping[str, Hook] | None = None,
+    ) -> None:
+        if function is None:
+            raise BadInput(message="inline needs a function that can be imported here.")
+        self.watch, self.spec, self.function, self.mode, self.hooks = watch, spec, function, mode, hooks or {}
+
+    def all(self, payloads: list[bytes]) -> None:
+        """Runs all payloads."""
+        self._begin(payloads)
+        self.these(range(len(payloads)))
+
+    def cancel(self, payloads: list[bytes], indexes: Iterable[int]) -> None:
+        """Ends jobs as canceled, since what they depend on did not finish."""
+        self._begin(payloads)
+        for index in indexes:
+            self.watch.put_opened(index, Outcome(State.CANCELED, Cause.DEPENDENCY, 0, _now_us(), 0))
+        self._end()
+
+    def after(self, source: Watch) -> None:
+        """Job by job, runs what has a result in `source`; the others end as canceled."""
+        found = [source.opened(index) for index in range(source.n)]
+        self._begin([b"1" + (outcome.value or b"") for outcome in found])
+        lost = [index for index, outcome in enumerate(found) if outcome.state is not State.FINISHED]
+        for index in lost:
+            self.watch.put_opened(index, Outcome(State.CANCELED, Cause.DEPENDENCY, 0, _now_us(), 0))
+        self.these(sorted(set(range(len(found))) - set(lost)))
+
+    def _begin(self, payloads: list[bytes]) -> None:
+        watch = self.watch
+        watch.payloads, watch.created_us, watch.known = payloads, _now_us(), True
+
+    def _end(self) -> None:
+        assert self.watch.payloads is not None
+        n = len(self.watch.payloads)
+        self.watch.tally = _tally(self.watch, n)
+        self.watch.over = True
+
+    def these(self, indexes: Iterable[int]) -> None:
+        """Runs the jobs at these positions."""
+        assert self.watch.payloads is not None
+        allowed = _allowed(self.watch, len(self.watch.payloads))
+        failed = 0
+        for index in indexes:
+            if allowed is not None and failed > allowed:
+                outcome = Outcome(State.CANCELED, None, 0, _now_us(), 0)
+            else:
+                outcome = self._job(index)
+            failed += outcome.state is State.FAILED
+            self.watch.put_opened(index, outcome)
+        self._end()
+
+    # ------------------------------------------------------------ one job
+
+    def _job(self, index: int) -> Outcome:
+        """All runs of a job; the outcome of the last."""
+        attempt, retried, repeated = 0, 0, 0
+        while True:
+            attempt += 1
+            outcome, rerun = self._run(index, attempt, retried)
+            if outcome.state is State.FAILED and _left(rerun, retried):
+                retried += 1
+            elif outcome.state is State.FINISHED and _left(self.spec.repeat, repeated):
+                repeated, retried = repeated + 1, 0
+            else:
+                return outcome
+            self.watch.past.setdefault(index, []).append(outcome)
+
+    def _run(self, index: int, attempt: int, retried: int) -> tuple[Outcome, Rerun | None]:
+        spec, payloads = self.spec, self.watch.payloads
+        assert payloads is not None
+        job = self.watch.batch if spec.single else job_id(self.watch.batch, index)
+
+        def present() -> CurrentJob:
+            return CurrentJob(
+                job,
+                batch=self.watch.batch,
+                index=index,
+                attempt=attempt,
+                func_name=spec.label,
+                description=spec.description,
+                queue=self.watch.queue,
+                timeout=spec.timeout,
+                meta=current.pack_meta(notes.meta) if (notes := self.watch.notes.get(index)) else spec.meta,
+                arguments=lambda: perform.unpack(payloads[index]),
+            )
+
+        def note(kind: int, payload: bytes) -> None:
+            self.watch.notes[index] = noted(self.watch.notes.get(index), kind, payload, spec.meta)
+
+        with current.inside(job, spec.seed, index, present, note):
+            if self.mode is True:
+                return self._straight(index, attempt), None
+            return self._collected(index, attempt, job, retried)
+
+    def _straight(self, index: int, attempt: int) -> Outcome:
+        assert self.watch.payloads is not None
+        args, kwargs, _ = perform.unpack(self.watch.payloads[index])
+        begun_us, begun = _now_us(), time.monotonic()
+        value = self.function(*args, **kwargs)
+        if isinstance(value, CoroutineType):
+            value = _awaited(value)
+        runtime_us = int((time.monotonic() - begun) * 1e6)
+        data = wire.dumps(value, self.spec.max_result, "The result")
+        self._respond(index, callbacks.SUCCESS, callbacks.Ending(data))
+        return Outcome(
+            State.FINISHED, None, attempt, begun_us, runtime_us, host=settings.host(), worker="inline", value=data
+        )
+
+    def _collected(self, index: int, attempt: int, job: str, retried: int) -> tuple[Outcome, Rerun | None]:
+        assert self.watch.payloads is not None
+        function, payload, begun_us = self.function, self.watch.payloads[index], _now_us()
+
+        def ride() -> Ride:
+            return perform.perform(function, payload, job=job, max_result=self.spec.max_result)
+
+        found = _aside(ride) if _in_loop() and inspect.iscoroutinefunction(function) else ride()
+        hook = callbacks.SUCCESS if found.state is State.FINISHED else callbacks.FAILURE
+        if found.rerun is None or not _left(found.rerun, retried):  # who asks to run again has not failed yet
+            self._respond(index, hook, callbacks.Ending(found.value, found.failure))
+        return _outcome(found, attempt, begun_us), found.rerun or self.spec.retry
+
+    def _respond(self, index: int, hook: str, ending: callbacks.Ending) -> None:
+        echoes: list[Echo] = callbacks.respond(callbacks.steps_for(hook, self.hooks), ending)
+        if echoes:
+            self.watch.echoes[index] = echoes
 
 
 def again(batch: Batch[Any], indexes: list[int], func: Callable[..., Any] | str | None, spec: Spec) -> None:
@@ -39,28 +170,21 @@ def again(batch: Batch[Any], indexes: list[int], func: Callable[..., Any] | str 
     if isinstance(func, str):
         raise BadInput(message="An inline batch takes a function, not a dotted name.")
     batch.function = func or batch.function
-    assert batch.function is not None
     for index in indexes:
         batch.watch.withdraw(index)
-    _ride(batch.watch, spec, batch.function, batch.inline, indexes)
+    Inline(batch.watch, spec, batch.function, batch.inline, batch.hooks).these(indexes)
 
 
-def _ride(watch: Watch, spec: Spec, function: Callable[..., Any], mode: bool | str, indexes: Iterable[int]) -> None:
-    assert watch.payloads is not None
-    n = len(watch.payloads)
-    allowed = _allowed(watch, n)
-    failed = 0
-    for index in indexes:
-        if allowed is not None and failed > allowed:
-            outcome = Outcome(State.CANCELED, None, 0, _now_us(), 0)
-        elif mode is True:
-            outcome = _straight(watch, spec, function, index)
-        else:
-            outcome = _collected(watch, spec, function, index)
-        failed += outcome.state is State.FAILED
-        watch.put_opened(index, outcome)
-    watch.tally = _tally(watch, n)
-    watch.over = True
+def noted(before: Notes | None, kind: int, payload: bytes, meta: bytes = b"") -> Notes:
+    """A job's notes after it sent one more."""
+    found = before or Notes(current.unpack_meta(meta))
+    if kind == current.META:
+        return Notes(current.unpack_meta(payload), found.progress)
+    return Notes(found.meta, msgspec.msgpack.decode(payload, type=tuple[float, float | None, str]))
+
+
+def _left(rerun: Rerun | None, used: int) -> bool:
+    return rerun is not None and used < rerun.times
 
 
 def _allowed(watch: Watch, n: int) -> float | None:
@@ -72,32 +196,6 @@ def _tally(watch: Watch, n: int) -> Tally:
     states = [watch.state(index) for index in range(n)]
     counts = {str(state): states.count(state) for state in (State.FINISHED, State.FAILED, State.CANCELED)}
     return Tally(n=n, **counts)
-
-
-def _straight(watch: Watch, spec: Spec, function: Callable[..., Any], index: int) -> Outcome:
-    assert watch.payloads is not None
-    args, kwargs, _ = perform.unpack(watch.payloads[index])
-    begun_us, begun = _now_us(), time.monotonic()
-    with perform.inside(job_id(watch.batch, index), spec.seed, index):
-        value = function(*args, **kwargs)
-        if isinstance(value, CoroutineType):
-            value = _awaited(value)
-    runtime_us = int((time.monotonic() - begun) * 1e6)
-    data = wire.dumps(value, spec.max_result, "The result")
-    return Outcome(State.FINISHED, None, 1, begun_us, runtime_us, host=settings.host(), worker="inline", value=data)
-
-
-def _collected(watch: Watch, spec: Spec, function: Callable[..., Any], index: int) -> Outcome:
-    assert watch.payloads is not None
-    job, begun_us = job_id(watch.batch, index), _now_us()
-    payload = watch.payloads[index]
-
-    def ride() -> Ride:
-        return perform.perform(function, payload, job=job, max_result=spec.max_result)
-
-    with perform.inside(job, spec.seed, index):
-        found = _aside(ride) if _in_loop() and inspect.iscoroutinefunction(function) else ride()
-    return _outcome(found, begun_us)
 
 
 def _awaited(value: CoroutineType[Any, Any, Any]) -> Any:
@@ -118,11 +216,11 @@ def _aside(work: Callable[[], T]) -> T:
         return pool.submit(work).result()
 
 
-def _outcome(ride: Ride, begun_us: int) -> Outcome:
+def _outcome(ride: Ride, attempt: int, begun_us: int) -> Outcome:
     return Outcome(
         ride.state,
         ride.cause,
-        1,
+        attempt,
         begun_us,
         int((ride.ended - ride.started) * 1e6),
         int(ride.cpu_s * 1e6),

@@ -1,21 +1,35 @@
-"""A handle on one job: its value, or why there is none."""
+"""A handle on one job: its value, or why there is none, and what may be done to it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbqueue import wire
-from nbqueue.client import waiting
-from nbqueue.errors import BadSignature, Expired, JobCanceled, JobFailed, NotDone, RemoteTraceback
+from nbqueue.client import looking, waiting
+from nbqueue.client.facts import Facts
+from nbqueue.errors import (
+    BadInput,
+    BadSignature,
+    Expired,
+    JobCanceled,
+    JobFailed,
+    NoSuchWorker,
+    NotDone,
+    NotThere,
+    RemoteTraceback,
+)
 from nbqueue.model import Cause, Failure, Outcome, State, job_id
+from nbqueue.worker import mail
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
 
 R = TypeVar("R")
+S = TypeVar("S")
 
 
-class Job(Generic[R]):
+class Job(Facts[R]):
     """One call of a batch. Its value is unpickled when asked for, in the caller's thread."""
 
     def __init__(self, batch: Batch[R], index: int) -> None:
@@ -36,13 +50,46 @@ class Job(Generic[R]):
     def __hash__(self) -> int:
         return hash((self.batch.id, self.index))
 
+    # ------------------------------------------------------------ finding one
+
+    @classmethod
+    def fetch(cls, id: str, connection: Any = None, *, namespace: str | None = None) -> Job[Any]:  # noqa: A002 - RQ's
+        """The job with this id, of whatever session. Raises NoSuchJob, Expired, UnknownKey."""
+        from nbqueue.client import handles, session, submission
+
+        submission.refuse_inside("Job.fetch")
+        return handles.fetch(session.of(connection, namespace), id)
+
+    @classmethod
+    def fetch_many(cls, job_ids: Iterable[str], connection: Any = None) -> list[Job[Any] | None]:
+        """The jobs with these ids; None for those that are not there."""
+        found: list[Job[Any] | None] = []
+        for each in job_ids:
+            try:
+                found.append(cls.fetch(each, connection))
+            except NotThere:
+                found.append(None)
+        return found
+
+    @classmethod
+    def exists(cls, job_id: str, connection: Any = None) -> bool:
+        """Whether there is a job with this id."""
+        return cls.fetch_many([job_id], connection) != [None]
+
+    # ------------------------------------------------------------ how it goes
+
     @property
     def status(self) -> State:
         """Where it is: from memory once it has ended, else the store is asked."""
-        found = self.batch.watch.state(self.index)
-        if found is None and not self.batch.inline:
-            found = self.batch.session.ask(lambda broker: broker.states(self.batch.id, [self.index]))[0]
-        return found or State.QUEUED
+        return looking.states(self.batch.session, [self])[0]
+
+    def get_status(self, refresh: bool = True) -> State:
+        """As `status`; with `refresh` the store is asked in any case."""
+        batch = self.batch
+        if not refresh or batch.inline:
+            return self.status
+        found = batch.session.ask(lambda broker: broker.states(batch.id, [self.index]))[0]
+        return found or self.status
 
     @property
     def error(self) -> str:
@@ -53,7 +100,14 @@ class Job(Generic[R]):
     @property
     def outcome(self) -> Outcome | None:
         """The record of its run, signature checked; None until it has ended. Raises BadSignature."""
+        self._look()
         return self.batch.watch.outcome(self.index, self.batch.session.sealer)
+
+    def _look(self) -> None:
+        """Asks the store where memory knows nothing: a status just read must not be ahead of the result."""
+        watch = self.batch.watch
+        if not (self.batch.inline or watch.gone or watch.has(self.index)):
+            looking.read(self.batch, self.index)
 
     def wait(self, timeout: float | None = None) -> R:
         """Its value, when it has ended; or raises what the job raised, with the remote traceback as `__cause__`.
@@ -69,11 +123,20 @@ class Job(Generic[R]):
     def result(self) -> R | None:
         """None until it has ended, then as `wait()`."""
         watch = self.batch.watch
+        self._look()
         if not watch.has(self.index):
             if watch.gone or watch.settled:
                 raise self._absence()
             return None
         return self.wait()
+
+    def return_value(self, refresh: bool = False) -> R | None:
+        """The value of a finished job; None for all others. With `refresh` the store is asked again."""
+        if refresh:
+            self.refresh()
+        self._look()
+        finished = self.batch.watch.state(self.index) is State.FINISHED
+        return self.wait() if finished else None
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What `wait` would raise, when it has ended; None if it finished."""
@@ -83,6 +146,7 @@ class Job(Generic[R]):
         return error_of(found, self.id)
 
     def _await(self, timeout: float | None) -> None:
+        self._look()
         watch = self.batch.watch
         met = waiting.until(self.batch, lambda: watch.has(self.index) or watch.settled, timeout, index=self.index)
         if not met:
@@ -96,11 +160,24 @@ class Job(Generic[R]):
             return Expired(what=self.id, ttl=waiting.lifetime(watch.ttl))
         return waiting.absence(watch, self.batch.session, self.id)
 
-    def cancel(self, *, running: bool = True) -> bool:
-        """Cancels it, unless it has ended; `running=False` spares it once it runs. True: it was canceled."""
-        batch = self.batch
-        count = batch.session.ask(lambda broker: broker.cancel(batch.id, [self.index], running=running))
-        return bool(count)
+    def refresh(self) -> None:
+        """Forgets what this process knows of it, and asks the store: another session may have run it again.
+
+        Raises Expired or LostByServer when the store has it no more.
+        """
+        batch, watch = self.batch, self.batch.watch
+        self._notes = None
+        if batch.inline:
+            return
+        with watch.changed:
+            watch.withdraw(self.index)
+        looking.read(batch, self.index)
+        if watch.gone:
+            raise self._absence()
+        if watch.followed and not watch.has(self.index):
+            with watch.changed:
+                watch.reopen()
+            batch.session.collector.follow(watch)
 
     @property
     def log(self) -> str:
@@ -114,6 +191,60 @@ class Job(Generic[R]):
             return ""
         tail = batch.session.sealer.unseal(wire.TAIL, batch.id, self.index, blob, found.attempt)
         return tail.decode("utf-8", "replace")
+
+    # ------------------------------------------------------------ verbs
+
+    def cancel(self, *, running: bool = True) -> bool:
+        """Cancels it, unless it has ended; `running=False` spares it once it runs. True: it was canceled."""
+        batch = self.batch
+        if batch.inline:
+            return False
+        count = batch.session.ask(lambda broker: broker.cancel(batch.id, [self.index], running=running))
+        return bool(count)
+
+    def stop(self) -> bool:
+        """Tells the worker that runs it to stop it: it ends as canceled, and `on_stopped` is called.
+
+        False where it does not run: `cancel()` ends what waits.
+        """
+        holder = self._holder()
+        if holder is None:
+            return False
+        session = self.batch.session
+        try:
+            session.ask(lambda broker: mail.send(broker, session.sealer, holder.worker, mail.STOP, self.id))
+        except NoSuchWorker:
+            return False  # it has just gone, and gave the job back
+        return True
+
+    def requeue(self) -> Job[R]:
+        """Runs it again, after it has failed, was canceled, or finished. Raises BadInput while it has not ended."""
+        from nbqueue.client import again
+
+        looking.look(self.batch.session, [self], afresh=True, canceled=True)
+        if not again.retry(self.batch, [self.index], None, {}):
+            raise BadInput(message=f"{self.id} has not ended yet: it runs again already, or still.")
+        return self
+
+    def delete(self) -> None:
+        """Cancels it, and removes all of it from the server. Raises BadInput for a job of a batch of many."""
+        batch = self.batch
+        if not batch.single:
+            raise BadInput(
+                message=f"{self.id} is part of a batch, which is removed as a whole: "
+                f"nbqueue.attach({batch.id!r}).forget(). cancel() ends this job alone."
+            )
+        self.cancel()
+        batch.forget()
+
+    def then(self, function: Callable[[R], S] | str, **options: Any) -> Job[S]:
+        """A job that calls `function` with this one's result, as soon as it has finished. Keywords are our options.
+
+        Raises BadInput for a job of a batch of many: `batch.then(function)` takes all of its results.
+        """
+        from nbqueue.client import following
+
+        return following.job(self, function, options)
 
 
 def value_of(outcome: Outcome, job: str) -> Any:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbqueue import wire
 from nbqueue.checks import check_name
+from nbqueue.client import handles
 from nbqueue.client.batch import Batch
 from nbqueue.client.session import Session
-from nbqueue.client.watch import Watch
 from nbqueue.errors import BadSignature, Expired, NoSuchBatch
-from nbqueue.model import Spec, decode, utc
+from nbqueue.model import State, utc
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from nbqueue.store.records import BatchView
 
-_COUNTS = ("n", "queued", "started", "finished", "failed", "canceled")
+_COUNTS = ("n", *State)
 COLUMNS = ("id", "name", "function", "queue", *_COUNTS, "created_at", "expires_at", "owner")
 
 
@@ -26,19 +25,14 @@ def attach(session: Session, name: str | None) -> Batch[Any]:
     view = _latest(session) if name is None else _find(session, check_name("batch", name.rpartition(":")[0] or name))
     if view is None:
         raise NoSuchBatch(name=name or "at all", server=session.server)
-    spec = decode(Spec, session.sealer.unseal(wire.SPEC, view.id, -1, view.spec), "A description")
+    batch = handles.handle(session, view)
     if view.expired:
         from nbqueue.client.waiting import lifetime
 
-        raise Expired(what=view.id, ttl=lifetime(spec.result_ttl))
+        raise Expired(what=view.id, ttl=lifetime(batch.spec.result_ttl))
     session.attend()
-    watch = Watch(view.id, view.queue, session.ask(lambda broker: broker.epoch()), spec)
-    watch.payloads = None
-    watch.known, watch.tally, watch.created_us = True, view.tally, view.created_us
-    watch.open, watch.cut = view.open, view.cut
-    batch: Batch[Any] = Batch(session, watch, spec, name=view.name)
-    batch.shown_in = None
-    session.collector.follow(watch)
+    batch.watch.epoch = session.ask(lambda broker: broker.epoch())
+    session.collector.follow(batch.watch)
     return batch
 
 
@@ -67,11 +61,11 @@ def batches(session: Session) -> pd.DataFrame:
 
 def _row(session: Session, view: BatchView) -> tuple[Any, ...]:
     try:
-        spec = decode(Spec, session.sealer.unseal(wire.SPEC, view.id, -1, view.spec))
+        spec = handles.spec_of(session, view)
         label, owner = spec.label, spec.owner
     except BadSignature:
         label, owner = "", f"someone else (key {view.signer})"
     tally = view.tally
-    counts = (tally.n, tally.queued, tally.started, tally.finished, tally.failed, tally.canceled)
+    counts = tuple(getattr(tally, name) for name in _COUNTS)
     expires = None if view.expires_us is None else utc(view.expires_us)
     return view.id, view.name, label, view.queue, *counts, utc(view.created_us), expires, owner

@@ -66,10 +66,12 @@ class Pace:
 
 def line(tally: Tally, n: int, eta: float | None) -> str:
     """`120 of 1,000: 700 queued, 2 started, 118 finished, 2 failed, about 3 min left`."""
+    waiting = f"{tally.deferred:,} deferred, " if tally.deferred else ""
+    waiting += f"{tally.scheduled:,} scheduled, " if tally.scheduled else ""
     counts = f"{tally.queued:,} queued, {tally.started:,} started, {tally.finished:,} finished, {tally.failed:,} failed"
     canceled = f", {tally.canceled:,} canceled" if tally.canceled else ""
     left = f", about {span(eta)} left" if eta is not None and tally.over < n else ""
-    return f"{tally.over:,} of {n:,}: {counts}{canceled}{left}"
+    return f"{tally.over:,} of {n:,}: {waiting}{counts}{canceled}{left}"
 
 
 def span(seconds: float) -> str:

@@ -7,8 +7,11 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
 
 from nbqueue import settings as settings_module
 from nbqueue import wire
@@ -22,6 +25,9 @@ from nbqueue.store import connection, server
 from nbqueue.store.broker import Broker
 from nbqueue.store.ear import Hints
 from nbqueue.store.keys import Keys
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
 
 T = TypeVar("T")
 ATTEND = 1.0  # seconds between two looks for a local worker: 3,000 submits need not look 3,000 times
@@ -43,6 +49,7 @@ class Session:
         self.memory: int | None = None
         self.asleep = False  # the private server was stopped on purpose: only a verb starts it again
         self.collector = Collector(self)
+        self.here = weakref.WeakValueDictionary[str, "Batch[Any]"]()  # what ran inline: no server knows it
         self.sealer = wire.Sealer(wire.Keyring.load(settings.home), settings.namespace)
         self._client = client
         self._lock = threading.RLock()
@@ -51,6 +58,11 @@ class Session:
         self._told = False
         self.filed = settings_module.filed_url(settings.home) == settings.url
         self._attended = 0.0  # when we looked last for a local worker
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """What tells it from other sessions: its home, its server, its namespace."""
+        return self.settings.home, address(self._client or self.settings.url), self.settings.namespace
 
     def __repr__(self) -> str:
         return f"<nbqueue session on {self.server}, namespace {self.settings.namespace}>"
@@ -177,14 +189,22 @@ def connect(url: Any = None, *, namespace: str | None = None) -> Session:
 
     Raises NoServer, WrongPassword or ServerUnfit at once, not at the first `map`.
     """
-    if url is not None and not isinstance(url, str) and not hasattr(url, "connection_pool"):
-        raise BadInput(message=f"connect() takes a URL or a redis.Redis, not {type(url).__name__}.")
-    client = None if isinstance(url, str) or url is None else url
-    found = settings_module.load(url if isinstance(url, str) else None, namespace)
-    session = Session(found, client)
+    session = _made(url, namespace, "connect()")
     session.broker  # noqa: B018 - the check is the point
     use(session)
     return session
+
+
+def check(url: Any, whose: str) -> None:
+    """Raises BadInput for what is neither a URL nor a client nor None."""
+    if url is not None and not isinstance(url, str) and not hasattr(url, "connection_pool"):
+        raise BadInput(message=f"{whose} takes a URL or a redis.Redis, not {type(url).__name__}.")
+
+
+def _made(url: Any, namespace: str | None, whose: str) -> Session:
+    check(url, whose)
+    client = None if isinstance(url, str) or url is None else url
+    return Session(settings_module.load(url if isinstance(url, str) else None, namespace), client)
 
 
 def peek() -> Session | None:
@@ -208,3 +228,36 @@ def current() -> Session:
         elif _current.pid != os.getpid():
             _current = Session(_current.settings, _current._client)  # noqa: SLF001 - its own module
         return _current
+
+
+_by_place: dict[tuple[Any, ...], Session] = {}
+
+
+def of(connection: Any = None, namespace: str | None = None) -> Session:
+    """The session on the server of `connection` (a `redis.Redis` or a URL): one for all who name the same server.
+
+    Without a connection the session of this process, in another namespace if one is given. It connects when first used.
+    """
+    now = current() if connection is None else _current
+    if connection is None and now is not None:
+        if namespace in {None, now.settings.namespace}:
+            return now
+        wanted = Session(msgspec.structs.replace(now.settings, namespace=namespace), now._client)  # noqa: SLF001 - its own module
+    else:
+        wanted = _made(connection, namespace, "connection=")
+    if now is not None and now.pid == os.getpid() and now.place == wanted.place:
+        return now
+    with _lock:
+        known = _by_place.get(wanted.place)
+        if known is None or known.pid != os.getpid():
+            known = _by_place[wanted.place] = wanted
+        return known
+
+
+def address(connection: Any) -> Any:
+    """What tells servers apart: a URL, or how a client reaches its own."""
+    pool = getattr(connection, "connection_pool", None)
+    if pool is None:
+        return connection
+    told = ("host", "port", "path", "db", "username", "password")
+    return (pool.connection_class, *(str(pool.connection_kwargs.get(name)) for name in told))

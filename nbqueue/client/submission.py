@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
-from nbqueue import perform, settings, wire
-from nbqueue.client import inline, items, progress, uploader
+from nbqueue import current, settings, wire
+from nbqueue.client import inline, items, notes, progress, terms, uploader
 from nbqueue.client.batch import Batch
 from nbqueue.client.function import Function, describe
 from nbqueue.client.items import Calls
 from nbqueue.client.session import Session
 from nbqueue.client.watch import Watch
 from nbqueue.errors import InsideJob, InUse
-from nbqueue.model import Options, Spec, Tally, encode, new_id
+from nbqueue.model import Notes, Options, Spec, State, Tally, encode, new_id
 from nbqueue.store.broker import Broker
-from nbqueue.store.records import NewBatch
+from nbqueue.store.records import NewBatch, Submitted
 
 FIRST = 1.0  # seconds that `map` waits for the first item of an iterator, so that its faults are raised by `map`
 TRIES = 8  # fresh ids, where others have the same
@@ -27,8 +29,16 @@ TRIES = 8  # fresh ids, where others have the same
 
 def refuse_inside(verb: str) -> None:
     """Raises InsideJob where a job calls `verb`."""
-    if perform.current() is not None:
+    if current.current() is not None:
         raise InsideJob(verb=f"nbqueue.{verb}")
+
+
+@dataclass(frozen=True)
+class When:
+    """Not before a time (in us on Redis's clock), or so many seconds from now."""
+
+    due_us: int | None = None
+    delay: float | None = None
 
 
 class Submission:
@@ -42,13 +52,21 @@ class Submission:
         calls: Callable[[Function], Calls],
         *,
         single: bool = False,
+        when: When | None = None,
+        source: Batch[Any] | None = None,
+        timeout_from: str = "",
     ) -> None:
         self.session, self.options, self.single = session, options, single
-        self.mode = options.inline or session.settings.inline
+        self.when, self.source, self.timeout_from = when or When(), source, timeout_from
+        self.mode = options.inline or session.settings.inline or (source is not None and source.inline)
         if not self.mode:
             session.attend()  # the local worker boots while we pack
-        salt = session.sealer.keyring.key
-        self.function = describe(function, env=options.env, salt=salt)
+        self.waits = terms.Waits() if self.mode else terms.waits(options)
+        if isinstance(function, Function):
+            self.function = function
+        else:
+            salt = session.sealer.keyring.key
+            self.function = describe(function, env=options.env, salt=salt, hooks=terms.hooks(options))
         self.calls = calls(self.function)
         self.spec = self._spec()
         self.nonce = secrets.token_hex(8)
@@ -60,6 +78,7 @@ class Submission:
             key=self.function.record.key,
             columns=self.calls.columns,
             timeout=options.timeout,
+            timeout_from=self.timeout_from,
             grace=options.grace,
             isolate=options.isolate,
             slice=options.slice,
@@ -73,14 +92,25 @@ class Submission:
             index_names=self.calls.index_names,
             single=self.single,
             owner=_owner(),
+            description=options.description,
+            meta=b"" if self.single else notes.packed(options.meta),
+            retry=terms.rerun(options.retry),
+            repeat=terms.rerun(options.repeat),
+            hooks=tuple(sorted(self.function.record.hooks)),
+            depends_on=self.waits.ids,
+            source="" if self.source is None else self.source.id,
         )
 
     def run(self) -> Batch[Any]:
         """Submits, and shows the batch. Raises what is wrong with the items, or with the store."""
+        if self.source is not None:
+            return self._shown(self._follower(self.source))
         payloads = items.payloads(self.function, self.calls)
         if self.mode:
             return self._inline(list(payloads))
-        batch = self._whole(list(payloads)) if self.calls.n is not None else self._stream(payloads)
+        return self._shown(self._whole(list(payloads)) if self.calls.n is not None else self._stream(payloads))
+
+    def _shown(self, batch: Batch[Any]) -> Batch[Any]:
         batch.visible = progress.wanted(batch, self.options.progress) and not self.single
         if batch.visible:
             progress.announce(batch)
@@ -88,15 +118,30 @@ class Submission:
 
     def _batch(self, watch: Watch) -> Batch[Any]:
         call, name = self.function.call, self.options.name
-        return Batch(self.session, watch, self.spec, name=name, function=call, inline=self.mode)
+        batch: Batch[Any] = Batch(self.session, watch, self.spec, name=name, function=call, inline=self.mode)
+        batch.source, batch.hooks = self.source, self.function.record.hooks
+        return batch
 
-    def _watch(self, batch: str, epoch: str = "") -> Watch:
-        return Watch(batch, self.options.queue, epoch, self.spec, max_failed=self.options.max_failed)
+    def _watch(self, batch: str, told: Submitted | None = None) -> Watch:
+        epoch = "" if told is None else told.epoch
+        watch = Watch(batch, self.options.queue, epoch, self.spec, max_failed=self.options.max_failed)
+        if told is not None:
+            watch.tally = Tally(n=told.n, **{str(told.state): told.n})
+        return watch
 
     def _inline(self, payloads: list[bytes]) -> Batch[Any]:
-        watch = self._watch(new_id(self.function.label))
-        inline.run(watch, self.spec, self.function.call, self.mode, payloads)
-        return self._batch(watch)
+        watch = self._watch(self.options.job_id or new_id(self.function.label))
+        allowed = all(notes.finished(one, allow_failure=failed_too) for one, failed_too in terms.awaited(self.options))
+        run = inline.Inline(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
+        if self.options.meta:
+            watch.notes = {index: Notes(notes.plain(self.options.meta)) for index in range(len(payloads))}
+        if allowed:
+            run.all(payloads)
+        else:
+            run.cancel(payloads, range(len(payloads)))
+        batch = self._batch(watch)
+        self.session.here[batch.id] = batch
+        return batch
 
     # ------------------------------------------------------------ what has a length
 
@@ -111,35 +156,51 @@ class Submission:
                 start += len(part)
             return sealed or [[]]
 
-        watch, sealed = self._submit(seal, last=len(cuts) < 2)
+        own = self._own_id(payloads)
+        watch, sealed = self._submit(seal, last=len(cuts) < 2, own=own)
         watch.expected = len(payloads)
-        watch.tally = Tally(n=len(payloads), queued=len(payloads))
-        with watch.changed:
-            watch.remember(payloads)
-        batch = self._batch(watch)
+        batch = self._held(watch, payloads)
         watch.over = not payloads  # an empty batch is done from the start
         self.session.collector.follow(watch)
         uploader.send_parts(self.session, watch, sealed, self.nonce, begun)
         return batch
 
-    def _submit(self, seal: Callable[[str], list[list[bytes]]], *, last: bool) -> tuple[Watch, list[list[bytes]]]:
-        """Sends the first part under a fresh id; another id where that one is taken."""
-        epoch = self.session.ask(lambda broker: broker.epoch())
+    def _held(self, watch: Watch, payloads: list[bytes]) -> Batch[Any]:
+        state = next((state for state in State if getattr(watch.tally, state)), State.QUEUED)
+        if len(payloads) != watch.tally.n:
+            watch.tally = Tally(n=len(payloads), **{str(state): len(payloads)})
+        with watch.changed:
+            watch.remember(payloads)
+        return self._batch(watch)
+
+    def _own_id(self, payloads: list[bytes]) -> str | None:
+        """The id that the user gave, or that `unique` makes of function and arguments; None: any will do."""
+        if self.options.job_id is not None or not self.options.unique:
+            return self.options.job_id
+        digest = hashlib.blake2b(self.function.record.key.encode() + payloads[0], digest_size=10).hexdigest()
+        return f"{new_id(self.function.label).rpartition('-')[0]}-{digest}"
+
+    def _submit(
+        self, seal: Callable[[str], list[list[bytes]]], *, last: bool, own: str | None = None
+    ) -> tuple[Watch, list[list[bytes]]]:
+        """Sends the first part: under the given id, or a fresh one, and another where that one is taken."""
         for attempt in range(TRIES):
-            name = new_id(self.function.label, (8 if self.single else 4) + attempt)
+            name = own or self._fresh_id(attempt)
             sealed = seal(name)
-            send = partial(self._send, name, sealed[0], last=last)
             try:
-                self.session.ask(send)
+                told = self.session.ask(partial(self._send, name, sealed[0], last=last))
             except InUse as why:
-                if why.facts["what"] != "id" or attempt == TRIES - 1:
+                if own is not None or why.facts["what"] != "id" or attempt == TRIES - 1:
                     raise
             else:
-                return self._watch(name, epoch), sealed
+                return self._watch(name, told), sealed
         raise AssertionError("the loop above returns or raises")
 
-    def _send(self, name: str, part: list[bytes], broker: Broker, *, last: bool) -> None:
-        broker.submit(self._new(name), part, last=last)
+    def _fresh_id(self, attempt: int = 0) -> str:
+        return new_id(self.function.label, (8 if self.single else 4) + attempt)
+
+    def _send(self, name: str, part: list[bytes], broker: Broker, *, last: bool) -> Submitted:
+        return broker.submit(self._new(name), part, last=last)
 
     def _new(self, batch: str) -> NewBatch:
         record, sealer, options = self.function.record, self.session.sealer, self.options
@@ -150,7 +211,7 @@ class Submission:
             name=options.name,
             nonce=self.nonce,
             spec=sealer.seal(wire.SPEC, batch, -1, encode(self.spec)),
-            function=sealer.seal(wire.FUNCTION, batch, -1, encode(record)),
+            function=sealer.seal(wire.FUNCTION, batch, -1, self._function),
             key=record.key,
             signer=sealer.keyring.current.hex(),
             python=record.python,
@@ -158,9 +219,48 @@ class Submission:
             result_ttl=options.result_ttl,
             failure_ttl=options.failure_ttl,
             ttl=options.ttl,
-            at_front=options.at_front,
+            at_front=options.at_front or self.waits.front,
             single=self.single,
+            due_us=self.when.due_us,
+            delay=self.when.delay,
+            needs=self.waits.needs,
+            source=self.spec.source,
+            meta=notes.sealed(sealer, batch, 0, options.meta) if self.single and options.meta else b"",
         )
+
+    @cached_property
+    def _function(self) -> bytes:
+        return encode(self.function.record)
+
+    # ------------------------------------------------------------ one of many that are sent together
+
+    def prepared(self) -> tuple[NewBatch, bytes, bytes]:
+        """(what submit_many takes: the batch and its sealed arguments; the arguments themselves)."""
+        payload = next(items.payloads(self.function, self.calls))
+        name = self._own_id([payload]) or self._fresh_id()
+        return self._new(name), self.session.sealer.seal(wire.ARGUMENTS, name, 0, payload), payload
+
+    def sent(self, name: str, payload: bytes, told: Submitted) -> Batch[Any]:
+        """The batch, after submit_many has sent it."""
+        batch = self._held(self._watch(name, told), [payload])
+        self.session.collector.follow(batch.watch)
+        return batch
+
+    # ------------------------------------------------------------ what runs on the results of another
+
+    def _follower(self, source: Batch[Any]) -> Batch[Any]:
+        items.bound(self.function, ((None,), {}, None), f"the results of {source.id}")
+        if source.inline:
+            watch = self._watch(new_id(self.function.label))
+            run = inline.Inline(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
+            run.after(source.watch)
+            return self._batch(watch)
+        watch, _ = self._submit(lambda _: [[]], last=True, own=self.options.job_id)
+        watch.payloads = None
+        watch.expected, watch.open = source.watch.expected, source.watch.open
+        batch = self._batch(watch)
+        self.session.collector.follow(watch)
+        return batch
 
     # ------------------------------------------------------------ what has none
 
@@ -175,13 +275,10 @@ class Submission:
         except BaseException:
             reader.abandon()
             raise
-        with watch.changed:
-            watch.remember(first)
         watch.open = True
-        watch.tally = Tally(n=len(first), queued=len(first))
         upload = uploader.Upload(self.session, watch, self.nonce, len(first))
         watch.upload = upload
-        batch = self._batch(watch)
+        batch = self._held(watch, first)
         self.session.collector.follow(watch)
         reader.drain(upload, watch)
         return batch

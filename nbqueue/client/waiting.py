@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.checks import DAY, seconds
@@ -31,7 +32,10 @@ def until(batch: Batch[Any], met: Callable[[], bool], timeout: float | None, *, 
     try:
         if met():
             return True
-        with progress.in_terminal(batch) as show:
+        if not watch.followed and not batch.inline:
+            batch.session.attend()
+            batch.session.collector.follow(watch)
+        with _awaiting(watch, index), progress.in_terminal(batch) as show:
             while not met():
                 raise_trouble(batch, index)
                 passed = time.monotonic() - begun
@@ -51,6 +55,19 @@ def until(batch: Batch[Any], met: Callable[[], bool], timeout: float | None, *, 
         )
         raise
     return True
+
+
+@contextmanager
+def _awaiting(watch: Watch, index: int | None) -> Iterator[None]:
+    """Says that somebody waits for one job: the collector then looks without a pause."""
+    by = int(index is not None)
+    with watch.changed:
+        watch.awaited += by
+    try:
+        yield
+    finally:
+        with watch.changed:
+            watch.awaited -= by
 
 
 def raise_trouble(batch: Batch[Any], index: int | None = None) -> None:

@@ -11,12 +11,12 @@ import msgspec
 
 from nbqueue import wire
 from nbqueue.errors import BadSignature
-from nbqueue.model import Cause, Outcome, Spec, State, Tally, decode
+from nbqueue.model import Cause, Echo, Notes, Outcome, Spec, State, Tally, decode
 from nbqueue.store.records import Stored
 
 if TYPE_CHECKING:
     from nbqueue.client.uploader import Upload
-    from nbqueue.store.reads import Progress
+    from nbqueue.store.decoding import Progress
 
 KEPT_ARGUMENTS = 64 << 20  # bytes of arguments that a session remembers, a batch
 
@@ -42,6 +42,8 @@ class Watch:
         self.changed = threading.Condition()
         self.tally = Tally()
         self.known = False  # whether the store has confirmed that it is there
+        self.followed = False  # whether the collector brings what is new; if not, whoever wants to know must ask
+        self.foreign = False  # of another session, whose log it is that names its end
         self.open = self.cut = self.over = False
         self.single = spec.single
         self.created_us = 0
@@ -51,6 +53,7 @@ class Watch:
         self.fault: BaseException | None = None  # what stopped the collector: nothing more will be heard
         self.upload: Upload | None = None
         self.bars: list[Bar] = []
+        self.awaited = 0  # threads that wait for one job of it
         self.position = self.generation = 0
         self.behind: deque[int] = deque()  # ended, but the outcome is not copied yet
         self.ended: list[int | range] = []  # in the order in which they ended
@@ -61,6 +64,9 @@ class Watch:
         self._cuts: list[range] = []
         self._causes: dict[range, Cause] = {}
         self._withdrawn: set[int] = set()
+        self.notes: dict[int, Notes] = {}  # of an inline run: what its jobs said of themselves,
+        self.echoes: dict[int, list[Echo]] = {}  # what became of their callbacks,
+        self.past: dict[int, list[Outcome]] = {}  # and their earlier runs
 
     # ------------------------------------------------------------ reading
 
@@ -116,6 +122,10 @@ class Watch:
             else:
                 yield entry
 
+    def opened(self, index: int) -> Outcome:
+        """The outcome of a job of an inline run."""
+        return self._opened[index]
+
     # ------------------------------------------------------------ writing (hold `changed`)
 
     def remember(self, payloads: list[bytes]) -> None:
@@ -144,11 +154,15 @@ class Watch:
 
     def enter(self, entry: str) -> None:
         """Takes one entry of the batch's log."""
-        if entry[0] == "r":
+        if entry[0] == "r" and "-" in entry:
+            low, _, high = entry[1:].partition("-")
+            self._cuts.remove(range(int(low), int(high)))  # what it depended on runs again
+        elif entry[0] == "r":
             self.withdraw(int(entry[1:]))
         elif entry[0] == "c":
             low, _, high = entry[1:].partition("-")
             self._cuts.append(range(int(low), int(high)))
+            self._withdrawn.difference_update(self._cuts[-1])
             self.ended.append(self._cuts[-1])
         else:
             self.behind.append(int(entry))
@@ -169,6 +183,25 @@ class Watch:
         """An outcome of an inline run."""
         self._opened[index] = outcome
         self.ended.append(index)
+
+    def put_single(self, blob: bytes, generation: int) -> bool:
+        """The outcome of a batch of one, which says all that there is to say; False: a retry came in between."""
+        if generation != self.generation:
+            return False
+        self._blobs[0] = blob
+        if not self.ended:
+            self.ended.append(0)
+        self.behind.clear()
+        self.tally = Tally(n=1, **{str(_header(blob)[0]): 1})
+        self.known = self.over = True
+        return True
+
+    def keep(self, index: int, found: bytes | Outcome) -> None:
+        """What was read before it was heard of, or of a batch that nobody follows."""
+        if isinstance(found, bytes):
+            self._blobs[index] = found
+        else:
+            self._opened[index] = found
 
     def reopen(self) -> None:
         """A retry runs: what the store said of the end before is no longer true."""

@@ -7,9 +7,10 @@ import time
 from typing import Any
 
 from nbqueue import perform, wire
+from nbqueue.client.watch import opened
 from nbqueue.model import FunctionRecord, Outcome, Ride, Spec, WorkerInfo, decode, encode
 from nbqueue.settings import host
-from nbqueue.store.records import Fitness, Grant, Settled
+from nbqueue.store.records import Fitness, Grant, Held, Settled
 
 
 class Hands:
@@ -41,12 +42,18 @@ class Hands:
         function = wire.loads(record.payload)
         found = []
         for held in grant.jobs:
-            payload = seal.unseal(wire.ARGUMENTS, batch, held.index, held.args)
+            payload = self._payload(grant, held)
             ride = perform.perform(function, payload, job=f"{batch}:{held.index}", max_result=spec.max_result)
             blob = seal.seal(wire.OUTCOME, batch, held.index, encode(self._outcome(ride, held.attempt)), held.attempt)
             tail = seal.seal(wire.TAIL, batch, held.index, b"said something\n", held.attempt)
-            found.append(Settled(batch, held.index, grant.token, ride.state, blob, tail))
+            more = {"rerun": ride.rerun or spec.retry, "repeat": spec.repeat}
+            found.append(Settled(batch, held.index, grant.token, ride.state, blob, tail, **more))
         return found
+
+    def _payload(self, grant: Grant, held: Held) -> bytes:
+        if not grant.source:
+            return self.sealer.unseal(wire.ARGUMENTS, grant.batch, held.index, held.args)
+        return b"1" + opened(self.sealer, grant.source, held.index, held.args).value
 
     def _outcome(self, ride: Ride, attempt: int) -> Outcome:
         runtime = int((ride.ended - ride.started) * 1e6)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ from nbqueue import wire
 from nbqueue.client import captures, function, modules
 from nbqueue.client.function import describe
 from nbqueue.errors import BadInput, BadOption, NotPicklable, TooLarge
+from nbqueue.policies import Callback
 
 BIG = b""
 
@@ -225,3 +227,28 @@ def test_same_code_looks_at_what_is_said_and_not_where():
     assert captures.same_code(first, second)
     assert not captures.same_code(first, eval("lambda x: x + 2"))
     assert not captures.same_code(first, eval("lambda x=1: x + 1"))
+
+
+def test_callbacks_are_part_of_what_travels(lib):
+    import ownlib
+
+    def say(job, connection, result):
+        return None
+
+    def keys(**hooks):
+        return describe(abs, hooks=hooks).record.key
+
+    found = describe(abs, hooks={"success": Callback(ownlib.f, timeout=5), "failure": Callback("os.getcwd")}).record
+    assert {name: (hook.label, hook.timeout) for name, hook in found.hooks.items()} == {
+        "success": ("f", 5), "failure": ("getcwd", 60),
+    }  # fmt: skip
+    assert wire.loads(found.hooks["success"].payload) is ownlib.f
+    assert wire.loads(found.hooks["failure"].payload) is os.getcwd
+    assert "ownhelper" in found.modules
+    assert describe(abs, hooks=found.hooks).record == found  # a retry with another function keeps them
+    equal = keys(success=Callback(say)), keys(success=Callback(say))
+    assert equal[0] == equal[1]
+    others = [keys(), keys(failure=Callback(say)), keys(success=Callback(say, timeout=9)), keys(success=Callback(abs))]
+    assert len({*equal, *others}) == 5
+    with pytest.raises(BadInput, match="no dotted name"):
+        describe(abs, hooks={"success": Callback("nothing")})

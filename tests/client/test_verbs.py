@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import nbqueue
-from nbqueue import perform
+from nbqueue import current
 from nbqueue.client import again, items
 from nbqueue.client import session as session_module
 from nbqueue.errors import (
@@ -136,7 +136,7 @@ def test_a_seed_is_drawn_recorded_and_shown(session, busy):
 @pytest.mark.parametrize("verb", ["map", "starmap", "grid", "submit", "connect", "attach", "batches", "local"])
 def test_a_job_cannot_submit(session, verb):
     arguments = {"map": (square, [1]), "starmap": (square, [(1,)]), "grid": (square,), "submit": (square, 1)}
-    with perform.inside("x:1", None, 1), pytest.raises(InsideJob, match=f"nbqueue.{verb}"):
+    with current.inside("x:1", None, 1), pytest.raises(InsideJob, match=f"nbqueue.{verb}"):
         getattr(nbqueue, verb)(*arguments.get(verb, ()))
 
 

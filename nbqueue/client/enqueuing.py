@@ -1,0 +1,158 @@
+"""A call on its way into a queue: which keywords are ours, which the function's, and RQ's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from nbqueue.checks import seconds
+from nbqueue.client import items, terms
+from nbqueue.client.function import Function
+from nbqueue.client.items import Calls
+from nbqueue.client.job import Job
+from nbqueue.client.submission import Submission, When, refuse_inside
+from nbqueue.errors import BadOption
+from nbqueue.model import Options
+
+if TYPE_CHECKING:
+    from nbqueue.client.queue import Queue
+
+R = TypeVar("R")
+
+TIMEOUT = 180.0  # seconds; RQ's defaults, for what is enqueued
+RESULT_TTL = 500.0
+OURS = frozenset(  # what enqueue takes out of the keywords
+    (
+        *("timeout", "job_timeout", "result_ttl", "failure_ttl", "ttl", "depends_on", "job_id", "at_front", "meta"),
+        *("description", "retry", "retries", "repeat", "on_success", "on_failure", "on_stopped", "unique"),
+    )
+)
+_EXPLICIT = ("args", "kwargs")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A call for `enqueue_many`; made by `Queue.prepare_data`."""
+
+    func: Callable[..., Any] | str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Enqueuer:
+    """A queue with options said beforehand: all keywords of `enqueue` are then the function's."""
+
+    def __init__(self, queue: Queue, options: Options, typed: frozenset[str]) -> None:
+        self.queue, self.said, self._typed = queue, options, typed
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={getattr(self.said, name)!r}" for name in sorted(self._typed))
+        return f"{self.queue!r}.options({told})"
+
+    def options(self, **changes: Any) -> Enqueuer:
+        """These options with some changed. Raises BadOption."""
+        found = understood(self.queue, changes)
+        return Enqueuer(self.queue, self.said.replaced(**found), self._typed | found.keys())
+
+    def enqueue(self, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
+        """One call: `f(*args, **kwargs)`. Raises InUse, NoSuchDependency, BadItems."""
+        return self.send("enqueue", f, args, kwargs)
+
+    def enqueue_at(self, when: datetime, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
+        """The same, not before a time; a datetime without a zone is local time."""
+        return self.send("enqueue_at", f, args, kwargs, When(due_us=terms.due_us(when)))
+
+    def enqueue_in(
+        self, after: timedelta | float | str, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any
+    ) -> Job[R]:
+        """The same, not before some time has passed: a timedelta, seconds, or text such as '5m'."""
+        return self.send("enqueue_in", f, args, kwargs, When(delay=terms.delay(after)))
+
+    def send(
+        self,
+        verb: str,
+        f: Callable[..., R] | str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        when: When | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> Job[R]:
+        """Enqueues one call; `given` are the options among its keywords: none may be a parameter of the function."""
+        refuse_inside(f"Queue.{verb}")
+        job: Job[R] = self.submission(verb, f, args, kwargs, when, given).run()[0]
+        return job
+
+    def submission(
+        self,
+        verb: str,
+        f: Callable[..., Any] | Function | str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        when: When | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> Submission:
+        """The call, ready to be sent."""
+
+        def calls(function: Function) -> Calls:
+            terms.refuse_clash(verb, function, given or {}, queue=self.queue.name)
+            return items.single(function, tuple(args), dict(kwargs))
+
+        source = "" if "timeout" in self._typed else self.queue.timeout_from
+        return Submission(self.queue.session, self.said, f, calls, single=True, when=when, timeout_from=source)
+
+
+# ---------------------------------------------------------------- what was typed
+
+
+def understood(queue: Queue, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for a queue as they were typed, in the words of Options. Raises BadOption."""
+    found = terms.understood(typed)
+    if found.get("queue", queue.name) != queue.name:
+        raise BadOption(message=f"queue={found['queue']!r}: this is {queue!r}. Make a Queue for the other.")
+    if "timeout" in found:
+        found["timeout"] = time_limit("timeout", found["timeout"])
+    return found
+
+
+class Typed(NamedTuple):
+    """What stood in the parentheses: the call, the options, and the keywords that were taken for ours."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    options: dict[str, Any]
+    taken: dict[str, Any]
+
+
+def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Typed:
+    """The call and the options among its keywords. Raises BadOption."""
+    given = {name: value for name, value in kwargs.items() if name in OURS}
+    rest = {name: value for name, value in kwargs.items() if name not in OURS}
+    if not rest.keys() & set(_EXPLICIT):
+        return Typed(args, rest, given, given)
+    if args or rest.keys() - set(_EXPLICIT):
+        raise BadOption(
+            message="enqueue() takes the call as it is, or all of it in args= and kwargs=, not both. "
+            "For a function that has such parameters: q.options().enqueue(f, args=...)."
+        )
+    return Typed(positionals(rest.get("args")), dict(rest.get("kwargs") or {}), given, kwargs)
+
+
+def positionals(args: Any) -> tuple[Any, ...]:
+    """The positional arguments in `args=`. Raises BadOption."""
+    if args is None:
+        return ()
+    if isinstance(args, str | bytes) or not isinstance(args, Iterable):
+        raise BadOption(message=f"args={args!r} must be a tuple or a list of the positional arguments.")
+    return tuple(args)
+
+
+def time_limit(option: str, value: Any) -> float | None:
+    """A time limit in seconds; None and RQ's -1 mean that there is none."""
+    if value is None or value == -1:
+        return None
+    if (limit := seconds(option, value)) <= 0:
+        raise BadOption(message=f"{option}={value!r} must be over 0 seconds; -1 means no limit.")
+    return limit

@@ -1,0 +1,337 @@
+"""What RQ's users ask of a job: where it came from, where it is, when it ran, what it said, how earlier runs went."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from nbqueue import perform, wire
+from nbqueue.client import notes
+from nbqueue.client.watch import opened
+from nbqueue.errors import BadSignature
+from nbqueue.model import Cause, Echo, Notes, Outcome, State, utc
+from nbqueue.store.records import past
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
+    from nbqueue.store.records import BatchView, Holder
+
+R = TypeVar("R")
+_echoes = msgspec.msgpack.Decoder(list[Echo])
+
+
+@dataclass(frozen=True)
+class Run:
+    """How one run of a job went. `return_value()` unpickles what it gave."""
+
+    job_id: str
+    outcome: Outcome
+
+    @property
+    def status(self) -> State:
+        """finished, failed or canceled."""
+        return self.outcome.state
+
+    @property
+    def attempt(self) -> int:
+        """Which run it was, from 1."""
+        return self.outcome.attempt
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When it began; None for a job that was canceled before."""
+        return utc(self.outcome.started_us) if ridden(self.outcome) else None
+
+    @property
+    def ended_at(self) -> datetime:
+        """When it ended."""
+        return utc(self.outcome.ended_us)
+
+    @property
+    def exc_info(self) -> str | None:
+        """The traceback, as text; None if it finished."""
+        failure = self.outcome.failure
+        return None if failure is None else failure.traceback or str(failure)
+
+    def return_value(self) -> Any:
+        """The value that it gave; None if it gave none."""
+        return None if self.outcome.value is None else wire.loads(self.outcome.value)
+
+
+def ridden(outcome: Outcome) -> bool:
+    """Whether its job ran, rather than being canceled before."""
+    return bool(outcome.runtime_us or (outcome.worker and outcome.state is not State.CANCELED))
+
+
+class Facts(Generic[R]):
+    """The facts of a job. Times are UTC. Those that are not in memory are asked for, one round trip each."""
+
+    batch: Batch[R]
+    index: int
+    _notes: Notes | None = None
+
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    @abstractmethod
+    def outcome(self) -> Outcome | None:
+        """The record of its run."""
+
+    @property
+    @abstractmethod
+    def status(self) -> State:
+        """Where it is."""
+
+    # ------------------------------------------------------------ as it was submitted
+
+    @property
+    def origin(self) -> str:
+        """The name of its queue."""
+        return self.batch.queue
+
+    @property
+    def func_name(self) -> str:
+        """The name of its function."""
+        return self.batch.spec.label
+
+    @property
+    def description(self) -> str:
+        """What the user calls it, or the function's name; never the arguments."""
+        return self.batch.spec.description or self.batch.spec.label
+
+    @property
+    def timeout(self) -> float | None:
+        """Its time limit in seconds; None: none."""
+        return self.batch.spec.timeout
+
+    @property
+    def dependency_ids(self) -> list[str]:
+        """Ids of the jobs and batches that it waits, or waited, for."""
+        spec = self.batch.spec
+        return [*spec.depends_on, *([spec.source] if spec.source else [])]
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Its positional arguments, unpickled now."""
+        return self._call()[0]
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Its keyword arguments, unpickled now."""
+        return self._call()[1]
+
+    @property
+    def call_string(self) -> str:
+        """The call as one would type it, with its arguments, unpickled now."""
+        args, kwargs = self._call()
+        parts = [repr(value) for value in args] + [f"{name}={value!r}" for name, value in kwargs.items()]
+        return f"{self.func_name}({', '.join(parts)})"
+
+    def get_call_string(self) -> str:
+        """As `call_string`."""
+        return self.call_string
+
+    def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        from nbqueue.client import rows
+
+        payload = rows.payload(self.batch, self.index)
+        if payload is None:
+            raise BadSignature(what=f"The arguments of {self.id}", why="they are not there, or not signed by you")
+        return perform.unpack(payload)[:2]
+
+    # ------------------------------------------------------------ where it is
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has finished."""
+        return self.status is State.FINISHED
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether it has failed."""
+        return self.status is State.FAILED
+
+    @property
+    def is_canceled(self) -> bool:
+        """Whether it was canceled."""
+        return self.status is State.CANCELED
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether someone stopped it while it ran."""
+        found = self.outcome
+        return found is not None and found.cause is Cause.USER and bool(found.runtime_us)
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it waits for a worker."""
+        return self.status is State.QUEUED
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it runs."""
+        return self.status is State.STARTED
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether it waits for what it depends on."""
+        return self.status is State.DEFERRED
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether it waits for its time."""
+        return self.status is State.SCHEDULED
+
+    # ------------------------------------------------------------ when and how it went
+
+    @property
+    def created_at(self) -> datetime | None:
+        """When it was submitted."""
+        watch = self.batch.watch
+        if not watch.created_us and (view := self._view()) is not None:
+            watch.created_us = view.created_us
+        return utc(watch.created_us) if watch.created_us else None
+
+    @property
+    def due_at(self) -> datetime | None:
+        """Not before this time; None where none was set."""
+        view = self._view()
+        return None if view is None or view.due_us is None else utc(view.due_us)
+
+    @property
+    def enqueued_at(self) -> datetime | None:
+        """When it could first be taken; None while it is deferred or scheduled."""
+        if self.batch.inline:
+            return self.created_at
+        view = self._view()
+        return None if view is None or view.queued_us is None else utc(view.queued_us)
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When its run began, the latest if there were several; None while none has."""
+        found = self.outcome
+        if found is not None:
+            return utc(found.started_us) if ridden(found) else None
+        holder = self._holder()
+        return None if holder is None else utc(holder.since_us)
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it ended; None while it has not."""
+        found = self.outcome
+        return utc(found.ended_us) if found is not None and found.ended_us else None
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why it failed or was canceled."""
+        found = self.outcome
+        return None if found is None else found.cause
+
+    @property
+    def attempt(self) -> int:
+        """How many runs it has begun."""
+        found = self.outcome
+        if found is not None:
+            return found.attempt
+        batch = self.batch
+        return 0 if batch.inline else batch.session.ask(lambda broker: broker.attempts(batch.id, [self.index]))[0]
+
+    @property
+    def worker_name(self) -> str | None:
+        """The worker that runs it, or ran it last."""
+        found = self.outcome
+        holder = self._holder() if found is None else None
+        return (found.worker or None) if found is not None else holder.worker if holder is not None else None
+
+    @property
+    def exc_info(self) -> str | None:
+        """The traceback of the failed run, as text; None if there is none."""
+        found = self.outcome
+        return None if found is None else Run(self.id, found).exc_info
+
+    def results(self) -> list[Run]:
+        """All runs that have ended, the latest first: retries and repeats too."""
+        found, batch = self.outcome, self.batch
+        before = batch.watch.past.get(self.index, [])
+        if not batch.inline:
+            blob = batch.session.ask(lambda broker: broker.pasts(batch.id, [self.index]))[0]
+            before = [opened(batch.session.sealer, batch.id, self.index, one) for one in past(blob or b"") if one]
+        return [Run(self.id, outcome) for outcome in [*([found] if found is not None else []), *reversed(before)]]
+
+    def latest_result(self) -> Run | None:
+        """The latest run that has ended."""
+        return next(iter(self.results()), None)
+
+    @property
+    def echoes(self) -> list[Echo]:
+        """What became of its callbacks and of the workers' exception handlers. Raises BadSignature."""
+        batch = self.batch
+        if batch.inline:
+            return batch.watch.echoes.get(self.index, [])
+        blob = batch.session.ask(lambda broker: broker.echoes(batch.id, [self.index]))[0]
+        return [] if not blob else _echoes.decode(batch.session.sealer.unseal(wire.ECHO, batch.id, self.index, blob))
+
+    def get_position(self) -> int | None:
+        """How many jobs of its queue come before it; None if it does not wait there."""
+        if self.batch.inline:
+            return None
+        found = self.batch.session.ask(lambda broker: broker.queued(self.origin))
+        waiting = [(one.view.id, index) for one in found for index in one.indexes]
+        here = (self.batch.id, self.index)
+        return waiting.index(here) if here in waiting else None
+
+    def _view(self) -> BatchView | None:
+        batch = self.batch
+        return None if batch.inline else batch.session.ask(lambda broker: broker.view(batch.id))
+
+    def _holder(self) -> Holder | None:
+        batch = self.batch
+        return None if batch.inline else batch.session.ask(lambda broker: broker.holders(batch.id, [self.index]))[0]
+
+    # ------------------------------------------------------------ what it says of itself
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Its dict of plain data, read once; change it and `save_meta()`, or read it again with `get_meta()`."""
+        if self._notes is None:
+            self._notes = self._read_notes()
+        return self._notes.meta
+
+    @meta.setter
+    def meta(self, value: dict[str, Any]) -> None:
+        self._notes = Notes(value, None if self._notes is None else self._notes.progress)
+
+    def get_meta(self, refresh: bool = True) -> dict[str, Any]:
+        """Its meta as it is now. Raises BadSignature."""
+        if refresh:
+            self._notes = None
+        return self.meta
+
+    def save_meta(self) -> None:
+        """Writes `meta`; a job that runs writes over it when it saves its own. Raises BadInput for odd data."""
+        batch, found = self.batch, Notes(notes.plain(self.meta), None if self._notes is None else self._notes.progress)
+        if batch.inline:
+            batch.watch.notes[self.index] = found
+            return
+        blob = notes.sealed(batch.session.sealer, batch.id, self.index, found.meta, found.progress)
+        batch.session.ask(lambda broker: broker.save(batch.id, self.index, blob))
+
+    @property
+    def progress(self) -> tuple[float, float | None, str] | None:
+        """How far it says it is: (done, total or None, a few words), read now; None if it says nothing."""
+        return self._read_notes().progress
+
+    def _read_notes(self) -> Notes:
+        batch = self.batch
+        if batch.inline:
+            found = batch.watch.notes.get(self.index)
+            return found or notes.opened(batch.session.sealer, batch.spec, batch.id, self.index, None)
+        blob = batch.session.ask(lambda broker: broker.metas(batch.id, [self.index]))[0]
+        return notes.opened(batch.session.sealer, batch.spec, batch.id, self.index, blob)

@@ -1,0 +1,53 @@
+"""`batch.then(g)`: job i of a new batch runs with the result of job i, as soon as that one has finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from nbqueue.client import items, terms
+from nbqueue.client.batch import Batch
+from nbqueue.client.function import Function
+from nbqueue.client.items import Calls
+from nbqueue.client.submission import Submission, refuse_inside
+from nbqueue.errors import BadInput, BadOption
+from nbqueue.model import Options
+
+if TYPE_CHECKING:
+    from nbqueue.client.job import Job
+
+
+def batch(source: Batch[Any], function: Callable[..., Any] | str, typed: dict[str, Any]) -> Batch[Any]:
+    """One job for each job of `source`. Raises BadOption or BadInput."""
+    return _follow("then", source, function, typed, single=source.single)
+
+
+def job(source: Job[Any], function: Callable[..., Any] | str, typed: dict[str, Any]) -> Job[Any]:
+    """One job for a single one. Raises BadOption or BadInput."""
+    if not source.batch.single:
+        raise BadInput(
+            message=f"{source.id} is part of a batch: batch.then(f) runs f on the results of all of it, job by job."
+        )
+    return _follow("then", source.batch, function, typed, single=True)[0]
+
+
+def _follow(
+    verb: str, source: Batch[Any], function: Callable[..., Any] | str, typed: dict[str, Any], *, single: bool
+) -> Batch[Any]:
+    refuse_inside(verb)
+    if strange := sorted(typed.keys() - terms.WORDS):
+        raise BadOption(
+            message=f"{verb}() has no option {strange[0]!r}. A keyword for the function goes in with "
+            f"functools.partial: {verb}(functools.partial(f, {strange[0]}=...))."
+        )
+    terms.refuse_clash(verb, function, typed)
+    options = Options(queue=source.queue).replaced(**terms.understood(typed))
+    if not single:
+        terms.refuse_for_many(options, f"batch.{verb}")
+
+    def calls(described: Function) -> Calls:
+        terms.refuse_clash(verb, described, typed)
+        names = items.positional(described) or ("arg_0",)
+        return Calls((), None, names, source.spec.labeled, source.spec.index_names)
+
+    return Submission(source.session, options, function, calls, single=single, source=source).run()

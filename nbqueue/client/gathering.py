@@ -1,0 +1,49 @@
+"""Jobs that were enqueued one by one, waited for and shown together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from nbqueue.checks import seconds
+from nbqueue.client import frame, looking, waiting
+from nbqueue.client.job import Job
+from nbqueue.errors import BadInput, NotDone
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def gather(jobs: Iterable[Job[Any]], timeout: float | None, *, meta: bool, args: bool) -> pd.DataFrame:
+    """Waits for all, then one row a job.
+
+    Raises BadInput for what is no Job, NotDone after `timeout` seconds, Expired or LostByServer for what is gone.
+    """
+    chosen: list[Job[Any]] = [jobs] if isinstance(jobs, Job) else list(jobs)
+    if strange := [one for one in chosen if not isinstance(one, Job)]:
+        raise BadInput(message=f"gather() takes Jobs, not {strange[0]!r}: Job.fetch(id) gives the Job of an id.")
+    end = None if timeout is None else time.monotonic() + seconds("timeout", timeout)
+    for session in {id(job.batch.session): job.batch.session for job in chosen}.values():
+        looking.look(session, [job for job in chosen if job.batch.session is session])
+    _follow(chosen)
+    for job in chosen:
+        if not _await(job, end):
+            left = sum(not one.batch.watch.has(one.index) for one in chosen)
+            raise NotDone(what=f"{left:,} of {len(chosen):,} jobs", seconds=timeout, tally=f"{job.id} and others")
+    return frame.of(chosen, meta=meta, args=args)
+
+
+def _follow(jobs: list[Job[Any]]) -> None:
+    """Lets the collector bring what is missing: all together, not one after the other as each is waited for."""
+    for job in jobs:
+        watch = job.batch.watch
+        if not watch.followed and not job.batch.inline and not watch.has(job.index):
+            job.batch.session.collector.follow(watch)
+
+
+def _await(job: Job[Any], end: float | None) -> bool:
+    """Whether the job has ended before `end`. Raises Expired or LostByServer where it is not there any more."""
+    watch = job.batch.watch
+    left = None if end is None else max(0.0, end - time.monotonic())
+    return waiting.until(job.batch, lambda: watch.has(job.index) or watch.settled, left, index=job.index)

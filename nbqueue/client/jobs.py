@@ -1,0 +1,95 @@
+"""Some jobs, of one batch or of many, as a sequence that shows itself as a table."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from typing import Generic, TypeVar, overload
+
+from nbqueue.client import again, looking
+from nbqueue.client.job import Job, text_of
+from nbqueue.errors import BadSignature
+
+R = TypeVar("R")
+SHOWN = 20
+WIDTH = 120
+
+
+class Jobs(Sequence[Job[R]], Generic[R]):
+    """Jobs in their order; `which` says in words what they are, as `failed jobs in low`."""
+
+    def __init__(self, jobs: Iterable[Job[R]], which: str) -> None:
+        self._jobs, self._which = list(jobs), which
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @overload
+    def __getitem__(self, index: int) -> Job[R]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Jobs[R]: ...
+    def __getitem__(self, index: int | slice) -> Job[R] | Jobs[R]:
+        found = self._jobs[index]
+        return found if isinstance(found, Job) else Jobs(found, self._which)
+
+    def requeue(self) -> int:
+        """Runs all of them again; answers how many. Raises BadInput if one has not ended yet."""
+        groups: dict[int, list[Job[R]]] = {}
+        for job in self._jobs:
+            groups.setdefault(id(job.batch.watch), []).append(job)
+        if self._jobs:
+            # Another session may have run them again since: the latest outcome is the one to withdraw.
+            looking.look(self._jobs[0].batch.session, self._jobs, afresh=True, canceled=True)
+        return sum(again.retry(jobs[0].batch, jobs, None, {}) for jobs in groups.values())
+
+    # ------------------------------------------------------------ as a table
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """The header, and a row for each of the first jobs; columns in which nothing would stand are left out."""
+        several = len({job.func_name for job in self._jobs[:SHOWN]}) > 1
+        rows = [(job.id, job.func_name if several else "", *_told(job)) for job in self._jobs[:SHOWN]]
+        heads = ("job", "function", "cause", "error")
+        kept = [place for place in range(len(heads)) if any(row[place] for row in rows)]
+        return [tuple(row[place] for place in kept) for row in (heads, *rows)]
+
+    def _rest(self) -> str:
+        more = len(self) - SHOWN
+        return f"... and {more:,} more" if more > 0 else ""
+
+    def __repr__(self) -> str:
+        if not self._jobs:
+            return f"no {self._which}"
+        rows = self._rows()
+        widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]) - 1)]
+        lines = [
+            "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]])
+            for row in rows
+        ]
+        return "\n".join(line.rstrip() for line in [*lines, self._rest()] if line)
+
+    def _repr_html_(self) -> str:
+        if not self._jobs:
+            return f"<p>no {html.escape(self._which)}</p>"
+        heads, *rows = self._rows()
+        body = "".join(
+            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in rows
+        )
+        head = "<tr>" + "".join(f"<th>{name}</th>" for name in heads) + "</tr>"
+        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table><p>{self._rest()}</p>"
+
+
+def _told(job: Job[R]) -> tuple[str, str]:
+    try:
+        # Of memory alone: a table must not ask the store once a row.
+        outcome = job.batch.watch.outcome(job.index, job.batch.session.sealer)
+    except BadSignature as why:
+        return "signature", _line(str(why))
+    if outcome is None:
+        return "", ""  # it has not ended, or a retry has withdrawn it since
+    return str(outcome.cause or ""), _line(text_of(outcome))
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."

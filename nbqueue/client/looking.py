@@ -1,0 +1,86 @@
+"""What memory does not know of jobs: the store is asked, many at a time. Nothing is unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nbqueue.model import Outcome, State
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
+    from nbqueue.client.job import Job
+    from nbqueue.client.session import Session
+    from nbqueue.store.records import BatchView
+
+PART = 1_000
+
+
+def look(session: Session, jobs: Sequence[Job[Any]], *, afresh: bool = False, canceled: bool = False) -> None:
+    """Reads the outcomes of those jobs that memory knows none of, 1,000 in a round trip; `afresh`: of all.
+
+    With `canceled` it also asks for the ends of those that were canceled before anyone took them: these have no record.
+    """
+    asked = [job for job in jobs if not job.batch.inline and (afresh or not job.batch.watch.has(job.index))]
+    for start in range(0, len(asked), PART):
+        part = asked[start : start + PART]
+        pairs = [(job.batch.id, job.index) for job in part]
+        blobs = session.ask(lambda broker, pairs=pairs: broker.outcomes_of(pairs))  # type: ignore[misc]
+        for job, blob in zip(part, blobs, strict=True):
+            if blob is not None:
+                job.batch.watch.keep(job.index, blob)
+        if canceled:
+            _look_at_cuts(session, [job for job, blob in zip(part, blobs, strict=True) if blob is None])
+
+
+def _look_at_cuts(session: Session, jobs: list[Job[Any]]) -> None:
+    ids = list(dict.fromkeys(job.batch.id for job in jobs))
+    cut: list[tuple[Job[Any], Outcome]] = []
+    for start in range(0, len(ids), PART // 2):
+        part = ids[start : start + PART // 2]
+        views = session.ask(lambda broker, part=part: broker.views(part))  # type: ignore[misc]
+        known = {view.id: view for view in views if view is not None and view.cuts}
+        cut += [(job, end) for job in jobs if job.batch.id in known and (end := _end(known[job.batch.id], job.index))]
+    pairs = [(job.batch.id, job.index) for job, _ in cut]
+    # What a retry has taken out of such a range since is somewhere else now.
+    found = session.ask(lambda broker: broker.states_of(pairs)) if pairs else []
+    for (job, end), state in zip(cut, found, strict=True):
+        if state is State.CANCELED:
+            job.batch.watch.keep(job.index, end)
+
+
+def _end(view: BatchView, index: int) -> Outcome | None:
+    cause = next((cause for low, high, cause in view.cuts if low <= index < high), None)
+    return None if cause is None else Outcome(State.CANCELED, cause, 0, 0, 0)
+
+
+def states(session: Session, jobs: Sequence[Job[Any]]) -> list[State]:
+    """Where jobs are: from memory where they have ended there, the others 1,000 in a round trip."""
+    found = [job.batch.watch.state(job.index) for job in jobs]
+    open_ = [place for place, state in enumerate(found) if state is None and not jobs[place].batch.inline]
+    for start in range(0, len(open_), PART):
+        part = open_[start : start + PART]
+        pairs = [(jobs[place].batch.id, jobs[place].index) for place in part]
+        answers = session.ask(lambda broker, pairs=pairs: broker.states_of(pairs))  # type: ignore[misc]
+        for place, state in zip(part, answers, strict=True):
+            found[place] = state
+    return [state or State.QUEUED for state in found]
+
+
+def read(batch: Batch[Any], index: int) -> None:
+    """Asks the store for the outcome of one job."""
+    watch, session = batch.watch, batch.session
+    blob = session.ask(lambda broker: broker.outcomes(batch.id, [index]))[0]
+    if blob is not None:
+        watch.keep(index, blob)
+        return
+    view = session.ask(lambda broker: broker.view(batch.id))
+    if view is None or view.expired:
+        if not watch.followed:  # if it is, the collector knows whether it expired or was lost
+            watch.gone = "expired"
+        return
+    if not watch.followed:
+        watch.tally = view.tally
+    end = _end(view, index)
+    if end is not None and session.ask(lambda broker: broker.states(batch.id, [index]))[0] is State.CANCELED:
+        watch.keep(index, end)

@@ -1,0 +1,45 @@
+"""What a job says of itself: its meta and how far it is, as sealed msgpack. Nothing of it is ever unpickled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nbqueue import wire
+from nbqueue.current import pack_meta, unpack_meta
+from nbqueue.model import Notes, Spec, State, decode, encode
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
+    from nbqueue.client.job import Job
+
+
+def packed(meta: dict[str, Any] | None) -> bytes:
+    """A meta dict as the spec of a batch carries it. Raises BadInput."""
+    return pack_meta(meta) if meta else b""
+
+
+def plain(meta: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a meta dict as it will come back: of plain data. Raises BadInput."""
+    return unpack_meta(pack_meta(meta))
+
+
+def sealed(sealer: wire.Sealer, batch: str, index: int, meta: dict[str, Any], progress: Any = None) -> bytes:
+    """A job's notes as the store keeps them. Raises BadInput where meta is no plain data."""
+    return sealer.seal(wire.META, batch, index, encode(Notes(plain(meta), progress)))
+
+
+def opened(sealer: wire.Sealer, spec: Spec, batch: str, index: int, blob: bytes | None) -> Notes:
+    """The notes in what the store keeps; what the batch began with where it keeps none. Raises BadSignature."""
+    if not blob:
+        return Notes(unpack_meta(spec.meta))
+    return decode(Notes, sealer.unseal(wire.META, batch, index, blob), f"The meta of {batch}:{index}")
+
+
+def finished(one: Job[Any] | Batch[Any], *, allow_failure: bool) -> bool:
+    """Waits for a Job or Batch; whether it went as what depends on it asks."""
+    from nbqueue.client.job import Job
+
+    jobs = [one] if isinstance(one, Job) else list(one)
+    for job in jobs:
+        job.exception()
+    return allow_failure or all(job.status is State.FINISHED for job in jobs)

@@ -1,0 +1,318 @@
+"""A queue, as RQ's users know it: enqueue a call, look at what waits, at what failed, and at all that there is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nbqueue.checks import check_name
+from nbqueue.client import registry, session, terms
+from nbqueue.client.enqueuing import RESULT_TTL, TIMEOUT, Enqueuer, Prepared, positionals, split, time_limit
+from nbqueue.client.function import Function, describe
+from nbqueue.client.job import Job
+from nbqueue.client.jobs import Jobs
+from nbqueue.client.session import Session
+from nbqueue.client.submission import Submission, When, refuse_inside
+from nbqueue.errors import BadOption, NotThere
+from nbqueue.model import DEFAULT_QUEUE, Options, State
+from nbqueue.store.broker import Broker
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+R = TypeVar("R")
+
+
+class Queue:
+    """A named queue. `connection` is a `redis.Redis` or a URL; without one the session of this process is used.
+
+    What is enqueued has a time limit of 180 s and keeps its result for 500 s, as in RQ, unless options say otherwise.
+    `is_async=False` runs calls at once in this process, without a worker or a server.
+    """
+
+    def __init__(
+        self,
+        name: str = DEFAULT_QUEUE,
+        connection: Any = None,
+        *,
+        default_timeout: Any = None,
+        is_async: bool = True,
+        namespace: str | None = None,
+    ) -> None:
+        self.name = check_name("queue", name)
+        self.connection, self.is_async, self._namespace = connection, is_async, namespace
+        limit = time_limit("default_timeout", default_timeout)
+        self.timeout_from = "Queue.enqueue's default" if default_timeout is None else f"the default of {self!r}"
+        self._default = Options().replaced(
+            queue=name,
+            timeout=TIMEOUT if default_timeout is None else limit,
+            result_ttl=RESULT_TTL,
+            inline=False if is_async else "collect",
+        )
+        self._found: tuple[Session | None, Session] | None = None
+        session.check(connection, "connection=")
+
+    def __repr__(self) -> str:
+        return f"Queue({self.name!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Queue) and other._key == self._key
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return self.name, session.address(self.connection), self._namespace
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A function that mentions a queue may travel; a connection cannot, and a job has none.
+        return Queue, (self.name,)
+
+    @property
+    def session(self) -> Session:
+        """The session behind it: one for all queues on the same server and namespace."""
+        now = session.current() if self.connection is None else None
+        if now is not None and self._namespace in {None, now.settings.namespace}:
+            return now
+        if self._found is None or self._found[0] is not now or self._found[1].pid != os.getpid():
+            self._found = now, session.of(self.connection, self._namespace)
+        return self._found[1]
+
+    @classmethod
+    def all(cls, connection: Any = None, *, namespace: str | None = None) -> list[Queue]:
+        """All queues that the server has seen."""
+        refuse_inside("Queue.all")
+        names = session.of(connection, namespace).ask(lambda broker: broker.queues())
+        return [cls(name, connection, namespace=namespace) for name in names]
+
+    # ------------------------------------------------------------ enqueue
+
+    def options(self, **changes: Any) -> Enqueuer:
+        """Options before the call: `q.options(timeout=5).enqueue(f, 1)`. Raises BadOption."""
+        return Enqueuer(self, self._default, frozenset()).options(**changes)
+
+    def enqueue(self, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
+        """Enqueues the call `f(*args, **kwargs)`; `f` is a function or its dotted name.
+
+        Taken out of the keywords, as options: timeout (or job_timeout), result_ttl, failure_ttl, ttl, depends_on,
+        job_id, at_front, meta, description, retry (or retries), repeat, on_success, on_failure, on_stopped, unique; and
+        `args=` with `kwargs=`, where the call is given that way. One that is also a parameter of `f` is an error that
+        names the way out. Raises BadOption, BadInput, BadItems, InUse, NoSuchDependency.
+        """
+        return self._typed("enqueue", f, args, kwargs)
+
+    def enqueue_at(self, when: datetime, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
+        """As enqueue, not before a time; a datetime without a zone is local time."""
+        return self._typed("enqueue_at", f, args, kwargs, When(due_us=terms.due_us(when)))
+
+    def enqueue_in(
+        self, after: timedelta | float | str, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any
+    ) -> Job[R]:
+        """As enqueue, not before some time has passed: a timedelta, seconds, or text such as '5m'."""
+        return self._typed("enqueue_in", f, args, kwargs, When(delay=terms.delay(after)))
+
+    def enqueue_call(
+        self,
+        func: Callable[..., R] | str,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Job[R]:
+        """As enqueue, with the call in `args` and `kwargs`, and all other keywords as options."""
+        return self._given(options).send("enqueue_call", func, positionals(args), kwargs or {})
+
+    def delayed(
+        self,
+        func: Callable[..., R],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Mapping[str, Any],
+        given: Mapping[str, Any],
+    ) -> Job[R]:
+        """What `.delay` of the decorator does: `given` are options that stood among the keywords."""
+        refuse_inside("job.delay")
+        terms.refuse_clash("enqueue", func, given, queue=self.name)
+        return self._given({**options, **given}).send("delay", func, args, kwargs)
+
+    @staticmethod
+    def prepare_data(
+        func: Callable[..., Any] | str,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Prepared:
+        """A call with its options, for `enqueue_many`."""
+        return Prepared(func, positionals(args), dict(kwargs or {}), options)
+
+    def enqueue_many(self, calls: Iterable[Prepared]) -> list[Job[Any]]:
+        """Enqueues many calls, 1,000 in a round trip. Nothing is sent if one of them is wrong.
+
+        Where an id is in use, or a dependency is not there, the others are sent before that is raised.
+        """
+        refuse_inside("Queue.enqueue_many")
+        known: dict[Any, tuple[list[Any], Function]] = {}
+        ready = [self._prepared(call, known) for call in calls]
+        if any(one.mode for one in ready):
+            return [one.run()[0] for one in ready]
+        sent = [one.prepared() for one in ready]
+        told = self.session.ask(partial(_submit_many, [(new, args) for new, args, _ in sent]))
+        return [
+            one.sent(new.id, payload, each)[0] for one, (new, _, payload), each in zip(ready, sent, told, strict=True)
+        ]
+
+    def _prepared(self, call: Prepared, known: dict[Any, tuple[list[Any], Function]]) -> Submission:
+        if not isinstance(call, Prepared):
+            raise BadOption(message=f"enqueue_many() takes what Queue.prepare_data(f, args) makes, not {call!r}.")
+        enqueuer = self._given(call.options)
+        hooks = terms.hooks(enqueuer.said)
+        # The same function a thousand times is described once.
+        env, functions = enqueuer.said.env, [call.func, *(hook.func for hook in hooks.values())]
+        key = (env, *map(_same, functions), *((name, hook.timeout) for name, hook in hooks.items()))
+        if key not in known:
+            salt = self.session.sealer.keyring.key
+            known[key] = functions, describe(call.func, env=env, salt=salt, hooks=hooks)
+        return enqueuer.submission("enqueue_many", known[key][1], call.args, call.kwargs)
+
+    def _typed(
+        self,
+        verb: str,
+        f: Callable[..., R] | str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        when: When | None = None,
+    ) -> Job[R]:
+        typed = split(args, kwargs)
+        terms.refuse_clash(verb, f, typed.taken, queue=self.name)
+        return self._given(typed.options).send(verb, f, typed.args, typed.kwargs, when, typed.taken)
+
+    def _given(self, given: Mapping[str, Any]) -> Enqueuer:
+        """Options among the keywords: None stands for the default, as in RQ."""
+        return self.options(**{name: value for name, value in given.items() if value is not None})
+
+    # ------------------------------------------------------------ what waits
+
+    def __len__(self) -> int:
+        return self.session.ask(lambda broker: broker.length(self.name))
+
+    def __bool__(self) -> bool:
+        return True  # an empty queue is a queue
+
+    @property
+    def count(self) -> int:
+        """The number of jobs that wait, as `len`."""
+        return len(self)
+
+    def is_empty(self) -> bool:
+        """Whether no job waits."""
+        return not len(self)
+
+    @property
+    def job_ids(self) -> list[str]:
+        """The ids of the jobs that wait, in the order in which workers take them."""
+        return registry.waiting_ids(self.session, self.name)
+
+    @property
+    def jobs(self) -> Jobs[Any]:
+        """The jobs that wait, in the order in which workers take them."""
+        return registry.waiting(self.session, self.name)
+
+    def get_job_ids(self, offset: int = 0, length: int = -1) -> list[str]:
+        """`length` ids (all: -1) from `offset` on."""
+        return self.job_ids[_window(offset, length)]
+
+    def get_jobs(self, offset: int = 0, length: int = -1) -> list[Job[Any]]:
+        """`length` jobs (all: -1) from `offset` on."""
+        return list(self.jobs[_window(offset, length)])
+
+    def get_position(self, job: Job[Any] | str) -> int | None:
+        """How many jobs come before this one, or this id; None if it does not wait here."""
+        name = job.id if isinstance(job, Job) else job
+        waiting = self.job_ids
+        return waiting.index(name) if name in waiting else None
+
+    get_job_position = get_position
+
+    def fetch_job(self, job_id: str) -> Job[Any] | None:
+        """The job of this queue with this id; None if there is none, or it has expired."""
+        try:
+            job = Job.fetch(job_id, self.connection, namespace=self._namespace)
+        except NotThere:
+            return None
+        return job if job.origin == self.name else None
+
+    # ------------------------------------------------------------ all that there is
+
+    @property
+    def failed(self) -> Jobs[Any]:
+        """The failed jobs that are still kept; `.requeue()` runs all of them again."""
+        return registry.ended(self.session, self.name, State.FAILED)
+
+    @property
+    def finished(self) -> Jobs[Any]:
+        """The finished jobs whose results are still kept."""
+        return registry.ended(self.session, self.name, State.FINISHED)
+
+    @property
+    def canceled(self) -> Jobs[Any]:
+        """The canceled jobs that are still kept."""
+        return registry.ended(self.session, self.name, State.CANCELED)
+
+    @property
+    def started(self) -> Jobs[Any]:
+        """The jobs that workers hold: they run, or are about to."""
+        return registry.in_state(self.session, self.name, State.STARTED)
+
+    @property
+    def scheduled(self) -> Jobs[Any]:
+        """The jobs that wait for their time."""
+        return registry.in_state(self.session, self.name, State.SCHEDULED)
+
+    @property
+    def deferred(self) -> Jobs[Any]:
+        """The jobs that wait for what they depend on."""
+        return registry.in_state(self.session, self.name, State.DEFERRED)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a job of this queue, waiting or ended, the latest submitted first. Nothing is unpickled for it."""
+        return registry.to_frame(self.session, self.name)
+
+    # ------------------------------------------------------------ verbs
+
+    def empty(self) -> int:
+        """Cancels all jobs that wait; answers how many. What runs goes on, what is deferred or scheduled stays."""
+        refuse_inside("Queue.empty")
+        return registry.empty(self.session, self.name)
+
+    def remove(self, job: Job[Any] | str) -> bool:
+        """Cancels one job, if it waits. True: it did."""
+        found = self.fetch_job(job) if isinstance(job, str) else job
+        return found is not None and found.cancel(running=False)
+
+    def requeue(self, jobs: Iterable[Job[Any] | str] | Job[Any] | str | None = None) -> int:
+        """Runs failed jobs again: all of this queue, or these (Jobs or ids). Answers how many. Raises NoSuchJob."""
+        refuse_inside("Queue.requeue")
+        if jobs is None:
+            return self.failed.requeue()
+        listed = [jobs] if isinstance(jobs, str | Job) else list(jobs)
+        found = [
+            job if isinstance(job, Job) else Job.fetch(job, self.connection, namespace=self._namespace)
+            for job in listed
+        ]
+        return Jobs(found, f"to requeue in {self.name}").requeue()
+
+
+def _same(function: Any) -> Any:
+    """What is equal for the same function; its name, or its id while someone holds it."""
+    return function if isinstance(function, str) else id(function)
+
+
+def _submit_many(batches: list[tuple[Any, bytes]], broker: Broker) -> list[Any]:
+    return broker.submit_many(batches)
+
+
+def _window(offset: int, length: int) -> slice:
+    return slice(offset, None if length < 0 else offset + length)

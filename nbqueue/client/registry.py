@@ -1,0 +1,183 @@
+"""What there is in a queue: the jobs that wait, those in a state, all as a frame. Nothing is unpickled for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nbqueue import perform
+from nbqueue.client import columns, frame, looking, notes
+from nbqueue.client.facts import ridden
+from nbqueue.client.handles import listed, shown_spec
+from nbqueue.client.job import Job, text_of
+from nbqueue.client.jobs import Jobs
+from nbqueue.client.session import Session
+from nbqueue.client.watch import opened
+from nbqueue.errors import BadSignature
+from nbqueue.model import Cause, Notes, Outcome, Spec, State, job_id
+from nbqueue.store.broker import Broker
+from nbqueue.store.records import BatchView
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PART = 1_000
+_WORDS = {State.STARTED: "running", State.QUEUED: "waiting"}
+
+
+def waiting_ids(session: Session, queue: str) -> list[str]:
+    """The ids of the jobs that wait, in the order of claims."""
+    found = session.ask(lambda broker: broker.queued(queue))
+    return [one.view.id if one.view.single else job_id(one.view.id, index) for one in found for index in one.indexes]
+
+
+def waiting(session: Session, queue: str) -> Jobs[Any]:
+    """The jobs that wait, in the order of claims."""
+    found = session.ask(lambda broker: broker.queued(queue))
+    jobs = [Job(batch, index) for one in found for batch in [listed(session, one.view)] for index in one.indexes]
+    return Jobs(jobs, f"waiting jobs in {queue}")
+
+
+def in_state(session: Session, queue: str, state: State) -> Jobs[Any]:
+    """The jobs of a queue that are in this state."""
+    views = session.ask(lambda broker: broker.in_queue(queue))
+    jobs = [
+        Job(batch, index)
+        for view in views
+        if not view.expired and getattr(view.tally, state)
+        for batch in [listed(session, view)]
+        for index in _indexes(session, view, state)
+    ]
+    return Jobs(jobs, f"{_WORDS.get(state, state)} jobs in {queue}")
+
+
+def ended(session: Session, queue: str, state: State) -> Jobs[Any]:
+    """As in_state, with the outcomes."""
+    jobs = in_state(session, queue, state)
+    looking.look(session, jobs, canceled=state is State.CANCELED)
+    return jobs
+
+
+def _indexes(session: Session, view: BatchView, state: State) -> Sequence[int]:
+    if view.single or getattr(view.tally, state) == view.n:
+        return range(view.n)
+    if state is State.FAILED:
+        return session.ask(lambda broker: broker.failed(view.id))
+    return [index for index, found in enumerate(_states(session, view)) if found is state]
+
+
+def _states(session: Session, view: BatchView) -> list[State]:
+    """Where all jobs of a batch are."""
+    known = [state for state in State if getattr(view.tally, state) == view.n]
+    if known:
+        return known[:1] * view.n
+    found: list[State] = []
+    for start in range(0, view.n, PART):
+        part = range(start, min(view.n, start + PART))
+        answers = session.ask(lambda broker, part=part: broker.states(view.id, part))  # type: ignore[misc]
+        found += [state or State.QUEUED for state in answers]
+    return found
+
+
+def empty(session: Session, queue: str) -> int:
+    """Cancels all jobs that wait; answers how many."""
+    found = session.ask(lambda broker: broker.queued(queue))
+    # A whole batch is canceled in one go; of one with jobs that wait for something else, only those of the queue.
+    whole = [view.id for view, _ in found if view.tally.deferred + view.tally.scheduled == 0]
+    count = session.ask(lambda broker: broker.cancel_many(whole, running=False))
+    for view, indexes in found:
+        if view.tally.deferred + view.tally.scheduled:
+            count += session.ask(partial(_cancel, view.id, indexes))
+    return count
+
+
+def _cancel(batch: str, indexes: list[int], broker: Broker) -> int:
+    return broker.cancel(batch, indexes, running=False)
+
+
+# ---------------------------------------------------------------- as a frame
+
+
+_TIMES = ("created_at", "enqueued_at", "started_at", "ended_at")
+COLUMNS = (
+    *("job_id", "function", "description", "status", "cause", "error", "attempt", *_TIMES, "runtime_s"),
+    *("depends_on", "meta", "progress", "worker", "owner"),
+)
+
+
+class _Row(NamedTuple):
+    batch: str
+    index: int  # type: ignore[assignment]
+    view: BatchView
+    spec: Spec
+    state: State
+
+
+def to_frame(session: Session, queue: str) -> pd.DataFrame:
+    """One row a job, the latest submitted first."""
+    import pandas as pd
+
+    views = [view for view in session.ask(lambda broker: broker.in_queue(queue)) if not view.expired]
+    rows = [row for view in reversed(views) for row in _rows(session, view)]
+    cells: list[dict[str, Any]] = []
+    for start in range(0, len(rows), PART):
+        part = rows[start : start + PART]
+        pairs = [row[:2] for row in part]
+        blobs = session.ask(lambda broker, pairs=pairs: broker.outcomes_of(pairs))  # type: ignore[misc]
+        metas = session.ask(lambda broker, pairs=pairs: broker.metas_of(pairs))  # type: ignore[misc]
+        cells += [_cells(session, *each) for each in zip(part, blobs, metas, strict=True)]
+    made = pd.DataFrame({name: columns.column([row[name] for row in cells]) for name in COLUMNS})
+    for name in _TIMES:
+        made[name] = frame.times(row[name] for row in cells)
+    made["runtime_s"] = pd.Series([row["runtime_s"] for row in cells], dtype="float64")
+    made["attempt"] = made["attempt"].astype("Int64")
+    return made
+
+
+def _rows(session: Session, view: BatchView) -> Iterator[_Row]:
+    spec = shown_spec(session, view)
+    for index, state in enumerate(_states(session, view)):
+        yield _Row(view.id, index, view, spec, state)
+
+
+def _cells(session: Session, row: _Row, blob: bytes | None, meta: bytes | None) -> dict[str, Any]:
+    view, spec = row.view, row.spec
+    outcome = _outcome(session, row, blob)
+    said = _notes(session, row, meta)
+    ran = outcome if outcome is not None and ridden(outcome) else None
+    return {
+        "job_id": view.id if view.single else job_id(view.id, row.index),
+        "function": spec.label,
+        "description": spec.description or spec.label,
+        "status": str(row.state if outcome is None else outcome.state),
+        "cause": str(outcome.cause) if outcome is not None and outcome.cause else None,
+        "error": None if outcome is None else text_of(outcome) or None,
+        "attempt": None if outcome is None else outcome.attempt,
+        "created_at": view.created_us,
+        "enqueued_at": view.queued_us,
+        "started_at": None if ran is None else ran.started_us,
+        "ended_at": None if outcome is None else outcome.ended_us or None,
+        "runtime_s": None if ran is None else ran.runtime_us / 1e6,
+        "depends_on": ", ".join([*spec.depends_on, *([spec.source] if spec.source else [])]) or None,
+        "meta": said.meta or None,
+        "progress": said.progress,
+        "worker": None if outcome is None else outcome.worker or None,
+        "owner": spec.owner or None,
+    }
+
+
+def _outcome(session: Session, row: _Row, blob: bytes | None) -> Outcome | None:
+    if blob is None:
+        return None
+    try:
+        return opened(session.sealer, row.batch, row.index, blob)
+    except BadSignature as why:
+        return Outcome(row.state, Cause.SIGNATURE, 0, 0, 0, failure=perform.failure_of(why))
+
+
+def _notes(session: Session, row: _Row, meta: bytes | None) -> Notes:
+    try:
+        return notes.opened(session.sealer, row.spec, row.batch, row.index, meta)
+    except BadSignature:
+        return Notes()

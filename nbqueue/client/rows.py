@@ -1,0 +1,257 @@
+"""What a frame is made of: outcomes, arguments, states and notes of jobs, of one batch or of many, fetched in parts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nbqueue import perform, wire
+from nbqueue.client import looking, notes
+from nbqueue.errors import BadSignature, NbqueueError, NoSuchBatch, SetupError
+from nbqueue.model import Cause, Notes, Outcome, Spec, State, job_id
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
+    from nbqueue.client.job import Job
+
+PART = 1_000
+
+
+class Group(NamedTuple):
+    """Jobs of one batch, and where they stand in the frame."""
+
+    batch: Batch[Any]
+    indexes: Sequence[int]
+    places: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in the order of the frame. `specs` says how each was submitted; `labels` is None where positions do."""
+
+    jobs: Sequence[Job[Any]]
+    ids: list[str]
+    groups: list[Group]
+    outcomes: list[Outcome | None]
+    payloads: list[bytes | None]
+    specs: list[Spec]
+    labels: list[Any] | None = None
+    index_names: tuple[str | None, ...] = ()
+    empty: tuple[str, ...] = ()  # argument columns where there are no rows
+
+    @property
+    def n(self) -> int:
+        """How many."""
+        return len(self.outcomes)
+
+    def states(self) -> list[State]:
+        """Where each job is; `queued` where the store cannot be asked."""
+        try:
+            waiting = [place for place, outcome in enumerate(self.outcomes) if outcome is None]
+            found = iter(_states([self.jobs[place] for place in waiting]))
+        except SetupError as why:
+            warnings.warn(f"What is queued and what runs is not known at the moment: {why}", stacklevel=5)
+            found = iter([State.QUEUED] * self.n)
+        return [next(found) if outcome is None else outcome.state for outcome in self.outcomes]
+
+    def queued(self) -> list[int]:
+        """When each could first be taken, in us; 0 where that is not known."""
+        found = [0] * self.n
+        views: dict[str, int] = {}
+        asked = [group.batch for group in self.groups if not group.batch.inline]
+        for start in range(0, len(asked), PART // 2):
+            part = [batch.id for batch in asked[start : start + PART // 2]]
+            told = asked[0].session.ask(lambda broker, part=part: broker.views(part))  # type: ignore[misc]
+            views |= {view.id: view.queued_us or view.created_us for view in told if view is not None}
+        for batch, _, places in self.groups:
+            for place in places:
+                found[place] = views.get(batch.id, batch.watch.created_us)
+        return found
+
+    def notes(self) -> list[Notes]:
+        """What each job said of itself; nothing of one whose record is not signed by us."""
+        found = [Notes()] * self.n
+        for batch, indexes, places in self.groups:
+            for start in range(0, len(indexes), PART):
+                part = indexes[start : start + PART]
+                for place, one in zip(places[start : start + PART], _noted(batch, part), strict=True):
+                    found[place] = one
+        return found
+
+
+def of_batch(batch: Batch[Any]) -> Rows:
+    """The rows of a whole batch."""
+    n = len(batch)
+    spec = batch.spec
+    labels = _labels(batch, n) if spec.labeled else None
+    return Rows(
+        batch,
+        [batch.id] if batch.single else [job_id(batch.id, index) for index in range(n)],
+        [Group(batch, range(n), range(n))],
+        [_outcome(batch, index) for index in range(n)],
+        payloads(batch, n),
+        [spec] * n,
+        labels,
+        spec.index_names,
+        spec.columns,
+    )
+
+
+def of_jobs(jobs: Sequence[Job[Any]]) -> Rows:
+    """The rows of some jobs, in their order."""
+    found: dict[int, Group] = {}
+    for place, job in enumerate(jobs):
+        group = found.setdefault(id(job.batch.watch), Group(job.batch, [], []))
+        group.indexes.append(job.index)  # type: ignore[attr-defined]
+        group.places.append(place)  # type: ignore[attr-defined]
+    return Rows(
+        jobs,
+        [job.id for job in jobs],
+        list(found.values()),
+        [_outcome(job.batch, job.index) for job in jobs],
+        _payloads_of(jobs),
+        [job.batch.spec for job in jobs],
+    )
+
+
+def _outcome(batch: Batch[Any], index: int) -> Outcome | None:
+    try:
+        found = batch.watch.outcome(index, batch.session.sealer)
+    except BadSignature as why:
+        return Outcome(State.FAILED, Cause.SIGNATURE, 0, 0, 0, failure=perform.failure_of(why))
+    if found is None and batch.watch.gone == "lost":
+        return Outcome(State.FAILED, Cause.LOST_BY_SERVER, 0, 0, 0)
+    return found
+
+
+def _states(jobs: list[Job[Any]]) -> list[State]:
+    there = [job for job in jobs if not job.batch.watch.gone]
+    answers = iter(looking.states(there[0].batch.session, there) if there else [])
+    return [State.QUEUED if job.batch.watch.gone else next(answers) for job in jobs]
+
+
+def _noted(batch: Batch[Any], indexes: Sequence[int]) -> list[Notes]:
+    if batch.inline:
+        return [batch.watch.notes.get(index, Notes()) for index in indexes]
+    blobs = batch.session.ask(lambda broker: broker.metas(batch.id, indexes))
+    found = []
+    for index, blob in zip(indexes, blobs, strict=True):
+        try:
+            found.append(notes.opened(batch.session.sealer, batch.spec, batch.id, index, blob))
+        except BadSignature:
+            found.append(Notes())
+    return found
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def payload(batch: Batch[Any], index: int) -> bytes | None:
+    """The arguments of one job as they were sent; None if neither memory nor the store has them."""
+    watch = batch.watch
+    with watch.changed:
+        if watch.payloads is not None and index < len(watch.payloads):
+            return watch.payloads[index]
+    return None if batch.inline or watch.gone else _fetched(batch, [index])[0]
+
+
+def _payloads_of(jobs: Sequence[Job[Any]]) -> list[bytes | None]:
+    """The arguments of some jobs: from memory, the others 1,000 in a round trip."""
+    found: list[bytes | None] = [None] * len(jobs)
+    asked: list[int] = []
+    for place, job in enumerate(jobs):
+        watch = job.batch.watch
+        if watch.payloads is not None or watch.gone or job.batch.spec.source:
+            found[place] = payload(job.batch, job.index)
+        else:
+            asked.append(place)
+    for start in range(0, len(asked), PART):
+        part = asked[start : start + PART]
+        pairs = [(jobs[place].batch.id, jobs[place].index) for place in part]
+        blobs = jobs[part[0]].batch.session.ask(lambda broker, pairs=pairs: broker.arguments_of(pairs))  # type: ignore[misc]
+        for place, blob in zip(part, blobs, strict=True):
+            found[place] = _unsealed(jobs[place].batch, jobs[place].index, blob)
+    return found
+
+
+def payloads(batch: Batch[Any], n: int) -> list[bytes | None]:
+    """The arguments of all jobs as they were sent; None for those that neither memory nor the store has."""
+    watch = batch.watch
+    with watch.changed:
+        found: list[bytes | None] = [*(watch.payloads or [])]
+    del found[n:]
+    if batch.inline or watch.gone:
+        return found + [None] * (n - len(found))
+    try:
+        for start in range(len(found), n, PART):
+            found += _fetched(batch, list(range(start, min(n, start + PART))))
+    except NbqueueError as why:
+        warnings.warn(f"Some arguments are missing here: {why}", stacklevel=5)
+    return found + [None] * (n - len(found))
+
+
+def _fetched(batch: Batch[Any], indexes: list[int]) -> list[bytes | None]:
+    if batch.spec.source:
+        return [_result(batch, index, blob) for index, blob in zip(indexes, _results(batch, indexes), strict=True)]
+    sealed = batch.session.ask(lambda broker: broker.arguments(batch.id, indexes))
+    return [_unsealed(batch, index, blob) for index, blob in zip(indexes, sealed, strict=True)]
+
+
+def _unsealed(batch: Batch[Any], index: int, blob: bytes | None) -> bytes | None:
+    if blob is None:
+        return None
+    try:
+        return batch.session.sealer.unseal(wire.ARGUMENTS, batch.id, index, blob)
+    except BadSignature:
+        return None  # the job fails with cause `signature`, which its row says
+
+
+def _results(batch: Batch[Any], indexes: list[int]) -> list[bytes | None]:
+    """The stored outcomes of what a batch runs on."""
+    source = batch.spec.source
+    return batch.session.ask(lambda broker: broker.outcomes(source, indexes))
+
+
+def _result(batch: Batch[Any], index: int, blob: bytes | None) -> bytes | None:
+    from nbqueue.client.watch import opened
+
+    if blob is None:
+        return None
+    try:
+        value = opened(batch.session.sealer, batch.spec.source, index, blob).value
+    except BadSignature:
+        return None  # as in _unsealed
+    return None if value is None else b"1" + value
+
+
+def opened_call(payload: bytes | None) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """(args, kwargs, label) of a payload; what cannot be opened here says so in its cell."""
+    if payload is None:
+        return (), {}, None
+    try:
+        return perform.unpack(payload)
+    except Exception as why:  # noqa: BLE001 - a class that is not here costs one cell, not the frame
+        return (f"<cannot be opened here: {perform.type_name(type(why))}: {perform.text_of(why)}>",), {}, None
+
+
+def _labels(batch: Batch[Any], n: int) -> list[Any]:
+    """The index labels that came with the items; of a batch that runs on another's results, those of the other."""
+    origin: Batch[Any] = batch
+    while origin.spec.source:
+        known = origin.source or _source(origin)
+        if known is None:
+            return [None] * n
+        origin = known
+    return [opened_call(each)[2] for each in payloads(origin, n)]
+
+
+def _source(batch: Batch[Any]) -> Batch[Any] | None:
+    from nbqueue.client import handles
+
+    view = batch.session.ask(lambda broker: broker.view(batch.spec.source))
+    try:
+        return None if view is None else handles.handle(batch.session, view)
+    except (BadSignature, NoSuchBatch):
+        return None

@@ -1,0 +1,262 @@
+"""What a user says of a job's life, understood before anything is sent: retries, repeats, callbacks, dependencies."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from nbqueue.checks import check_name, seconds
+from nbqueue.client.batch import Batch
+from nbqueue.client.function import Function, label_of, signature_of
+from nbqueue.client.job import Job
+from nbqueue.errors import BadInput, BadOption
+from nbqueue.model import Options, Rerun, Spec
+from nbqueue.policies import Callback, Dependency, Repeat, Retry
+from nbqueue.store.records import Need
+
+ALIASES = {"retries": "retry", "job_timeout": "timeout"}
+WORDS = frozenset({*Options.__struct_fields__, *ALIASES})  # all that may be said in options(...)
+SINGLE = ("job_id", "unique", "repeat")  # what only one call can have
+CALLBACKS = {  # option -> (name of the hook, what it is called with)
+    "on_success": ("success", ("job", "connection", "result")),
+    "on_failure": ("failure", ("job", "connection", "type", "value", "traceback")),
+    "on_stopped": ("stopped", ("job", "connection")),
+}
+
+
+# ---------------------------------------------------------------- as they are typed
+
+
+def understood(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """`typed` in the words of Options, with the policies made. Raises BadOption."""
+    found = dict(typed)
+    for alias, name in ALIASES.items():
+        if alias in found:
+            if name in found:
+                raise BadOption(message=f"{alias}= and {name}= mean the same: give one of them.")
+            found[name] = found.pop(alias)
+    if hasattr(found.get("queue"), "name"):
+        found["queue"] = found["queue"].name
+    for name, judge in _JUDGES.items():
+        if name in found and found[name] is not None:
+            found[name] = judge(name, found[name])
+    return found
+
+
+def _retry(option: str, value: Any) -> Retry | None:
+    if isinstance(value, Retry):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return Retry(value) if value else None
+    raise BadOption(message=f"{option}={value!r}: give a number of runs, or Retry(3, interval=[10, 60]).")
+
+
+def _repeat(option: str, value: Any) -> Repeat:
+    if isinstance(value, Repeat):
+        return value
+    raise BadOption(message=f"{option}={value!r}: give Repeat(times=3, interval=60).")
+
+
+def _callback(option: str, value: Any) -> Callback:
+    found = value if isinstance(value, Callback) else None
+    if found is None and (callable(value) or isinstance(value, str)):
+        found = Callback(value)
+    if found is None:
+        raise BadOption(message=f"{option}={value!r}: give a function, its dotted name, or Callback(f, timeout=10).")
+    if not isinstance(found.func, str):
+        _check_signature(option, found.func, CALLBACKS[option][1])
+    return found
+
+
+def _check_signature(option: str, function: Callable[..., Any], given: tuple[str, ...]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return  # a builtin that tells none
+    try:
+        signature.bind(*given)
+    except TypeError as why:
+        name = getattr(function, "__name__", repr(function))
+        raise BadOption(
+            message=f"{option}={name}{signature} cannot be called as {name}({', '.join(given)}): {why}."
+        ) from why
+
+
+def _dependencies(option: str, value: Any) -> tuple[Dependency, ...]:
+    found = tuple(_each_dependency(value))
+    for dependency in found:
+        for one in _members(dependency):
+            if isinstance(one, str):
+                check_name("depends_on", _parted(one)[0])
+            elif not isinstance(one, Job | Batch):
+                raise BadOption(
+                    message=f"{option}={one!r} names no job: give a Job, a Batch, an id, a list of them, or "
+                    "Dependency([job], allow_failure=True)."
+                )
+    return found
+
+
+def _each_dependency(value: Any) -> Iterator[Dependency]:
+    """A Dependency for whatever names one; what is listed together stays together."""
+    if isinstance(value, Dependency):
+        yield value
+    elif isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | Batch):
+        plain = [one for one in value if not isinstance(one, Dependency)]
+        if plain:
+            yield Dependency(plain)
+        yield from (one for one in value if isinstance(one, Dependency))
+    else:
+        yield Dependency(value)
+
+
+def _members(dependency: Dependency) -> Iterator[Any]:
+    for one in dependency.jobs:
+        if isinstance(one, Sequence) and not isinstance(one, str | Batch):
+            yield from one
+        else:
+            yield one
+
+
+_JUDGES: dict[str, Callable[[str, Any], Any]] = {
+    "retry": _retry,
+    "repeat": _repeat,
+    "depends_on": _dependencies,
+    **dict.fromkeys(CALLBACKS, _callback),
+}
+
+
+def refuse_for_many(options: Options, verb: str) -> None:
+    """Raises BadOption for what only a single call can have."""
+    for name in SINGLE:
+        if getattr(options, name):
+            raise BadOption(
+                message=f"{name}= is for one call (submit, enqueue), not for {verb}. "
+                + ("A batch is named by name=." if name == "job_id" else f"Leave it out of {verb}.")
+            )
+
+
+# ---------------------------------------------------------------- keywords between us and the function
+
+
+def refuse_clash(verb: str, function: object, given: Mapping[str, Any], *, queue: str | None = None) -> None:
+    """Raises BadOption where a keyword is an option of ours and a parameter of the function too.
+
+    A dotted name tells nothing before it has been described.
+    """
+    if isinstance(function, Function):
+        label, signature = function.label, function.signature
+    elif callable(function):
+        label, signature = label_of(function), signature_of(function)
+    else:
+        return
+    parameters = signature.parameters.values() if signature is not None else ()
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    for name in given:
+        if name in named:
+            value = repr(given[name])
+            if name in {"args", "kwargs"}:
+                raise BadOption(
+                    message=f"{name}= is taken for the arguments of the call, and it is a parameter of {label} too. "
+                    f"Say which is meant: q.options().{verb}({label}, {name}={value})."
+                )
+            if verb == "then":
+                mine = f"then(functools.partial({label}, {name}={value}))"
+                ours = f"then(lambda result: {label}(result), {name}={value})"
+            elif queue is None:
+                mine = f"{verb}(functools.partial({label}, {name}={value}), ...)"
+                ours = f"nbqueue.options({name}={value}).{verb}({label}, ...)"
+            else:
+                mine = f"q.options().{verb}({label}, ..., {name}={value})"
+                ours = f"q.options({name}={value}).{verb}({label}, ...)"
+            raise BadOption(
+                message=f"{name!r} is an option of nbqueue and a parameter of {label}. "
+                f"For the function: {mine}. For nbqueue: {ours}."
+            )
+
+
+# ---------------------------------------------------------------- as they are sent
+
+
+class Waits(NamedTuple):
+    """What a submission waits for: for the store, and as ids for people."""
+
+    needs: tuple[Need, ...] = ()
+    ids: tuple[str, ...] = ()
+    front: bool = False
+
+
+def waits(options: Options) -> Waits:
+    """The needs behind `depends_on`. Raises BadInput for a job of an inline run, which no server knows."""
+    needs: dict[Need, None] = {}
+    ids: dict[str, None] = {}
+    front = False
+    for dependency in options.depends_on or ():
+        front = front or dependency.enqueue_at_front
+        for one in _members(dependency):
+            batch, index = _named(one)
+            needs[Need(batch, index, dependency.allow_failure)] = None
+            ids[one if isinstance(one, str) else one.id] = None
+    return Waits(tuple(needs), tuple(ids), front)
+
+
+def awaited(options: Options) -> Iterator[tuple[Job[Any] | Batch[Any], bool]]:
+    """(what an inline run waits for, whether it may have failed). Raises BadInput for ids."""
+    for dependency in options.depends_on or ():
+        for one in _members(dependency):
+            if isinstance(one, str):
+                raise BadInput(message=f"depends_on={one!r}: what runs at once, in this process, takes Jobs, not ids.")
+            yield one, dependency.allow_failure
+
+
+def _named(one: Any) -> tuple[str, int | None]:
+    if isinstance(one, str):
+        return _parted(one)
+    batch = one if isinstance(one, Batch) else one.batch
+    if batch.inline:
+        raise BadInput(
+            message=f"{one.id} ran in this process, and no server knows it: submit what depends on it as it is."
+        )
+    return (batch.id, None) if one is batch or batch.single else (batch.id, one.index)
+
+
+def _parted(name: str) -> tuple[str, int | None]:
+    """(batch, index) of a job's id; None for the whole batch, or a single job."""
+    batch, colon, digits = name.rpartition(":")
+    if not colon:
+        return name, None
+    if not digits.isdecimal():
+        raise BadInput(message=f"{name!r} is no id of a job: one looks like 'count_words-7k2f:17'.")
+    return batch, int(digits)
+
+
+def rerun(policy: Retry | Repeat | None) -> Rerun | None:
+    """What the spec says of a policy."""
+    return None if policy is None else policy.rerun
+
+
+def hooks(options: Options) -> dict[str, Callback]:
+    """The callbacks by the name of their hook."""
+    found = {hook: getattr(options, option) for option, (hook, _) in CALLBACKS.items()}
+    return {hook: callback for hook, callback in found.items() if callback is not None}
+
+
+def due_us(when: Any) -> int:
+    """A datetime as microseconds since the epoch; without a zone it is local time, as in RQ. Raises BadOption."""
+    if not isinstance(when, datetime):
+        raise BadOption(message=f"enqueue_at() takes a datetime first, not {when!r}. enqueue_in() takes a duration.")
+    return round(when.timestamp() * 1e6)
+
+
+def delay(span: Any) -> float:
+    """A timedelta, or seconds, as seconds. Raises BadOption."""
+    found = seconds("enqueue_in's duration", span)
+    if found < 0:
+        raise BadOption(message=f"enqueue_in({span!r}): the duration must not be negative.")
+    return found
+
+
+def described(spec: Spec) -> str:
+    """What a job is called: the user's words for it, or the function's name. Never its arguments."""
+    return spec.description or spec.label

@@ -1,0 +1,253 @@
+"""Workers in a script: `Worker(["high", "low"]).work()`, and handles on those that are up."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import pkgutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from nbqueue.checks import check_name, seconds
+from nbqueue.client import session as sessions
+from nbqueue.client.session import Session
+from nbqueue.errors import BadInput, BadOption, BadSignature
+from nbqueue.model import BEAT, LEASE, WorkerInfo, decode
+from nbqueue.worker import mail
+from nbqueue.worker.parent import Parent
+from nbqueue.worker.plan import ALL_QUEUES, Plan
+from nbqueue.worker.rider import Handler
+from nbqueue.worker.score import Score
+from nbqueue.worker.simple import Simple
+
+Handlers = Handler | Iterable[Handler] | None
+GRACE = 5.0  # seconds that running jobs get at a SIGTERM
+
+
+class Worker:
+    """A worker in this process, with RQ's words: `Worker(["high", "low"], connection=Redis()).work(burst=True)`.
+
+    `queues` are names or Queues, in order of priority. Without a `connection` (a `redis.Redis`) or `url` it works for
+    the first Queue's session, or this process's own. Every job runs in a process of its own; exception handlers are
+    called there too, as `handler(job, type, value, traceback)`, so they must be functions of modules. To change what a
+    worker does, make a subclass, and name it with `nbqueue worker --worker-class`.
+    """
+
+    def __init__(
+        self,
+        queues: Any = "default",
+        connection: Any = None,
+        name: str | None = None,
+        *,
+        slots: int | None = None,
+        namespace: str | None = None,
+        url: str | None = None,
+        worker_ttl: Any = None,
+        exception_handlers: Handlers = None,
+        path: str | Iterable[str] = (),
+        preload: str | Iterable[str] = (),
+        grace: Any = GRACE,
+        isolate: bool = False,
+        quiet: bool = False,
+    ) -> None:
+        """`slots` is the number of jobs at a time: by default, the CPUs. `worker_ttl`: seconds, as `lease`."""
+        given = _listed(queues)
+        if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
+            raise BadOption(message=f"slots={slots!r} must be a whole number of 1 or more.")
+        self.queues = tuple(dict.fromkeys(_queue(each) for each in given))
+        theirs = [each.session for each in given if isinstance(getattr(each, "session", None), Session)]
+        own = connection is None and url is None and namespace is None and theirs
+        self.session: Session = theirs[0] if own else sessions.of(url or connection, namespace)
+        self.name = check_name("worker", name) if name else ""
+        self.slots = slots or self.session.settings.slots or 0
+        self.lease = LEASE if worker_ttl is None else seconds("worker_ttl", worker_ttl)
+        if self.lease < 0.1:
+            raise BadOption(message=f"worker_ttl={worker_ttl!r} must be at least 0.1 seconds.")
+        self.beat = min(BEAT, self.lease / 6)
+        self.exception_handlers = list(_many(exception_handlers))
+        self.paths = tuple(_many(path))
+        self.preload = tuple(_many(preload))
+        self.grace = seconds("grace", grace)
+        self.isolate, self.quiet = isolate, quiet
+        self.patience = 0.0  # how long a burst waits for a first job
+        self.local = self.exits = False  # these and the next are set by the command: see Plan
+        self.shown = ""
+
+    def work(
+        self,
+        burst: bool = False,
+        logging_level: Any = None,
+        *,
+        max_jobs: int | None = None,
+        max_idle_time: Any = None,
+        with_scheduler: bool = True,
+    ) -> bool:
+        """Runs jobs until it is asked to leave, by a signal or a message; answers whether it ran any.
+
+        With `burst` it leaves when nothing is left to do, with `max_jobs` after so many, with `max_idle_time` after so
+        long without one. A `logging_level` of WARNING or more keeps its log short. Every worker is a scheduler too, so
+        `with_scheduler` changes nothing.
+        """
+        del with_scheduler
+        idle = None if max_idle_time is None else seconds("max_idle_time", max_idle_time)
+        return self._work(self.plan(burst=burst, max_jobs=max_jobs, max_idle=idle), _score(self.quiet, logging_level))
+
+    def plan(self, *, burst: bool, max_jobs: int | None, max_idle: float | None) -> Plan:
+        """How it is going to work."""
+        return Plan(
+            queues=self.queues,
+            slots=self.slots,
+            name=self.name,
+            burst=burst,
+            isolate=self.isolate,
+            max_jobs=max_jobs,
+            max_idle=max_idle,
+            patience=self.patience,
+            grace=self.grace,
+            lease=self.lease,
+            beat=self.beat,
+            paths=self.paths,
+            preload=self.preload,
+            handlers=self._handler_names(),
+            local=self.local,
+            exits=self.exits,
+            server=self.shown or self.session.server,
+        )
+
+    def _handler_names(self) -> tuple[str, ...]:
+        return tuple(_dotted(each) for each in self.exception_handlers)
+
+    def _work(self, plan: Plan, score: Score) -> bool:
+        if threading.current_thread() is not threading.main_thread():
+            raise BadInput(
+                message="Worker.work() needs the main thread, where signals arrive. Run it in a process of its own "
+                "(`nbqueue worker`), or use SimpleWorker, which works in any thread."
+            )
+        parent = Parent(self.session.fresh_broker(), self.session.sealer, plan, score=score)
+        parent.run()
+        return parent.served > 0
+
+    @classmethod
+    def all(cls, connection: Any = None, *, namespace: str | None = None) -> list[WorkerHandle]:
+        """The workers that are up, of any host."""
+        session = sessions.of(connection, namespace)
+        found = []
+        suspended = session.ask(lambda broker: broker.suspended()) is not None
+        for raw, left, held in session.ask(lambda broker: broker.workers()):
+            try:
+                info = decode(WorkerInfo, raw, "What a worker says of itself")
+            except BadSignature:
+                continue  # someone else wrote there
+            if left <= 0:
+                continue  # its lease has run out: others will take its jobs
+            found.append(WorkerHandle(session, info, lease_s=left, held=held, suspended=suspended))
+        return found
+
+    @classmethod
+    def count(cls, connection: Any = None, *, namespace: str | None = None) -> int:
+        """How many workers are up."""
+        return len(cls.all(connection, namespace=namespace))
+
+
+class SimpleWorker(Worker):
+    """A Worker that makes every call in this very process and thread, one at a time: for tests, and for debugging.
+
+    A job that crashes takes this process along, and only Python code can be told of its time limit. Exception handlers
+    may be any functions.
+    """
+
+    def _handler_names(self) -> tuple[str, ...]:
+        return ()  # they are called here, whatever their names
+
+    def _work(self, plan: Plan, score: Score) -> bool:
+        session = self.session
+        worker = Simple(
+            session.fresh_broker(),
+            session.fresh_broker(),
+            session.sealer,
+            plan,
+            handlers=self.exception_handlers,
+            score=score,
+        )
+        worker.run()
+        return worker.served > 0
+
+
+class WorkerHandle:
+    """A worker that was up when it was asked for."""
+
+    def __init__(self, session: Session, info: WorkerInfo, *, lease_s: float, held: int, suspended: bool) -> None:
+        self._session = session
+        self.id, self.name, self.host, self.pid = info.id, info.name, info.host, info.pid
+        self.slots, self.queue_names, self.version = info.slots, list(info.queues), info.version
+        self.lease_s = lease_s  # seconds that its lease still lasts, unless it renews it
+        self.held = held  # jobs in its name
+        self.state = "busy" if held else "suspended" if suspended else "idle"
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.id} on {self.host}, {self.state}: {self.held} of {self.slots} slots>"
+
+    @property
+    def queues(self) -> list[str]:
+        """The names of the queues that it serves, in order of priority."""
+        return self.queue_names
+
+    @property
+    def hostname(self) -> str:
+        """As `host`."""
+        return self.host
+
+    def get_state(self) -> str:
+        """`busy`, `idle` or `suspended`, as it was when it was asked for."""
+        return self.state
+
+    @property
+    def job_ids(self) -> list[str]:
+        """The ids of the jobs that it holds now: those that it runs, and a few ahead."""
+        return self._session.ask(lambda broker: broker.held_by(self.id))
+
+    def shutdown(self) -> None:
+        """Tells it to finish what it runs and leave. Raises NoSuchWorker when it has left already."""
+        sealer = self._session.sealer
+        self._session.ask(lambda broker: mail.send(broker, sealer, self.id, mail.SHUTDOWN))
+
+
+def _listed(queues: Any) -> list[Any]:
+    single = isinstance(queues, str) or hasattr(queues, "name") or not isinstance(queues, Iterable)
+    found = [queues] if single else list(queues)
+    if not found:
+        raise BadOption(message="Worker([]) would serve no queue: name at least one.")
+    return found
+
+
+def _queue(queue: Any) -> str:
+    name = getattr(queue, "name", queue)
+    return name if name == ALL_QUEUES else check_name("queue", name)
+
+
+def _many(value: Any) -> Sequence[Any]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) or callable(value) else tuple(value)
+
+
+def _dotted(handler: Handler) -> str:
+    """The dotted name of a handler, by which another process finds it. Raises BadOption."""
+    if isinstance(handler, str):
+        return handler
+    module, name = getattr(handler, "__module__", None) or "", getattr(handler, "__qualname__", "")
+    found: Callable[..., Any] | None = None
+    if module and module != "__main__" and "<" not in name and importlib.util.find_spec(module) is not None:
+        found = pkgutil.resolve_name(f"{module}:{name}")
+    if found is not handler:
+        raise BadOption(
+            message=f"The exception handler {handler!r} is called in other processes, which cannot find it: make it "
+            "a function of a module. A SimpleWorker takes any function."
+        )
+    return f"{module}:{name}"
+
+
+def _score(quiet: bool, level: Any) -> Score:
+    number = logging.getLevelName(level.upper()) if isinstance(level, str) else level
+    return Score(quiet=quiet or (isinstance(number, int) and number >= logging.WARNING))
