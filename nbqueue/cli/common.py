@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
+import msgspec
 
 from nbqueue import settings
-from nbqueue.errors import NoServer
+from nbqueue.checks import seconds
+from nbqueue.errors import BadOption, NoServer
 from nbqueue.settings import Settings, host
 from nbqueue.store import server
 from nbqueue.store.broker import Broker
 from nbqueue.store.connection import connect, preflight
+
+if TYPE_CHECKING:
+    from nbqueue.client.session import Session
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,17 +33,44 @@ class Reached(NamedTuple):
 
 
 def server_options(command: F) -> F:
-    """Adds --url, --namespace and --config."""
+    """Adds --url, --namespace and --config. The table of the config file with the command's name sets its options."""
     command = click.option(
         "-c",
         "--config",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="A TOML file with url, namespace, slots.",
+        is_eager=True,
+        callback=_configured,
+        help="A TOML file with url, namespace, slots, and a table of options for each command, as [worker].",
     )(command)
     command = click.option("--namespace", help="Prefix of all keys [default: nbq].")(command)
     return click.option("--url", help="The server, as redis://host:6379 or unix:///path [default: NBQUEUE_URL].")(
         command
     )
+
+
+def _configured(context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    """Takes the command's own table from the config file as defaults of its options."""
+    name = context.command.name or ""
+    tables = settings.command_tables(path)
+    if context.parent is not None and isinstance(context.parent.command, click.Group):
+        commands = context.parent.command.list_commands(context.parent)
+        if strange := sorted(tables.keys() - set(commands)):
+            named = ", ".join(commands)
+            raise BadOption(message=f"The config file has a table [{strange[0]}], which is no command: {named}.")
+    table = tables.get(name, {})
+    known = {option.name for option in context.command.params if option.name} - {"config"}
+    if unknown := sorted(table.keys() - known):
+        raise BadOption(
+            message=f"The config file has {unknown[0]!r} in its table [{name}], which is no option of that command. "
+            f"Options: {', '.join(sorted(known))}."
+        )
+    context.default_map = dict(context.default_map or {}) | table
+    return path
+
+
+def duration(_context: click.Context, option: click.Parameter, value: str | float | None) -> float | None:
+    """A callback of options that take a duration: seconds, or text such as 5m. Raises BadOption."""
+    return None if value is None else seconds(f"--{(option.name or '').replace('_', '-')}", value)
 
 
 def reach(url: str | None, namespace: str | None, config: Path | None) -> Reached:
@@ -53,3 +86,18 @@ def reach(url: str | None, namespace: str | None, config: Path | None) -> Reache
     connection = connect(where)
     preflight(connection)
     return Reached(found, Broker(connection, found.namespace), connection.url)
+
+
+def session(url: str | None, namespace: str | None, config: Path | None, *, start: bool = False) -> Session:
+    """The session that the client's verbs use from now on. Only with `start` a private server may be started."""
+    from nbqueue.client import session as sessions
+
+    found = reach(url, namespace, config).settings if not start else settings.load(url, namespace, config=config)
+    opened = sessions.Session(found)
+    sessions.use(opened)
+    return opened
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """One JSON document on stdout; without an indent, on one line."""
+    click.echo(json.dumps(msgspec.to_builtins(value), indent=indent, ensure_ascii=False))

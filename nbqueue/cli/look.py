@@ -2,85 +2,120 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nbqueue.cli.common import reach, server_options
-from nbqueue.errors import BadSignature
-from nbqueue.model import Spec, WorkerInfo, decode
+from nbqueue.cli.common import duration, print_json, reach, server_options
+from nbqueue.errors import BadSignature, NoServer
+from nbqueue.model import Spec, WorkerInfo, decode, utc
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import BatchView
 from nbqueue.wire import peek
 
-
-@click.command()
-@server_options
-def info(url: str | None, namespace: str | None, config: Path | None) -> None:
-    """Show queues, workers and running batches. Reads only."""
+if TYPE_CHECKING:
     from rich.console import Console
-
-    _, broker, where = reach(url, namespace, config)
-    console = Console()
-    console.print(f"server   {where}", highlight=False, markup=False)
-    _show_queues(console, broker)
-    _show_workers(console, broker)
-    running = [view for view in broker.batches() if view.done_us is None]
-    _show_batches(console, running, "No batch is running; `nbqueue batches` lists all.")
-
-
-@click.command()
-@server_options
-def batches(url: str | None, namespace: str | None, config: Path | None) -> None:
-    """List all batches on the server, the latest first."""
-    from rich.console import Console
-
-    _, broker, _ = reach(url, namespace, config)
-    _show_batches(Console(), broker.batches(), "No batch is there.")
-
-
-def _table(title: str, *columns: str) -> object:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
-    for column in columns:
-        table.add_column(column, justify="left" if column in _TEXTS else "right")
-    return table
-
-
 _TEXTS = {"queue", "worker", "queues", "host", "batch", "function"}
+_COUNTS = ("deferred", "scheduled", "queued", "started", "finished", "failed", "canceled")
+_EVERY = 1.0  # seconds between two looks of --watch
 
 
-def _show_queues(console: object, broker: Broker) -> None:
-    table = _table("queues", "queue", "queued", "started", "finished", "failed", "canceled", "slots")
-    for name, tally in sorted(broker.queues().items()):
-        counts = [tally.queued, tally.started, tally.finished, tally.failed, tally.canceled]
-        _row(table, name, *counts, broker.live_slots(name))
-    _show(console, table, "No queue has been used yet.")
+@click.command()
+@click.argument("queues", nargs=-1)
+@click.option("-w", "--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
+@click.option("-i", "--interval", callback=duration, help="Seconds between two looks [default: 1]; says --watch too.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object; with --watch, one a line.")
+@server_options
+def info(
+    queues: tuple[str, ...],
+    *,
+    watch: bool,
+    interval: float | None,
+    as_json: bool,
+    url: str | None,
+    namespace: str | None,
+    config: Path | None,
+) -> None:
+    """Show queues, workers and running batches; of QUEUES only, if named. Reads only."""
+    _, broker, where = reach(url, namespace, config)
+
+    def look() -> dict[str, Any]:
+        return _look(broker, where, set(queues))
+
+    if not watch and interval is None:
+        found = look()
+        print_json(found) if as_json else _print(found)
+        return
+    try:
+        _watch(look, interval or _EVERY, as_json=as_json)
+    except KeyboardInterrupt:
+        return
 
 
-def _show_workers(console: object, broker: Broker) -> None:
-    table = _table("workers", "worker", "host", "queues", "slots", "held", "lease")
-    for raw, left, held in broker.workers():
-        try:
-            each = decode(WorkerInfo, raw, "What a worker says of itself")
-        except BadSignature:
-            _row(table, "(unreadable)", "", "", "", held, f"{left:.0f} s")
-            continue
-        _row(table, each.id, each.host, " ".join(each.queues), each.slots, held, f"{left:.0f} s")
-    _show(console, table, "No worker is up. Start one with `nbqueue worker`.")
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As one JSON list.")
+@server_options
+def batches(*, as_json: bool, url: str | None, namespace: str | None, config: Path | None) -> None:
+    """List all batches on the server, the latest first."""
+    _, broker, _ = reach(url, namespace, config)
+    found = _batches(broker.batches())
+    if as_json:
+        print_json(found)
+    else:
+        table = _batch_table(found)
+        _console().print(table if table.row_count else "No batch is there.")
 
 
-def _show_batches(console: object, views: list[BatchView], empty: str) -> None:
-    table = _table(
-        "batches", "batch", "function", "queue", "jobs", "queued", "started", "finished", "failed", "canceled", "age"
-    )
-    for view in sorted(views, key=lambda each: -each.created_us):
-        tally = view.tally
-        counts = [tally.n, tally.queued, tally.started, tally.finished, tally.failed, tally.canceled]
-        _row(table, view.name or view.id, _label(view), view.queue, *counts, _ago(view.created_us))
-    _show(console, table, empty)
+# ---------------------------------------------------------------- what there is
+
+
+def _look(broker: Broker, where: str, only: set[str]) -> dict[str, Any]:
+    """Everything that info shows, as plain data."""
+    queues = [
+        {"queue": name, **{word: getattr(tally, word) for word in _COUNTS}, "slots": broker.live_slots(name)}
+        for name, tally in sorted(broker.queues().items())
+        if not only or name in only
+    ]
+    workers = [each for each in _workers(broker) if not only or only.intersection(each["queues"])]
+    running = [view for view in broker.batches() if view.done_us is None and (not only or view.queue in only)]
+    left = broker.suspended()
+    pause = None if left is None else "until resumed" if left == math.inf else f"for {left:.0f} s"
+    return {"server": where, "suspended": pause, "queues": queues, "workers": workers, "batches": _batches(running)}
+
+
+def _workers(broker: Broker) -> list[dict[str, Any]]:
+    return [{**_worker(raw), "held": held, "lease_s": round(left, 1)} for raw, left, held in broker.workers()]
+
+
+def _worker(raw: bytes) -> dict[str, Any]:
+    try:
+        each = decode(WorkerInfo, raw, "What a worker says of itself")
+    except BadSignature:
+        return {"worker": "(unreadable)", "host": "", "pid": None, "queues": [], "slots": None}
+    facts = {name: getattr(each, name) for name in ("host", "pid", "slots", "python", "version")}
+    return {"worker": each.id, "queues": list(each.queues), **facts}
+
+
+def _batches(views: list[BatchView]) -> list[dict[str, Any]]:
+    return [
+        {
+            "batch": view.name or view.id,
+            "id": view.id,
+            "function": _label(view),
+            "queue": view.queue,
+            "jobs": view.tally.n,
+            **{word: getattr(view.tally, word) for word in _COUNTS},
+            "created": utc(view.created_us).isoformat(),
+            "done": view.done_us is not None,
+        }
+        for view in sorted(views, key=lambda each: -each.created_us)
+    ]
 
 
 def _label(view: BatchView) -> str:
@@ -90,31 +125,108 @@ def _label(view: BatchView) -> str:
         return "(unreadable)"
 
 
-def _ago(us: int) -> str:
-    age = max(0.0, time.time() - us / 1e6)
+# ---------------------------------------------------------------- how it is shown
+
+
+def _console() -> Console:
+    """The terminal; what is piped elsewhere is as wide as it needs to be."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=240)
+
+
+def _watch(look: Callable[[], dict[str, Any]], interval: float, *, as_json: bool) -> None:
+    from rich.live import Live
+
+    console = _console()
+    if as_json or not console.is_terminal:
+        while True:
+            print_json(look(), indent=None) if as_json else _print(look())
+            time.sleep(interval)
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            try:
+                live.update(_page(look()), refresh=True)
+            except NoServer as why:
+                live.update(f"{time.strftime('%H:%M:%S')}  {why} Looking again.", refresh=True)
+            time.sleep(interval)
+
+
+def _print(found: dict[str, Any]) -> None:
+    _console().print(_page(found))
+
+
+def _page(found: dict[str, Any]) -> Any:
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = [Text(f"server   {found['server']}")]
+    if found["suspended"]:
+        parts.append(Text(f"suspended {found['suspended']}: no job begins; `nbqueue resume` ends it", style="yellow"))
+    running = _batch_table(found["batches"])
+    for table, empty in (
+        (_queue_table(found["queues"]), "No queue has been used yet."),
+        (_worker_table(found["workers"]), "No worker is up. Start one with `nbqueue worker`."),
+        (running, "No batch is running; `nbqueue batches` lists all."),
+    ):
+        parts += [Text(""), table if table.row_count else Text(empty)]
+    return Group(*parts)
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
+    for column in columns:
+        # Ids are there to be copied: they are folded, never cut.
+        text = column in _TEXTS
+        table.add_column(column, justify="left" if text else "right", overflow="fold" if text else "ellipsis")
+    return table
+
+
+def _used(rows: list[dict[str, Any]]) -> list[str]:
+    """The states to show: those in which some job is, and what one always asks for."""
+    return [word for word in _COUNTS if word in {"queued", "started"} or any(row[word] for row in rows)]
+
+
+def _queue_table(rows: list[dict[str, Any]]) -> Table:
+    words = _used(rows)
+    table = _table("queues", "queue", *words, "slots")
+    for row in rows:
+        _row(table, row["queue"], *(row[word] for word in words), row["slots"])
+    return table
+
+
+def _worker_table(rows: list[dict[str, Any]]) -> Table:
+    table = _table("workers", "worker", "host", "queues", "slots", "held", "lease")
+    for row in rows:
+        lease = f"{row['lease_s']:.0f} s"
+        _row(table, row["worker"], row["host"], " ".join(row["queues"]), row["slots"] or "", row["held"], lease)
+    return table
+
+
+def _batch_table(rows: list[dict[str, Any]]) -> Table:
+    words = _used(rows)
+    table = _table("batches", "batch", "function", "queue", "jobs", *words, "age")
+    for row in rows:
+        counts = [row["jobs"], *(row[word] for word in words)]
+        _row(table, row["batch"], row["function"], row["queue"], *counts, _ago(row["created"]))
+    return table
+
+
+def _ago(stamp: str) -> str:
+    from datetime import datetime
+
+    age = max(0.0, time.time() - datetime.fromisoformat(stamp).timestamp())
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if age >= 2 * size:
             return f"{age / size:.0f} {unit}"
     return f"{age:.0f} s"
 
 
-def _row(table: object, *cells: object) -> None:
-    from rich.table import Table
+def _row(table: Table, *cells: object) -> None:
     from rich.text import Text
 
-    assert isinstance(table, Table)
     # Text, not markup: names and labels come from elsewhere.
     table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in cells))
-
-
-def _show(console: object, table: object, empty: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    assert isinstance(console, Console)
-    assert isinstance(table, Table)
-    console.print()
-    if table.row_count:
-        console.print(table)
-    else:
-        console.print(empty, markup=False, highlight=False)

@@ -10,7 +10,22 @@ import click
 from nbqueue import __version__
 from nbqueue.errors import NbqueueError
 
-_COMMANDS = {"worker": "worker", "info": "look", "batches": "look", "demo": "demo", "server": "server"}
+_COMMANDS = {
+    "worker": "worker",
+    "enqueue": "enqueue",
+    "info": "look",
+    "batches": "look",
+    "show": "show",
+    "requeue": "manage",
+    "cancel": "manage",
+    "empty": "manage",
+    "stop": "manage",
+    "suspend": "manage",
+    "resume": "manage",
+    "shutdown": "manage",
+    "demo": "demo",
+    "server": "server",
+}
 
 
 class _Lazy(click.Group):
@@ -42,7 +57,7 @@ def cli() -> None:
 def main() -> None:
     """Runs the command line; errors of ours are one line and exit code 1."""
     try:
-        cli.main(prog_name="nbqueue", standalone_mode=True)
+        cli.main(prog_name="nbqueue", standalone_mode=True, auto_envvar_prefix="NBQUEUE")
     except NbqueueError as why:
         click.secho(f"nbqueue: {why}", fg="red", err=True)
         sys.exit(1)

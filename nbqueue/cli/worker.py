@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import pkgutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from nbqueue.checks import check_name, seconds
-from nbqueue.cli.common import reach, server_options
+from nbqueue.checks import check_name
+from nbqueue.cli.common import Reached, duration, reach, server_options
+from nbqueue.client.worker import Worker
 from nbqueue.errors import BadOption
-from nbqueue.model import BEAT, LEASE
-from nbqueue.wire import Keyring, Sealer
-from nbqueue.worker.parent import Parent
-from nbqueue.worker.plan import ALL_QUEUES, Plan
-from nbqueue.worker.score import Score
-
-
-def _duration(_context: click.Context, option: click.Parameter, value: str | None) -> float | None:
-    return None if value is None else seconds(f"--{(option.name or '').replace('_', '-')}", value)
+from nbqueue.model import LEASE
+from nbqueue.worker.plan import ALL_QUEUES
 
 
 def _queues(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -35,24 +31,26 @@ def _queues(_context: click.Context, _option: click.Parameter, value: tuple[str,
 @click.option("-n", "--name", help="A name for people [default: the host's].")
 @click.option("--isolate", is_flag=True, help="A process of its own for every job, however short.")
 @click.option("--max-jobs", type=click.IntRange(1), help="Leave after this many jobs.")
-@click.option("--max-idle", callback=_duration, help="Leave after this long without a job, as 300, 5m or 2h.")
-@click.option("--patience", callback=_duration, default="0", help="With --burst: wait this long for a first job.")
-@click.option("--grace", callback=_duration, default="5", help="What running jobs get at SIGTERM [default: 5].")
-@click.option("--lease", callback=_duration, default=str(LEASE), hidden=True)
-@click.option("--beat", callback=_duration, default=str(BEAT), hidden=True)
+@click.option("--max-idle", callback=duration, help="Leave after this long without a job, as 300, 5m or 2h.")
+@click.option("--patience", callback=duration, default="0", help="With --burst: wait this long for a first job.")
+@click.option("--grace", callback=duration, default="5", help="What running jobs get at SIGTERM [default: 5].")
+@click.option("-P", "--path", multiple=True, help="A folder to import from, before all others; repeatable.")
+@click.option("--preload", multiple=True, help="A module to import before any function; repeatable.")
+@click.option("--exception-handler", multiple=True, help="Who is told of failures, as mylib.tell; repeatable.")
+@click.option("-w", "--worker-class", help="A subclass of nbqueue.Worker, as mylib.MyWorker or nbqueue.SimpleWorker.")
+@click.option(
+    "--worker-ttl",
+    "--lease",
+    callback=duration,
+    default=str(LEASE),
+    help="After this long without a sign of life its jobs go to others [default: 30].",
+)
+@click.option("--beat", callback=duration, hidden=True)
 @click.option("--local", is_flag=True, hidden=True)
 @click.option("-q", "--quiet", is_flag=True, help="Log only what wants a person.")
 @server_options
 def worker(
-    queues: tuple[str, ...],
-    *,
-    url: str | None,
-    namespace: str | None,
-    config: Path | None,
-    slots: int | None,
-    name: str | None,
-    quiet: bool,
-    **plan: Any,
+    queues: tuple[str, ...], *, url: str | None, namespace: str | None, config: Path | None, **options: Any
 ) -> None:
     """Run jobs of QUEUES, in this order of priority [default: default].
 
@@ -63,13 +61,47 @@ def worker(
       nbqueue worker --burst high default low
       nbqueue worker --slots 4 --max-idle 10m
     """  # noqa: D301 - click reads the control character
-    found, broker, where = reach(url, namespace, config)
-    check_name("--name", name or "worker")
-    words = Plan(**plan, queues=queues, slots=slots or found.slots or 0, name=name or "", server=where, exits=True)
-    if not 0 < words.beat < words.lease:
-        raise BadOption(message="--beat must be shorter than --lease.")
+    made = _made(queues, reach(url, namespace, config), options)
     # What a job may read of its worker's environment holds neither the way to the server nor the key.
     os.environ.pop("NBQUEUE_URL", None)
-    sealer = Sealer(Keyring.load(found.home), found.namespace)
     os.environ.pop("NBQUEUE_SECRET", None)
-    sys.exit(Parent(broker, sealer, words, score=Score(quiet=quiet)).run())
+    made.work(options["burst"], max_jobs=options["max_jobs"], max_idle_time=options["max_idle"])
+
+
+def _made(queues: tuple[str, ...], reached: Reached, options: dict[str, Any]) -> Worker:
+    """The worker that the options ask for. Raises BadOption."""
+    folders = tuple(os.path.abspath(each) for each in options["path"])  # noqa: PTH100 - as sys.path has them
+    sys.path[:0] = folders
+    made = _class(options["worker_class"])(
+        queues,
+        reached.broker.client,
+        options["name"],
+        slots=options["slots"] or reached.settings.slots,
+        namespace=reached.settings.namespace,
+        worker_ttl=options["worker_ttl"],
+        exception_handlers=options["exception_handler"],
+        path=folders,
+        preload=options["preload"],
+        grace=options["grace"],
+        isolate=options["isolate"],
+        quiet=options["quiet"],
+    )
+    made.beat = options["beat"] or made.beat
+    if not 0 < made.beat < made.lease:
+        raise BadOption(message="--beat must be shorter than --worker-ttl.")
+    made.patience, made.local, made.exits, made.shown = options["patience"], options["local"], True, reached.where
+    return made
+
+
+def _class(name: str | None) -> type[Worker]:
+    """The worker class with this dotted name. Raises BadOption."""
+    if name is None:
+        return Worker
+    sys.path.append(str(Path.cwd()))  # as `python -m` has it
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as why:
+        raise BadOption(message=f"--worker-class {name} cannot be imported ({why}). Say where it is with -P.") from why
+    if not inspect.isclass(found) or not issubclass(found, Worker):
+        raise BadOption(message=f"--worker-class {name} is no subclass of nbqueue.Worker: make it one.")
+    return found

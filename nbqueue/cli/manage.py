@@ -1,0 +1,163 @@
+"""What changes the work of others: requeue, empty, cancel, stop, suspend, resume, shutdown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nbqueue.cli.common import duration, reach, server_options, session
+from nbqueue.errors import BadInput, NbqueueError
+
+
+def _all_queues(url: str | None, namespace: str | None, config: Path | None) -> list[str]:
+    return sorted(reach(url, namespace, config).broker.queues())
+
+
+def jobs(count: int) -> str:
+    """So many jobs, in words."""
+    return f"{count:,} job{'s' if count != 1 else ''}"
+
+
+def _each(names: tuple[str, ...], act: Callable[[str], Any]) -> int:
+    """Acts on each; one that fails does not keep the others from it. The number that failed."""
+    failed = 0
+    for name in names:
+        try:
+            act(name)
+        except NbqueueError as why:
+            failed += 1
+            click.secho(f"nbqueue: {why}", fg="red", err=True)
+    return failed
+
+
+@click.command()
+@click.argument("job_ids", nargs=-1)
+@click.option("-q", "--queue", "queues", multiple=True, help="With --all: only this queue.")
+@click.option("-a", "--all", "everything", is_flag=True, help="All failed jobs.")
+@server_options
+def requeue(
+    job_ids: tuple[str, ...],
+    *,
+    queues: tuple[str, ...],
+    everything: bool,
+    url: str | None,
+    namespace: str | None,
+    config: Path | None,
+) -> None:
+    """Run failed or canceled jobs again: those of JOB_IDS, or with --all every failed one."""
+    from nbqueue.client.job import Job
+    from nbqueue.client.queue import Queue
+
+    if bool(job_ids) == everything:
+        raise BadInput(message="Name jobs to requeue, or say --all (with --queue NAME for those of one queue).")
+    session(url, namespace, config)
+    if everything:
+        chosen = queues or tuple(_all_queues(url, namespace, config))
+        count = sum(Queue(name).failed.requeue() for name in chosen)
+        click.echo(f"{jobs(count)} to run again")
+        return
+
+    def act(name: str) -> None:
+        Job.fetch(name).requeue()
+        click.echo(f"{name} runs again")
+
+    sys.exit(bool(_each(job_ids, act)))
+
+
+@click.command()
+@click.argument("queues", nargs=-1)
+@click.option("-a", "--all", "everything", is_flag=True, help="All queues.")
+@server_options
+def empty(
+    queues: tuple[str, ...], *, everything: bool, url: str | None, namespace: str | None, config: Path | None
+) -> None:
+    """Cancel all jobs that wait in QUEUES. `nbqueue requeue` brings them back."""
+    from nbqueue.client.queue import Queue
+
+    if bool(queues) == everything:
+        raise BadInput(message="Name queues to empty, or say --all.")
+    session(url, namespace, config)
+    for name in queues or _all_queues(url, namespace, config):
+        click.echo(f"{jobs(Queue(name).empty())} canceled in {name}")
+
+
+@click.command()
+@click.argument("ids", nargs=-1, required=True)
+@click.option("--keep-running", is_flag=True, help="Spare what runs already.")
+@server_options
+def cancel(
+    ids: tuple[str, ...], *, keep_running: bool, url: str | None, namespace: str | None, config: Path | None
+) -> None:
+    """Cancel batches or jobs: IDS are ids of either, or names of batches."""
+    from nbqueue.client.api import attach
+    from nbqueue.client.job import Job
+
+    session(url, namespace, config)
+
+    def act(name: str) -> None:
+        if ":" in name:
+            count = int(Job.fetch(name).cancel(running=not keep_running))
+        else:
+            count = attach(name).cancel(running=not keep_running)
+        click.echo(f"{jobs(count)} of {name} canceled")
+
+    sys.exit(bool(_each(ids, act)))
+
+
+@click.command()
+@click.argument("job_ids", nargs=-1, required=True)
+@server_options
+def stop(job_ids: tuple[str, ...], *, url: str | None, namespace: str | None, config: Path | None) -> None:
+    """Tell the workers that run JOB_IDS to stop them. Each ends as canceled."""
+    from nbqueue.client.job import Job
+
+    session(url, namespace, config)
+
+    def act(name: str) -> None:
+        Job.fetch(name).stop()
+        click.echo(f"{name} is told to stop")
+
+    sys.exit(bool(_each(job_ids, act)))
+
+
+@click.command()
+@click.argument("workers", nargs=-1, required=True)
+@server_options
+def shutdown(workers: tuple[str, ...], *, url: str | None, namespace: str | None, config: Path | None) -> None:
+    """Tell WORKERS (ids or names, as `nbqueue info` shows them) to finish what they run and leave."""
+    from nbqueue.client.worker import Worker
+    from nbqueue.errors import NoSuchWorker
+
+    opened = session(url, namespace, config)
+
+    def act(name: str) -> None:
+        found = [worker for worker in Worker.all() if name in (worker.id, worker.name)]
+        if not found:
+            raise NoSuchWorker(name=name, server=opened.server)
+        for worker in found:
+            worker.shutdown()
+            click.echo(f"{worker.id} is told to leave")
+
+    sys.exit(bool(_each(workers, act)))
+
+
+@click.command()
+@click.option("--duration", callback=duration, help="Resume by itself after this long, as 600, 10m or 2h.")
+@server_options
+def suspend(*, duration: float | None, url: str | None, namespace: str | None, config: Path | None) -> None:
+    """Let all workers begin no more jobs. What runs, runs on; `nbqueue resume` ends it."""
+    reach(url, namespace, config).broker.suspend(duration)
+    until = "until `nbqueue resume`" if duration is None else f"for {duration:g} s"
+    click.echo(f"no new job begins {until}; what runs, runs on")
+
+
+@click.command()
+@server_options
+def resume(*, url: str | None, namespace: str | None, config: Path | None) -> None:
+    """Let the workers go on after `nbqueue suspend`."""
+    reach(url, namespace, config).broker.resume()
+    click.echo("the workers go on")

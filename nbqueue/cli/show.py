@@ -1,0 +1,92 @@
+"""`nbqueue show JOB`: all that is known of one job. Nothing of the user's is unpickled unless it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nbqueue.cli.common import print_json, server_options, session
+
+
+@click.command()
+@click.argument("job_id")
+@click.option("--args", "with_args", is_flag=True, help="Its arguments too (they are unpickled for it).")
+@click.option("--result", "with_result", is_flag=True, help="Its result too (it is unpickled for it).")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@server_options
+def show(
+    job_id: str,
+    *,
+    with_args: bool,
+    with_result: bool,
+    as_json: bool,
+    url: str | None,
+    namespace: str | None,
+    config: Path | None,
+) -> None:
+    """Show where JOB_ID is, how it went, what it printed, and its traceback."""
+    from nbqueue.client.job import Job
+
+    session(url, namespace, config)
+    job = Job.fetch(job_id)
+    facts, texts = _facts(job), _texts(job)
+    if with_args:
+        facts["arguments"] = job.call_string
+    if with_result and job.is_finished:
+        facts["result"] = repr(job.result)
+    if as_json:
+        print_json({**facts, **texts})
+        return
+    _print(facts, texts)
+
+
+def _facts(job: Any) -> dict[str, Any]:
+    """What is said in a word; what is not known is left out."""
+    facts = {
+        "job": job.id,
+        "function": job.func_name,
+        "description": job.description if job.description != job.func_name else None,
+        "queue": job.origin,
+        "status": str(job.status),
+        "cause": str(job.cause) if job.cause else None,
+        "error": job.error or None,
+        "depends on": ", ".join(job.dependency_ids) or None,
+        "created": job.created_at,
+        "due": job.due_at,
+        "enqueued": job.enqueued_at,
+        "started": job.started_at,
+        "ended": job.ended_at,
+        "attempt": job.attempt or None,
+        "worker": job.worker_name or None,
+        "meta": job.meta or None,
+        "progress": job.progress,
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _texts(job: Any) -> dict[str, str]:
+    """What takes several lines."""
+    echoes = [f"{echo.hook} {echo.label}: {echo.failure}" for echo in job.echoes if echo.failure is not None]
+    texts = {"traceback": job.exc_info or "", "callbacks that failed": "\n".join(echoes), "output": job.log}
+    return {name: text for name, text in texts.items() if text}
+
+
+def _print(facts: dict[str, Any], texts: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        stamp = value.astimezone().strftime("%Y-%m-%d %H:%M:%S") if hasattr(value, "astimezone") else str(value)
+        table.add_row(name, Text(stamp))
+    console.print(table)
+    for name, text in texts.items():
+        console.print()
+        console.print(Text(name, style="bold"))
+        console.print(Text(text.rstrip("\n")))
