@@ -72,6 +72,27 @@ def test_a_server_killed_while_jobs_run_comes_back_and_nothing_is_lost(own, shor
     assert "the server is back" in worker.log
 
 
+def tell(path, seconds):
+    def told(_job, _connection, result):
+        time.sleep(seconds)
+        Path(path).write_text(str(result))
+
+    return told
+
+
+def test_a_callback_runs_through_an_outage_and_is_recorded(own, short_folder, diary):
+    running, _, fleet = own
+    worker = fleet.start(lease=5, beat=0.3).up()
+    job = nbqueue.options(on_success=tell(diary.path, 1)).submit(abs, -7)
+    assert job.wait(20) == 7
+    os.kill(running.pid, signal.SIGKILL)
+    wait_until(lambda: "trying again" in worker.log)
+    wait_until(lambda: diary.lines == ["7"])
+    program.start(short_folder, program=os.environ.get("NBQUEUE_TEST_SERVER"))
+    (echo,) = wait_until(lambda: job.echoes)
+    assert (echo.hook, echo.failure) == ("success", None)
+
+
 def test_jobs_that_a_lost_answer_left_in_a_workers_name_run(own):
     _, session, fleet = own
     worker = fleet.start(slots=1, lease=2, beat=0.3).up()

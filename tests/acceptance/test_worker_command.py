@@ -41,6 +41,15 @@ def test_burst_stays_for_the_jobs_of_a_dead_worker(session, fleet):
     assert batch.tally.finished == 4, second.log
 
 
+def test_a_worker_with_room_hears_of_work_at_once(session, fleet):
+    fleet.start(lease=60, beat=50).up()
+    long = nbqueue.submit(time.sleep, 60)
+    wait_until(lambda: long.status == "started")
+    for value in range(3):
+        assert nbqueue.submit(abs, -value).wait(10) == value  # long before the next beat
+    long.cancel()
+
+
 def test_max_jobs(session, fleet):
     batch = nbqueue.map(abs, range(20))
     worker = fleet.start("--max-jobs", "5")

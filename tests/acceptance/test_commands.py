@@ -1,0 +1,158 @@
+"""The commands that look at queues and change them, run as a user runs them."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from click.testing import CliRunner
+from helpers import wait_until
+
+from nbqueue import Queue
+from nbqueue.cli.main import cli
+
+
+@pytest.fixture
+def nbq(session, monkeypatch):
+    """`nbq("info", "--json")`: the answer of one command, which must succeed unless `code` says otherwise."""
+    monkeypatch.setenv("NBQUEUE_URL", session.settings.url)
+    monkeypatch.setenv("NBQUEUE_NAMESPACE", session.settings.namespace)
+
+    def run(*words, code=0):
+        done = CliRunner().invoke(cli, words, prog_name="nbqueue", auto_envvar_prefix="NBQUEUE")
+        assert done.exit_code == code, (words, done.output, done.exception)
+        return done.output.strip()
+
+    return run
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with a module in it."""
+    (tmp_path / "words.py").write_text(
+        textwrap.dedent("""
+        def count(text, times=1):
+            print("counting", text)
+            return len(text.split()) * times
+        def fail(text):
+            raise LookupError(text)
+        """)
+    )
+    return tmp_path
+
+
+def test_enqueue_as_a_user_types_it(session, fleet, place, nbq):
+    (place / "text").write_text("a b c")
+    words = ["enqueue", "-q", "low", "--job-id", "j1", "words.count", "@text", "times:=2"]
+    done = subprocess.run([sys.executable, "-m", "nbqueue", *words], cwd=place, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "j1\n"), done.stderr
+    fleet.start("low").up()
+    job = Queue("low").fetch_job("j1")
+    assert job.wait(20) == 6
+    told = nbq("show", "j1", "--args", "--result")
+    for fact in ("count", "low", "finished", "'a b c', times=2", "6", "counting a b c"):
+        assert fact in told
+    assert "a b c" not in nbq("show", "j1").replace("counting a b c", "")
+
+
+def test_enqueue_later_and_after_others(session, fleet, nbq):
+    first = nbq("enqueue", "operator.pos", ":1", "--schedule-in", "0.2")
+    second = nbq("enqueue", "operator.neg", ":2", "--depends-on", first)
+    q = Queue()
+    assert [q.fetch_job(name).get_status() for name in (first, second)] == ["scheduled", "deferred"]
+    fleet.start().up()
+    assert q.fetch_job(second).wait(20) == -2
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("nonsense",), "dotted name"),
+        (("operator.pos", "--timeout", "soon"), "not a duration"),
+        (("operator.pos", ":1", "--depends-on", "nobody"), "nobody"),
+        (("operator.pos", "--job-id", "a b"), "cannot be used"),
+        (("operator.pos", ":{"), "not JSON"),
+        (("operator.pos", "--schedule-in", "1", "--schedule-at", "2030-01-01"), "not both"),
+    ],
+)
+def test_enqueue_says_what_is_wrong(session, nbq, words, why):
+    done = subprocess.run([sys.executable, "-m", "nbqueue", "enqueue", *words], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert why in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_info_says_what_there_is(session, fleet, nbq):
+    worker = fleet.start("low", slots=3).up()
+    low, other = Queue("low"), Queue("other")
+    assert low.enqueue("operator.pos", 1).wait(20) == 1
+    other.enqueue("operator.pos", 1)
+    found = json.loads(nbq("info", "--json"))
+    rows = {row["queue"]: row for row in found["queues"]}
+    assert (rows["low"]["finished"], rows["low"]["slots"], rows["other"]["queued"]) == (1, 3, 1)
+    assert [(row["pid"], row["queues"]) for row in found["workers"]] == [(worker.pid, ["low"])]
+    assert [row["queue"] for row in found["batches"]] == ["other"]
+    only = json.loads(nbq("info", "other", "--json"))
+    assert ([row["queue"] for row in only["queues"]], only["workers"]) == (["other"], [])
+    assert "other" in nbq("info")
+
+
+def test_info_watches(session, nbq):
+    Queue("low").enqueue("operator.pos", 1)
+    words = [sys.executable, "-m", "nbqueue", "info", "--interval", "0.05", "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        first, second = (json.loads(process.stdout.readline()) for _ in range(2))
+        process.terminate()
+    assert first["queues"] == second["queues"]
+
+
+def test_requeue_empty_and_cancel(session, fleet, nbq, place):
+    q = Queue("low")
+    waiting = [q.enqueue("operator.pos", i) for i in range(3)]
+    assert nbq("cancel", waiting[0].id) == f"1 job of {waiting[0].id} canceled"
+    assert nbq("empty", "low") == "2 jobs canceled in low"
+    assert len(q) == 0
+    assert nbq("requeue", waiting[0].id) == f"{waiting[0].id} runs again"
+    fleet.start("low").up()
+    failed = q.enqueue("operator.truediv", 1, 0)
+    assert isinstance(failed.exception(20), ZeroDivisionError)
+    assert nbq("requeue", "--all", "--queue", "low") == "1 job to run again"
+    wait_until(lambda: (job := q.fetch_job(failed.id)).attempt == 2 and job.is_failed)
+    assert "no-such" in nbq("requeue", "no-such", code=1)
+    assert "ZeroDivisionError: division by zero" in nbq("show", failed.id)
+
+
+def test_suspend_and_resume(session, fleet, nbq):
+    fleet.start("low").up()
+    nbq("suspend")
+    job = Queue("low").enqueue("operator.pos", 1)
+    assert "suspended until resumed" in nbq("info")
+    assert job.get_status() == "queued"
+    nbq("resume")
+    assert job.wait(20) == 1
+    assert "suspended" not in nbq("info")
+
+
+def test_stop_and_shutdown(session, fleet, nbq):
+    worker = fleet.start("low", "--name", "anna").up()
+    job = Queue("low").enqueue("time.sleep", 60)
+    wait_until(lambda: job.get_status() == "started")
+    nbq("stop", job.id)
+    wait_until(lambda: job.get_status() == "canceled")
+    nbq("shutdown", "anna")
+    assert worker.process.wait(20) == 0
+    assert "nobody" in nbq("shutdown", "nobody", code=1)
+
+
+def test_options_come_from_the_config_file_and_the_environment(session, tmp_path, nbq):
+    path = tmp_path / "nbqueue.toml"
+    path.write_text('[worker]\nqueues = ["low", "high"]\nburst = true\n')
+    words = [sys.executable, "-m", "nbqueue", "worker", "-c", str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert "queues low high" in done.stderr + done.stdout
+    path.write_text("[worker]\nbrust = true\n")
+    assert "'brust'" in str(subprocess.run(words, capture_output=True, text=True).stderr)
+    path.write_text("[wroker]\nburst = true\n")
+    assert "[wroker]" in str(subprocess.run(words, capture_output=True, text=True).stderr)

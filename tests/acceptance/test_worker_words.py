@@ -1,0 +1,165 @@
+"""What a worker hears and says: messages from afar, suspension, schedules, meta and progress of running jobs."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+from helpers import wait_until
+
+import nbqueue
+from nbqueue import current, wire
+from nbqueue.client.worker import Worker
+from nbqueue.model import Notes, decode
+from nbqueue.policies import Repeat, Retry
+from nbqueue.worker import mail
+
+
+def nap(seconds):
+    current.progress(0)  # so that others see that it has begun
+    time.sleep(seconds)
+    return "slept"
+
+
+def test_a_worker_is_shut_down_from_afar_and_finishes_what_it_runs(session, fleet):
+    worker = fleet.start("--grace", "0", lease=30, beat=5).up()
+    job = nbqueue.submit(nap, 0.7)
+    wait_until(lambda: saved(session, job))
+    (found,) = Worker.all()
+    assert (found.pid, found.state, found.slots, found.job_ids) == (worker.pid, "busy", 2, [job.id])
+    found.shutdown()
+    assert job.wait(20) == "slept"
+    assert worker.process.wait(10) == 0
+    assert Worker.all() == []
+
+
+def test_a_message_that_nobody_signed_is_refused(session, fleet):
+    worker = fleet.start(lease=30, beat=5).up()
+    (found,) = Worker.all()
+    session.broker.post(found.id, b"shutdown")
+    wait_until(lambda: "a message was refused" in worker.log)
+    forged = wire.Sealer(wire.Keyring([b"another secret of some length"], ""), session.settings.namespace)
+    mail.send(session.broker, forged, found.id, mail.SHUTDOWN)
+    wait_until(lambda: worker.log.count("a message was refused") == 2)
+    assert nbqueue.submit(abs, -1).wait(10) == 1
+
+
+def test_stopping_one_job_spares_the_others(session, fleet):
+    worker = fleet.start(slots=3, lease=30, beat=5).up()
+    batch = nbqueue.map(nap, [60, 0.5, 60])
+    wait_until(lambda: batch.tally.started == 3)
+    assert batch[0].stop()
+    wait_until(lambda: batch[0].status == "canceled")
+    assert batch[1].wait(10) == "slept"
+    assert batch[2].status == "started"
+    assert f"told to stop {batch.id}:0" in worker.log
+    assert batch[0].outcome.cause == "user"
+    batch.cancel()
+
+
+def test_a_suspended_worker_takes_nothing_and_keeps_what_runs(session, fleet):
+    worker = fleet.start(lease=30, beat=5).up()
+    running = nbqueue.submit(nap, 0.5)
+    wait_until(lambda: running.status == "started")
+    session.broker.suspend()
+    waiting = nbqueue.submit(abs, -1)
+    assert running.wait(10) == "slept"
+    wait_until(lambda: "suspended" in worker.log)
+    assert waiting.status == "queued"
+    assert fleet.start("--burst").process.wait(10) == 0  # it does not wait for the end of that
+    session.broker.resume()
+    assert waiting.wait(3) == 1
+    assert worker.log.count("suspended") == 1
+
+
+# ---------------------------------------------------------------- schedules
+
+
+def test_a_scheduled_job_begins_at_its_time(session, fleet):
+    fleet.start(lease=30, beat=20).up()
+    nbqueue.submit(abs, -1).wait(20)  # warm
+    job = nbqueue.options(retry=Retry(2, interval=[0.4, 0.2])).submit(late)
+    began = session.broker.now_us()
+    wait_until(lambda: job.outcome, 10)
+    runs = [run.outcome.started_us for run in reversed(job.results())]
+    gaps = [(after - before) / 1e6 for before, after in itertools.pairwise(runs)]
+    assert len(gaps) == 2
+    # A failure is settled 0.2 s after it happened; the interval begins there.
+    assert 0.6 <= gaps[0] < 0.8, (began, runs)
+    assert 0.4 <= gaps[1] < 0.6
+
+
+def late():
+    raise TimeoutError
+
+
+def asks_again():
+    return Retry(2) if current.get_current_job().attempt < 3 else "at last"
+
+
+def test_a_job_may_ask_to_run_again(session, fleet):
+    worker = fleet.start().up()
+    job = nbqueue.submit(asks_again)
+    assert job.wait(20) == "at last"
+    assert [run.outcome.cause for run in job.results()] == [None, "retry", "retry"]
+    assert worker.log.count("runs again") == 2
+
+
+def test_a_repeat_runs_again_after_its_success(session, fleet):
+    worker = fleet.start("--burst")
+    job = nbqueue.options(repeat=Repeat(2, interval=0.1)).submit(abs, -2)
+    assert worker.process.wait(20) == 0
+    assert [run.return_value() for run in job.results()] == [2, 2, 2]
+
+
+# ---------------------------------------------------------------- what jobs say of themselves
+
+
+def counting(n):
+    job = current.get_current_job()
+    for done in range(n):
+        job.meta["done"] = done + 1
+        job.save_meta()
+        job.progress(done + 1, n, "counting")
+    time.sleep(0.3 if n < 100 else 0.0)
+    return job.meta["before"]
+
+
+def saved(session, job):
+    blob = session.broker.metas(job.batch.id, [job.index])[0]
+    return blob and decode(Notes, session.sealer.unseal(wire.META, job.batch.id, job.index, blob))
+
+
+def test_meta_and_progress_show_while_it_runs(session, fleet):
+    fleet.start(lease=30, beat=5).up()
+    job = nbqueue.options(meta={"before": 7}).submit(counting, 1)
+    found = wait_until(lambda: (notes := saved(session, job)) and notes.progress and notes)
+    assert job.status == "started"
+    assert found == Notes({"before": 7, "done": 1}, (1, 1, "counting"))
+    assert job.wait(10) == 7
+
+
+def test_the_last_word_is_saved_before_the_outcome(session, fleet):
+    fleet.start(lease=30, beat=5).up()
+    job = nbqueue.options(meta={"before": 7}).submit(counting, 5000)
+    assert job.wait(20) == 7
+    assert saved(session, job) == Notes({"before": 7, "done": 5000}, (5000, 5000, "counting"))
+
+
+# ---------------------------------------------------------------- one batch after another, job by job
+
+
+def double(value):
+    if value == 3:
+        raise ValueError(value)
+    return value * 2
+
+
+def test_a_job_runs_on_the_result_of_another(session, fleet):
+    fleet.start().up()
+    first = nbqueue.map(double, range(5))
+    second = first.then(double)
+    assert second.wait(20)
+    assert second.results(errors="skip") == [0, 4, 8, 16]
+    assert second[3].outcome.cause == "dependency"
+    assert first[3].status == "failed"
