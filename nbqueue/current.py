@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ class CurrentJob:
 
 
 class Here:
-    """The job that this process runs. One at a time runs in a process."""
+    """The job that a horse runs, or a thread of any other process."""
 
     __slots__ = ("index", "job", "made", "note", "present", "seed", "stream")
 
@@ -123,7 +124,20 @@ class Here:
         self.stream: np.random.Generator | None = None
 
 
-here = Here()
+here = Here()  # of a horse, where all threads are the job's
+_mine: ContextVar[Here | None] = ContextVar("nbqueue job", default=None)  # of a thread that makes a call by itself
+_others: dict[Here, frozenset[int]] = {}  # such calls -> the threads that were there before, which are not the job's
+
+
+def _present() -> Here:
+    found = _mine.get()
+    if found is not None or not _others:
+        return found or here
+    import threading  # what is not imported need not be forked
+
+    # A thread that the job started, as far as can be told: it came later than the job, and than no other's.
+    own = [job for job, before in list(_others.items()) if threading.get_ident() not in before]
+    return own[0] if len(own) == 1 else here
 
 
 # ---------------------------------------------------------------- for those who make calls
@@ -149,25 +163,32 @@ def inside(
     present: Callable[[], CurrentJob] | None = None,
     note: Callable[[int, bytes], None] | None = None,
 ) -> Iterator[None]:
-    """Marks this process as running `job` while the context lasts; what it says of itself goes to `note`."""
-    enter(job, seed, index, present)
-    here.note = note
+    """Marks this thread, and those that it starts, as running `job`; what that says of itself goes to `note`.
+
+    What else goes on in this process is outside: other threads may submit, or run other jobs.
+    """
+    import threading
+
+    mine = Here()
+    mine.job, mine.seed, mine.index, mine.present, mine.note = job, seed, index, present, note
+    _others[mine] = frozenset(each.ident or 0 for each in threading.enumerate())
+    token = _mine.set(mine)
     try:
         yield
     finally:
-        leave()
-        here.note = None
+        _mine.reset(token)
+        del _others[mine]
 
 
 def current() -> str | None:
     """The id of the job that this code runs in; None outside of jobs."""
-    return here.job
+    return _present().job
 
 
 def note(kind: int, payload: bytes) -> None:
     """Sends META or PROGRESS of the running job to its worker; does nothing where nobody listens."""
-    if here.note is not None:
-        here.note(kind, payload)
+    if (send := _present().note) is not None:
+        send(kind, payload)
 
 
 # ---------------------------------------------------------------- for those who write jobs
@@ -175,30 +196,32 @@ def note(kind: int, payload: bytes) -> None:
 
 def get_current_job() -> CurrentJob | None:
     """The job that this code runs in; None outside of jobs. It has no connection, and needs none."""
-    job = here.job
-    if job is None:
+    now = _present()
+    if (job := now.job) is None:
         return None
-    if (found := here.made.get(job)) is None:
-        made = here.present() if here.present is not None else CurrentJob(job, index=here.index)
-        found = here.made.setdefault(job, made)  # of two threads that ask at once, both get the same
+    if (found := now.made.get(job)) is None:
+        made = now.present() if now.present is not None else CurrentJob(job, index=now.index)
+        found = now.made.setdefault(job, made)  # of two threads that ask at once, both get the same
     return found
 
 
 def progress(done: float, total: float | None = None, text: str = "") -> None:
     """Says how far the running job is: `done` of `total`, and a few words. Outside of a job it does nothing."""
-    if here.note is not None and here.job is not None:
+    now = _present()
+    if now.note is not None and now.job is not None:
         whole = None if total is None else _number("total", total)
-        here.note(PROGRESS, msgspec.msgpack.encode((_number("done", done), whole, str(text)[:1_000])))
+        now.note(PROGRESS, msgspec.msgpack.encode((_number("done", done), whole, str(text)[:1_000])))
 
 
 def rng() -> np.random.Generator:
     """The job's own NumPy Generator: the same stream for the same (seed, index), through retries too."""
-    if here.stream is None:
+    now = _present()
+    if now.stream is None:
         import numpy as np
 
-        key = None if here.job is None or here.seed is None else [here.seed, here.index]
-        here.stream = np.random.default_rng(key)
-    return here.stream
+        key = None if now.job is None or now.seed is None else [now.seed, now.index]
+        now.stream = np.random.default_rng(key)
+    return now.stream
 
 
 # ---------------------------------------------------------------- meta as bytes
@@ -239,8 +262,8 @@ def _plain(where: str, value: Any, depth: int) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(f"{where}[{position}]", each, depth + 1) for position, each in enumerate(value)]
     raise BadInput(
-        message=f"{where} is a {type(value).__name__}: meta takes numbers, texts, bytes, True, False, None, and lists"
-        " and dicts of them. Store its text, or the path of a file that holds it."
+        message=f"{where} is of type {type(value).__name__}: meta takes numbers, texts, bytes, True, False, None, lists"
+        " and dicts. Store its text, or the path of a file that holds it."
     )
 
 

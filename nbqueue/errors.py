@@ -98,7 +98,7 @@ class TooLarge(BadInput, ValueError):
 
 
 class InUse(BadInput, ValueError):
-    """The {what} {name!r} is in use by another batch. Choose another one, attach to that batch with
+    """The {what} {name!r} is in use by another job or batch. Choose another one, look at that one with
     `nbqueue.attach({name!r})`, or remove it with `nbqueue.attach({name!r}).forget()`."""
 
 
@@ -130,7 +130,8 @@ class NotThere(NbqueueError, LookupError):
 
 
 class NoSuchBatch(NotThere):
-    """There is no batch {name!r} on {server}. `nbqueue.batches()` lists those there are."""
+    """There is no batch {name!r} on {server}. `nbqueue batches`, or `nbqueue.batches()`, lists
+    those there are."""
 
 
 class NoSuchJob(NotThere):
@@ -142,13 +143,13 @@ class NoSuchWorker(NotThere):
 
 
 class Expired(NotThere):
-    """The result of {what} has expired: results are kept for {ttl} after the end of a batch. Ask for more with
-    `result_ttl=`."""
+    """{what} is no longer there: it has expired (results are kept for {ttl} after the end; ask for more with
+    `result_ttl=`), or it was deleted."""
 
 
 class LostByServer(NotThere):
-    """The server at {server} has forgotten {what}: it was restarted without its data, or flushed. What had not been
-    collected by then must run again."""
+    """The server at {server} has forgotten {what}: it was restarted without its data, or flushed, or someone deleted
+    it. What had not been collected by then must run again."""
 
 
 # ---------------------------------------------------------------- how jobs and batches end
@@ -159,7 +160,7 @@ class JobFailed(NbqueueError):
 
 
 class JobCanceled(NbqueueError):
-    """Job {job} was canceled ({cause}), so it has no result. `batch.retry(...)` runs it again."""
+    """Job {job} was canceled ({cause}), so it has no result. {remedy}"""
 
 
 class BatchFailed(NbqueueError):

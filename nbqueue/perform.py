@@ -121,7 +121,7 @@ def _let_go(why: BaseException, keep: Callable[[BaseException], object] | None) 
 
 def _asked(rerun: Rerun) -> Failure:
     often = "once" if rerun.times == 1 else f"{rerun.times:,} times"
-    return Failure("nbqueue.Retry", f"the job asked to run again, which it may {often}")
+    return Failure("nbqueue.Retry", f"the job asked to run again, at most {often}")
 
 
 def awaited(value: Any) -> Any:

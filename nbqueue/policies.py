@@ -12,6 +12,8 @@ from nbqueue.checks import seconds
 from nbqueue.errors import BadOption
 from nbqueue.model import CALLBACK_TIMEOUT, Rerun
 
+_MOST = 1_000_000_000  # further runs
+
 
 class _Policy:
     """A count and intervals, compared and shown by what they say."""
@@ -20,8 +22,10 @@ class _Policy:
     _word = ""
 
     def __init__(self, times: int, interval: Any, *, front: bool = False) -> None:
-        if isinstance(times, bool) or not isinstance(times, int) or times < 1:
-            raise BadOption(message=f"{type(self).__name__}({self._word}={times!r}): give a whole number of 1 or more.")
+        if isinstance(times, bool) or not isinstance(times, int) or not 1 <= times <= _MOST:
+            raise BadOption(
+                message=f"{type(self).__name__}({self._word}={times!r}): give a whole number from 1 to {_MOST:,}."
+            )
         self.rerun = Rerun(times, _intervals(interval), front)
 
     @property

@@ -22,6 +22,7 @@ _READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     ":": ("JSON", json.loads),
     "%": ("a Python literal", ast.literal_eval),
 }
+_LIKE = {":": ":3, :'\"text\"' or key:=[1,2]", "%": "%3, %'\"text\"' or key%='(1,2)'"}
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
@@ -56,4 +57,5 @@ def _value(kind: str, text: str, argument: str) -> Any:
     try:
         return read(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as why:
-        raise BadInput(message=f"The argument {argument!r} is not {what}: {why}.") from why
+        told = "" if kind == "%" else f" ({why})"  # of Python's parser only its inner words would be told
+        raise BadInput(message=f"The argument {argument!r} is not {what}{told}, such as {_LIKE[kind]}.") from why

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -19,6 +20,8 @@ from nbqueue.store.broker import Broker
 from nbqueue.store.connection import connect, preflight
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from nbqueue.client.session import Session
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -58,11 +61,12 @@ def _configured(context: click.Context, _option: click.Parameter, path: Path | N
             named = ", ".join(commands)
             raise BadOption(message=f"The config file has a table [{strange[0]}], which is no command: {named}.")
     table = tables.get(name, {})
-    known = {option.name for option in context.command.params if option.name} - {"config"}
-    if unknown := sorted(table.keys() - known):
+    known = {option.name: option for option in context.command.params if option.name and option.name != "config"}
+    if unknown := sorted(table.keys() - known.keys()):
+        shown = sorted(name.replace("_", "-") for name, option in known.items() if not getattr(option, "hidden", False))
         raise BadOption(
             message=f"The config file has {unknown[0]!r} in its table [{name}], which is no option of that command. "
-            f"Options: {', '.join(sorted(known))}."
+            f"Options: {', '.join(shown)}."
         )
     context.default_map = dict(context.default_map or {}) | table
     return path
@@ -94,8 +98,19 @@ def session(url: str | None, namespace: str | None, config: Path | None, *, star
 
     found = reach(url, namespace, config).settings if not start else settings.load(url, namespace, config=config)
     opened = sessions.Session(found)
+    if not start:
+        with warnings.catch_warnings(action="ignore"):  # how safe a server is concerns who sends, not who looks
+            opened.broker  # noqa: B018 - connects
     sessions.use(opened)
     return opened
+
+
+def console() -> Console:
+    """The terminal; what is piped elsewhere is as wide as it needs to be."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=240)
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

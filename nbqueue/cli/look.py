@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nbqueue.cli.common import duration, print_json, reach, server_options
+from nbqueue.cli.common import console, duration, print_json, reach, server_options
 from nbqueue.errors import BadSignature, NoServer
 from nbqueue.model import Spec, WorkerInfo, decode, utc
 from nbqueue.store.broker import Broker
@@ -18,7 +18,6 @@ from nbqueue.store.records import BatchView
 from nbqueue.wire import peek
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
 _TEXTS = {"queue", "worker", "queues", "host", "batch", "function"}
@@ -50,10 +49,10 @@ def info(
 
     if not watch and interval is None:
         found = look()
-        print_json(found) if as_json else _print(found)
+        print_json(found) if as_json else _print(found, queues)
         return
     try:
-        _watch(look, interval or _EVERY, as_json=as_json)
+        _watch(look, interval or _EVERY, queues, as_json=as_json)
     except KeyboardInterrupt:
         return
 
@@ -69,7 +68,7 @@ def batches(*, as_json: bool, url: str | None, namespace: str | None, config: Pa
         print_json(found)
     else:
         table = _batch_table(found)
-        _console().print(table if table.row_count else "No batch is there.")
+        console().print(table if table.row_count else "No batch is there.")
 
 
 # ---------------------------------------------------------------- what there is
@@ -128,47 +127,46 @@ def _label(view: BatchView) -> str:
 # ---------------------------------------------------------------- how it is shown
 
 
-def _console() -> Console:
-    """The terminal; what is piped elsewhere is as wide as it needs to be."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=240)
-
-
-def _watch(look: Callable[[], dict[str, Any]], interval: float, *, as_json: bool) -> None:
+def _watch(look: Callable[[], dict[str, Any]], interval: float, queues: tuple[str, ...], *, as_json: bool) -> None:
     from rich.live import Live
 
-    console = _console()
-    if as_json or not console.is_terminal:
+    terminal = console()
+    if as_json or not terminal.is_terminal:
         while True:
-            print_json(look(), indent=None) if as_json else _print(look())
+            print_json(look(), indent=None) if as_json else _print(look(), queues)
             time.sleep(interval)
-    with Live(console=console, screen=True, auto_refresh=False) as live:
+    with Live(console=terminal, screen=True, auto_refresh=False) as live:
         while True:
             try:
-                live.update(_page(look()), refresh=True)
+                live.update(_page(look(), queues), refresh=True)
             except NoServer as why:
                 live.update(f"{time.strftime('%H:%M:%S')}  {why} Looking again.", refresh=True)
             time.sleep(interval)
 
 
-def _print(found: dict[str, Any]) -> None:
-    _console().print(_page(found))
+def _print(found: dict[str, Any], queues: tuple[str, ...]) -> None:
+    console().print(_page(found, queues))
 
 
-def _page(found: dict[str, Any]) -> Any:
+def _page(found: dict[str, Any], queues: tuple[str, ...]) -> Any:
     from rich.console import Group
     from rich.text import Text
 
     parts: list[Any] = [Text(f"server   {found['server']}")]
     if found["suspended"]:
         parts.append(Text(f"suspended {found['suspended']}: no job begins; `nbqueue resume` ends it", style="yellow"))
-    running = _batch_table(found["batches"])
+    named = " ".join(queues)
+    strange = [name for name in queues if name not in {row["queue"] for row in found["queues"]}]
+    if found["queues"] and strange:
+        parts.append(Text(f"no such queue: {' '.join(strange)}", style="yellow"))
+    unused = (
+        f"No queue {named} has been used yet; `nbqueue info` lists all." if named else "No queue has been used yet."
+    )
+    up = f"No worker serves {named}." if named else "No worker is up."
     for table, empty in (
-        (_queue_table(found["queues"]), "No queue has been used yet."),
-        (_worker_table(found["workers"]), "No worker is up. Start one with `nbqueue worker`."),
-        (running, "No batch is running; `nbqueue batches` lists all."),
+        (_queue_table(found["queues"]), unused),
+        (_worker_table(found["workers"]), f"{up} Start one with `{f'nbqueue worker {named}'.rstrip()}`."),
+        (_batch_table(found["batches"]), "No batch is running; `nbqueue batches` lists all."),
     ):
         parts += [Text(""), table if table.row_count else Text(empty)]
     return Group(*parts)

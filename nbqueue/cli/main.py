@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -54,8 +56,14 @@ def cli() -> None:
     """  # noqa: D301 - click reads the control character
 
 
+def _warn(message: Warning | str, *_where: Any) -> None:
+    """One line; which line of ours warned is nothing to who types commands."""
+    click.secho(f"nbqueue: {message}", fg="yellow", err=True)
+
+
 def main() -> None:
-    """Runs the command line; errors of ours are one line and exit code 1."""
+    """Runs the command line; errors of ours are one line and exit code 1, warnings one line."""
+    warnings.showwarning = _warn  # type: ignore[assignment]
     try:
         cli.main(prog_name="nbqueue", standalone_mode=True, auto_envvar_prefix="NBQUEUE")
     except NbqueueError as why:

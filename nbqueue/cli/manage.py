@@ -118,7 +118,10 @@ def stop(job_ids: tuple[str, ...], *, url: str | None, namespace: str | None, co
     session(url, namespace, config)
 
     def act(name: str) -> None:
-        Job.fetch(name).stop()
+        if not Job.fetch(name).stop():
+            raise BadInput(
+                message=f"{name} does not run, so there is nothing to stop. `nbqueue cancel` ends what waits."
+            )
         click.echo(f"{name} is told to stop")
 
     sys.exit(bool(_each(job_ids, act)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nbqueue.cli.common import print_json, server_options, session
+from nbqueue.cli.common import console, print_json, server_options, session
 
 
 @click.command()
@@ -74,19 +74,18 @@ def _texts(job: Any) -> dict[str, str]:
 
 
 def _print(facts: dict[str, Any], texts: dict[str, str]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    terminal = console()
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
         stamp = value.astimezone().strftime("%Y-%m-%d %H:%M:%S") if hasattr(value, "astimezone") else str(value)
         table.add_row(name, Text(stamp))
-    console.print(table)
+    terminal.print(table)
     for name, text in texts.items():
-        console.print()
-        console.print(Text(name, style="bold"))
-        console.print(Text(text.rstrip("\n")))
+        terminal.print()
+        terminal.print(Text(name, style="bold"))
+        terminal.print(Text(text.rstrip("\n")), soft_wrap=True)

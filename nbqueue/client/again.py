@@ -33,17 +33,11 @@ def retry(batch: Batch[Any], rows: Any, func: Callable[..., Any] | str | None, l
         inline.again(batch, indexes, func, spec)
         return len(indexes)
     session, watch = batch.session, batch.watch
-    if func is not None and not watch.over:
-        why = f"{batch.id} still runs ({batch.tally}), and its other jobs must not change under it"
-        raise BadInput(message=f"retry(func=...) waits for the end of the batch: {why}. Call wait() or cancel() first.")
+    if func is not None:
+        _refuse_while_it_runs(batch)
     changes: dict[str, Any] = {}
     if func is not None:
-        function = describe(func, env=spec.env, salt=session.sealer.keyring.key, hooks=_hooks(batch))
-        spec = msgspec.structs.replace(spec, key=function.record.key, label=function.label)
-        changes |= {"key": function.record.key, "signer": session.sealer.keyring.current.hex()}
-        changes |= {"python": function.record.python, "host": function.record.host}
-        changes["function"] = session.sealer.seal(wire.FUNCTION, batch.id, -1, encode(function.record))
-        batch.function = function.call
+        spec, changes = _replaced(batch, func, spec)
     if spec != batch.spec:
         changes["spec"] = session.sealer.seal(wire.SPEC, batch.id, -1, encode(spec))
     if watch.gone:
@@ -62,6 +56,28 @@ def retry(batch: Batch[Any], rows: Any, func: Callable[..., Any] | str | None, l
     if watch.followed:
         session.collector.follow(watch)
     return count
+
+
+def _refuse_while_it_runs(batch: Batch[Any]) -> None:
+    """Raises BadInput for a batch that has not ended; of one that was just attached the store knows."""
+    if batch.watch.over:
+        return
+    view = batch.session.ask(lambda broker: broker.view(batch.id))
+    if view is None or view.done_us is None:
+        why = f"{batch.id} still runs ({batch.tally}), and its other jobs must not change under it"
+        raise BadInput(message=f"retry(func=...) waits for the end of the batch: {why}. Call wait() or cancel() first.")
+
+
+def _replaced(batch: Batch[Any], func: Callable[..., Any] | str, spec: Spec) -> tuple[Spec, dict[str, Any]]:
+    """The spec with another function, and what the store must be told of it."""
+    sealer = batch.session.sealer
+    function = describe(func, env=spec.env, salt=sealer.keyring.key, hooks=_hooks(batch))
+    batch.function = function.call
+    record = function.record
+    changes: dict[str, Any] = {"key": record.key, "signer": sealer.keyring.current.hex()}
+    changes |= {"python": record.python, "host": record.host}
+    changes["function"] = sealer.seal(wire.FUNCTION, batch.id, -1, encode(record))
+    return msgspec.structs.replace(spec, key=record.key, label=function.label), changes
 
 
 def _hooks(batch: Batch[Any]) -> dict[str, Hook]:

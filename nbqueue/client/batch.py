@@ -101,6 +101,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
 
         Raises LostByServer or Expired when the store has the batch no more, and what stopped the upload.
         """
+        looking.reconsider_all(self)
         met = waiting.until(self, lambda: self.watch.settled, timeout)
         for bar in list(self.watch.bars):
             bar.update(self.watch)  # its end belongs to the cell that waited
@@ -155,6 +156,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
 
         Raises what stopped the upload, after the jobs that had arrived.
         """
+        looking.reconsider_all(self)
         watch, place, seen = self.watch, 0, set[int]()
         while not (watch.settled and place >= len(watch.ended)):
             start = place
@@ -199,9 +201,9 @@ class Batch(Sequence[Job[R]], Generic[R]):
 
     @property
     def failed(self) -> Jobs[R]:
-        """The Jobs that failed so far, as a sequence with a table for a repr."""
+        """The Jobs that failed so far, as a sequence with a table for a repr. Until all is here, the store is asked."""
         watch = self.watch
-        if watch.followed or self.inline:
+        if self.inline or watch.settled or watch.gone:
             failed = [Job(self, index) for index in range(len(self)) if watch.state(index) is State.FAILED]
         else:
             failed = [Job(self, index) for index in self.session.ask(lambda broker: broker.failed(self.id))]

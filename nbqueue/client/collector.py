@@ -10,8 +10,10 @@ import atexit
 import contextlib
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING
 
+from nbqueue.client.singles import Singles
 from nbqueue.errors import NbqueueError, NoServer, ServerRefused, WrongPassword
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from nbqueue.client.watch import Watch
     from nbqueue.store.broker import Broker
     from nbqueue.store.decoding import Progress
+    from nbqueue.store.ear import Hints
 
 PART = 1_000  # outcomes a turn and batch
 LOGS = 500  # batches a turn
@@ -39,12 +42,12 @@ class Collector:
         self._session = session
         self._lock = threading.Lock()
         self._watches: dict[Watch, None] = {}  # in the order of their arrival; one batch may be watched twice
-        self._singles: dict[str, list[Watch]] = {}  # the batches of one among them
+        self._singles = Singles()  # the batches of one
         self._wake = threading.Event()
         self._pause = threading.Event()
         self._thread: threading.Thread | None = None
         self._queues: dict[str, tuple[float, int]] = {}  # queue -> (when counted, live slots)
-        self._shown: dict[Watch, float] = {}
+        self._shown = weakref.WeakKeyDictionary["Watch", float]()
         self._named: dict[str, None] = {}  # batches of one that the session's log has named
         self._position = self._round = 0
         self.outage: NbqueueError | None = None  # why the store cannot be read at the moment
@@ -54,8 +57,7 @@ class Collector:
         with self._lock:
             watch.followed = True
             if watch.single:
-                same = self._singles.setdefault(watch.batch, [])
-                same += [watch] if watch not in same else []
+                self._singles.add(watch)
             else:
                 self._watches[watch] = None
             if self._thread is None or not self._thread.is_alive():
@@ -68,10 +70,7 @@ class Collector:
         """Stops following."""
         with self._lock:
             self._watches.pop(watch, None)
-            if watch in (same := self._singles.get(watch.batch, [])):
-                same.remove(watch)
-                if not same:
-                    del self._singles[watch.batch]
+            self._singles.drop(watch)
 
     def stop(self) -> None:
         """Ends the thread; at the latest with its next answer."""
@@ -98,26 +97,44 @@ class Collector:
                 self.outage = None
                 if not busy and not self._idle():
                     heard = hints.wait(IDLE)
-                    if not self._awaited(heard):
-                        # The first hint after a silence is followed at once; of a stream, one look takes many.
-                        self._pause.wait(max(0.0, looked + GAP - time.monotonic()))
+                    self._gather(hints, heard, looked + GAP)
             except (NoServer, ServerRefused, WrongPassword) as why:
                 self._away(why)
                 broker = hints = None
             except Exception as why:  # noqa: BLE001 - a fault of ours must reach those who wait, not die with a thread
                 self._fail(self._active(), why)
 
+    def _gather(self, hints: Hints, heard: set[str], until: float) -> None:
+        """Lets time pass: of a stream of hints one look takes many. The first after a silence is followed at once."""
+        while not self._awaited(heard) and (left := until - time.monotonic()) > 0 and not self._pause.is_set():
+            if self._late(heard):
+                heard = hints.wait(left)
+            else:
+                self._pause.wait(left)
+
+    def _late(self, heard: set[str]) -> bool:
+        """Whether these are hints of batches of one that are over by now, while others may be waited for."""
+        with self._lock:
+            return not self._watches and not any(self._singles.of(batch) for batch in heard)
+
     def _awaited(self, heard: set[str]) -> bool:
         """Whether somebody waits for one of these batches of one, and for nothing else."""
         with self._lock:
-            return any(watch.awaited for batch in heard for watch in self._singles.get(batch, ()))
+            return any(watch.awaited for batch in heard for watch in self._singles.of(batch))
 
     def _active(self) -> list[Watch]:
         with self._lock:
-            return [*self._watches, *(watch for same in self._singles.values() for watch in same)]
+            return [*self._watches, *self._singles]
+
+    def orphaned(self) -> None:
+        """In a forked child: there is no thread, and there never will be; whoever waits has another collector."""
+        atexit.unregister(self.stop)
+        for watch in [*self._watches, *self._singles]:
+            watch.orphaned()
 
     def _idle(self) -> bool:
-        return not self._watches and not self._singles
+        with self._lock:
+            return not self._watches and not len(self._singles)
 
     def _away(self, why: NbqueueError) -> None:
         self.outage = why
@@ -167,17 +184,17 @@ class Collector:
         Answers whether more were named than it could take, and whose state is to be looked at: some in turn, in case
         a line was lost, and those that were named but have no outcome.
         """
-        if not self._singles:
-            return False, []
+        with self._lock:
+            if not len(self._singles):
+                return False, []
         entries = broker.session_log(self._session.id, self._position, PART)
         self._position += len(entries)
         self._named |= dict.fromkeys(entry.decode() for entry in entries)
         with self._lock:
-            watches = [watch for same in self._singles.values() for watch in same]
-            named = [watch for batch in list(self._named)[:PART] for watch in self._singles.get(batch, ())]
+            named = [watch for batch in list(self._named)[:PART] for watch in self._singles.of(batch)]
+            few = self._singles.some(FEW, foreign=False)
+            strangers = self._singles.some(STRANGERS, foreign=True)
         self._named = dict.fromkeys(list(self._named)[PART:])
-        few = _window([watch for watch in watches if not watch.foreign], FEW, self._round)
-        strangers = _window([watch for watch in watches if watch.foreign], STRANGERS, self._round)
         asked = list(dict.fromkeys([*named, *few, *strangers]))
         generations = [watch.generation for watch in asked]
         blobs = broker.outcomes_of([(watch.batch, 0) for watch in asked]) if asked else []

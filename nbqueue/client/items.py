@@ -36,6 +36,7 @@ class Calls:
     columns: tuple[str, ...]
     labeled: bool = False
     index_names: tuple[str | None, ...] = ()
+    alone: bool = False  # one call, as it stands
 
 
 # ---------------------------------------------------------------- the verbs' items
@@ -90,7 +91,8 @@ def gridded(function: Function, axes: dict[str, Any]) -> Calls:
 def single(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calls:
     """One call, as it stands."""
     columns = _columns(function, 1, len(args))
-    return Calls([(args, kwargs, None)], 1, (*columns, *(name for name in kwargs if name not in columns)))
+    named = (*columns, *(name for name in kwargs if name not in columns))
+    return Calls([(args, kwargs, None)], 1, named, alone=True)
 
 
 def _framed(function: Function, items: tuple[Any, ...]) -> Calls:
@@ -219,26 +221,33 @@ def payloads(function: Function, calls: Calls) -> Iterator[bytes]:
     pack: Callable[..., bytes] = perform.pack
     for index, call in enumerate(calls.rows):
         if index == 0:
-            bound(function, call)
+            bound(function, call, "these arguments" if calls.alone else "the first item")
         args, kwargs, label = call
         try:
             payload = pack(args, kwargs, label)
         except Exception as why:
-            raise _refusal(function, index, call, why) from why
+            raise _refusal(_said(function, index, call, why, alone=calls.alone), why) from why
         if len(payload) > WARN_ARGUMENTS and not warned:
             warned = True
             size = size_text(len(payload))
+            what = "The call" if calls.alone else f"Item {index}"
             warnings.warn(
-                f"Item {index} of {function.label} is {size}: every job carries its arguments through the server. "
+                f"{what} of {function.label} is {size}: every job carries its arguments through the server. "
                 "Pass a path, or what the job can make it from.",
                 stacklevel=2,
             )
         yield payload
 
 
-def _refusal(function: Function, index: int, call: Call, why: Exception) -> Exception:
+def _said(function: Function, index: int, call: Call, why: Exception, *, alone: bool) -> str:
+    """What is wrong, in words: of a single call no item is named, for there is only it."""
     name = _culprit(function, call, too_large=isinstance(why, TooLarge))
-    what = f"Item {index} of {function.label}" + (f" (argument {name})" if name else "")
+    if alone:
+        return f"The argument {name} of {function.label}" if name else f"The call of {function.label}"
+    return f"Item {index} of {function.label}" + (f" (argument {name})" if name else "")
+
+
+def _refusal(what: str, why: Exception) -> Exception:
     if isinstance(why, TooLarge):
         remedy = "Pass a path, or what the job can make it from."
         return TooLarge(what=what, limit=why.facts["limit"], remedy=remedy)

@@ -14,6 +14,7 @@ from nbqueue.errors import (
     Expired,
     JobCanceled,
     JobFailed,
+    NoSuchBatch,
     NoSuchWorker,
     NotDone,
     NotThere,
@@ -39,6 +40,10 @@ class Job(Facts[R]):
     def id(self) -> str:
         """`batch:index`; of a single job the id of its batch."""
         return self.batch.id if self.batch.single else job_id(self.batch.id, self.index)
+
+    def get_id(self) -> str:
+        """As `id`; RQ's older spelling."""
+        return self.id
 
     def __repr__(self) -> str:
         state = self.batch.watch.state(self.index)
@@ -80,8 +85,17 @@ class Job(Facts[R]):
 
     @property
     def status(self) -> State:
-        """Where it is: from memory once it has ended, else the store is asked."""
-        return looking.states(self.batch.session, [self])[0]
+        """Where it is: from memory once it has ended, else the store is asked.
+
+        Raises Expired or LostByServer when the store has it no more, and its end was not seen.
+        """
+        found = looking.states(self.batch.session, [self])[0]
+        if found is not None:
+            return found
+        self._look()
+        if self.batch.watch.gone:
+            raise self._absence()
+        return self.batch.watch.state(self.index) or State.QUEUED  # on its way to the store
 
     def get_status(self, refresh: bool = True) -> State:
         """As `status`; with `refresh` the store is asked in any case."""
@@ -106,7 +120,10 @@ class Job(Facts[R]):
     def _look(self) -> None:
         """Asks the store where memory knows nothing: a status just read must not be ahead of the result."""
         watch = self.batch.watch
-        if not (self.batch.inline or watch.gone or watch.has(self.index)):
+        if self.batch.inline or watch.gone:
+            return
+        looking.reconsider(self.batch.session, [self])
+        if not watch.has(self.index):
             looking.read(self.batch, self.index)
 
     def wait(self, timeout: float | None = None) -> R:
@@ -199,7 +216,10 @@ class Job(Facts[R]):
         batch = self.batch
         if batch.inline:
             return False
-        count = batch.session.ask(lambda broker: broker.cancel(batch.id, [self.index], running=running))
+        try:
+            count = batch.session.ask(lambda broker: broker.cancel(batch.id, [self.index], running=running))
+        except NoSuchBatch:
+            return False  # it has expired, or was deleted
         return bool(count)
 
     def stop(self) -> bool:
@@ -218,11 +238,20 @@ class Job(Facts[R]):
         return True
 
     def requeue(self) -> Job[R]:
-        """Runs it again, after it has failed, was canceled, or finished. Raises BadInput while it has not ended."""
+        """Runs it again, after it has failed, was canceled, or finished.
+
+        Raises BadInput while it has not ended, Expired when the store has it no more.
+        """
         from nbqueue.client import again
 
+        if self.batch.watch.gone:
+            raise self._absence()
         looking.look(self.batch.session, [self], afresh=True, canceled=True)
-        if not again.retry(self.batch, [self.index], None, {}):
+        try:
+            count = again.retry(self.batch, [self.index], None, {})
+        except NoSuchBatch:
+            raise self._absence() from None
+        if not count:
             raise BadInput(message=f"{self.id} has not ended yet: it runs again already, or still.")
         return self
 
@@ -262,7 +291,7 @@ def error_of(outcome: Outcome, job: str) -> BaseException | None:
     if outcome.state is State.FINISHED:
         return None
     if outcome.state is State.CANCELED:
-        return JobCanceled(job=job, cause=outcome.cause)
+        return JobCanceled(job=job, cause=outcome.cause, remedy=_again(outcome.cause))
     rebuilt = _rebuilt(outcome.failure, outcome.cause)
     if rebuilt is not None:
         return rebuilt
@@ -270,6 +299,12 @@ def error_of(outcome: Outcome, job: str) -> BaseException | None:
     if outcome.failure is not None and outcome.failure.traceback:
         error.__cause__ = RemoteTraceback(outcome.failure.traceback)
     return error
+
+
+def _again(cause: Cause | None) -> str:
+    if cause is Cause.DEPENDENCY:
+        return "Requeue what it depends on (its `dependency_ids`): then it runs, too."
+    return "Its `requeue()` runs it again."
 
 
 def _rebuilt(failure: Failure | None, cause: Cause | None) -> BaseException | None:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar, overload
 
 from nbqueue.client import again, looking
 from nbqueue.client.job import Job, text_of
-from nbqueue.errors import BadSignature
+from nbqueue.errors import BadSignature, NotThere
 
 R = TypeVar("R")
 SHOWN = 20
@@ -33,14 +33,20 @@ class Jobs(Sequence[Job[R]], Generic[R]):
         return found if isinstance(found, Job) else Jobs(found, self._which)
 
     def requeue(self) -> int:
-        """Runs all of them again; answers how many. Raises BadInput if one has not ended yet."""
+        """Runs all again, but for what has expired; answers how many. Raises BadInput if one has not ended yet."""
         groups: dict[int, list[Job[R]]] = {}
         for job in self._jobs:
             groups.setdefault(id(job.batch.watch), []).append(job)
         if self._jobs:
             # Another session may have run them again since: the latest outcome is the one to withdraw.
             looking.look(self._jobs[0].batch.session, self._jobs, afresh=True, canceled=True)
-        return sum(again.retry(jobs[0].batch, jobs, None, {}) for jobs in groups.values())
+        count = 0
+        for jobs in groups.values():
+            try:
+                count += again.retry(jobs[0].batch, jobs, None, {})
+            except NotThere:
+                continue  # it has expired since these jobs were listed, and the others need not wait for that
+        return count
 
     # ------------------------------------------------------------ as a table
 

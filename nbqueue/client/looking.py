@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nbqueue.errors import SetupError
 from nbqueue.model import Outcome, State
 
 if TYPE_CHECKING:
@@ -33,6 +35,41 @@ def look(session: Session, jobs: Sequence[Job[Any]], *, afresh: bool = False, ca
             _look_at_cuts(session, [job for job, blob in zip(part, blobs, strict=True) if blob is None])
 
 
+def reconsider(session: Session, jobs: Sequence[Job[Any]]) -> None:
+    """Forgets the end of jobs that were canceled with what they depend on, where that runs again, and they with it."""
+    barred = [job for job in jobs if not job.batch.inline and job.batch.watch.barred(job.index)]
+    for start in range(0, len(barred), PART):
+        part = barred[start : start + PART]
+        pairs = [(job.batch.id, job.index) for job in part]
+        with contextlib.suppress(SetupError):  # where the store cannot be asked, memory is what there is
+            states = session.ask(lambda broker, pairs=pairs: broker.states_of(pairs))  # type: ignore[misc]
+            for job, state in zip(part, states, strict=True):
+                if state not in {None, State.CANCELED}:
+                    reopen(job.batch, [job.index])
+
+
+def reconsider_all(batch: Batch[Any]) -> None:
+    """As reconsider, of a batch as a whole."""
+    watch = batch.watch
+    if batch.inline or watch.gone or not (watch.dependent and watch.settled and watch.tally.canceled):
+        return
+    with contextlib.suppress(SetupError):
+        view = batch.session.ask(lambda broker: broker.view(batch.id))
+        if view is not None and not view.expired and view.tally != watch.tally:
+            reopen(batch, [0] if batch.single else [])
+
+
+def reopen(batch: Batch[Any], indexes: Sequence[int]) -> None:
+    """Forgets the ends of these jobs: they run again. The collector, if it follows the batch, does so again."""
+    watch = batch.watch
+    with watch.changed:
+        for index in indexes:
+            watch.withdraw(index)
+        watch.reopen()
+    if watch.followed:
+        batch.session.collector.follow(watch)
+
+
 def _look_at_cuts(session: Session, jobs: list[Job[Any]]) -> None:
     ids = list(dict.fromkeys(job.batch.id for job in jobs))
     cut: list[tuple[Job[Any], Outcome]] = []
@@ -54,8 +91,9 @@ def _end(view: BatchView, index: int) -> Outcome | None:
     return None if cause is None else Outcome(State.CANCELED, cause, 0, 0, 0)
 
 
-def states(session: Session, jobs: Sequence[Job[Any]]) -> list[State]:
-    """Where jobs are: from memory where they have ended there, the others 1,000 in a round trip."""
+def states(session: Session, jobs: Sequence[Job[Any]]) -> list[State | None]:
+    """Where jobs are: from memory where they have ended there, the others 1,000 in a round trip. None: not there."""
+    reconsider(session, jobs)
     found = [job.batch.watch.state(job.index) for job in jobs]
     open_ = [place for place, state in enumerate(found) if state is None and not jobs[place].batch.inline]
     for start in range(0, len(open_), PART):
@@ -64,7 +102,7 @@ def states(session: Session, jobs: Sequence[Job[Any]]) -> list[State]:
         answers = session.ask(lambda broker, pairs=pairs: broker.states_of(pairs))  # type: ignore[misc]
         for place, state in zip(part, answers, strict=True):
             found[place] = state
-    return [state or State.QUEUED for state in found]
+    return found
 
 
 def read(batch: Batch[Any], index: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -16,7 +15,7 @@ from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.session import Session
 from nbqueue.client.submission import Submission, When, refuse_inside
-from nbqueue.errors import BadOption, NotThere
+from nbqueue.errors import BadInput, BadOption, NotThere
 from nbqueue.model import DEFAULT_QUEUE, Options, State
 from nbqueue.store.broker import Broker
 
@@ -42,6 +41,8 @@ class Queue:
         is_async: bool = True,
         namespace: str | None = None,
     ) -> None:
+        if hasattr(name, "connection_pool"):
+            raise BadInput(message="Queue() takes its name first. Name the server so: Queue(connection=Redis()).")
         self.name = check_name("queue", name)
         self.connection, self.is_async, self._namespace = connection, is_async, namespace
         limit = time_limit("default_timeout", default_timeout)
@@ -78,7 +79,7 @@ class Queue:
         now = session.current() if self.connection is None else None
         if now is not None and self._namespace in {None, now.settings.namespace}:
             return now
-        if self._found is None or self._found[0] is not now or self._found[1].pid != os.getpid():
+        if self._found is None or self._found[0] is not now:
             self._found = now, session.of(self.connection, self._namespace)
         return self._found[1]
 

@@ -129,7 +129,7 @@ def _outcome(batch: Batch[Any], index: int) -> Outcome | None:
 def _states(jobs: list[Job[Any]]) -> list[State]:
     there = [job for job in jobs if not job.batch.watch.gone]
     answers = iter(looking.states(there[0].batch.session, there) if there else [])
-    return [State.QUEUED if job.batch.watch.gone else next(answers) for job in jobs]
+    return [State.QUEUED if job.batch.watch.gone else next(answers) or State.QUEUED for job in jobs]
 
 
 def _noted(batch: Batch[Any], indexes: Sequence[int]) -> list[Notes]:

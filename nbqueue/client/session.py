@@ -42,8 +42,7 @@ class Session:
     def __init__(self, settings: Settings, client: Any = None) -> None:
         check_name("namespace", settings.namespace)
         self.settings = settings
-        self.id = new_id(f"{settings_module.host()}.{os.getpid()}", 8)
-        self.pid = os.getpid()
+        self.id = _new_id()
         self.local = settings.url is None and client is None
         self.slots: int | None = settings.slots
         self.memory: int | None = None
@@ -56,8 +55,15 @@ class Session:
         self._broker: Broker | None = None
         self._url = settings.url
         self._told = False
-        self.filed = settings_module.filed_url(settings.home) == settings.url
+        self.filed = client is None and settings_module.filed_url(settings.home) == settings.url
         self._attended = 0.0  # when we looked last for a local worker
+        _alive.add(self)
+
+    def _orphaned(self) -> None:
+        """In a forked child: threads, sockets, held locks and the session's log are the parent's."""
+        self.collector.orphaned()
+        self.id = _new_id()
+        self.collector, self._lock, self._broker = Collector(self), threading.RLock(), None
 
     @property
     def place(self) -> tuple[Any, ...]:
@@ -173,6 +179,25 @@ class Session:
             self._broker = None
 
 
+def _new_id() -> str:
+    return new_id(f"{settings_module.host()}.{os.getpid()}", 8)
+
+
+_alive = weakref.WeakSet[Session]()
+
+
+def _after_fork() -> None:
+    """A child may use what its parent made: sessions, queues, jobs."""
+    global _lock  # noqa: PLW0603 - another thread may have held it
+    _lock = threading.Lock()
+    for session in list(_alive):
+        session._orphaned()  # noqa: SLF001 - its own module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def tell(message: str) -> None:
     """One line to the user, beside the results."""
     print(message, file=sys.stderr, flush=True)  # noqa: T201 - this is what it is for
@@ -220,13 +245,11 @@ def use(session: Session) -> None:
 
 
 def current() -> Session:
-    """The session of this process, made from the settings if there is none. A forked child gets its own."""
+    """The session of this process, made from the settings if there is none."""
     global _current  # noqa: PLW0603 - as in connect
     with _lock:
         if _current is None:
             _current = Session(settings_module.load())
-        elif _current.pid != os.getpid():
-            _current = Session(_current.settings, _current._client)  # noqa: SLF001 - its own module
         return _current
 
 
@@ -245,11 +268,11 @@ def of(connection: Any = None, namespace: str | None = None) -> Session:
         wanted = Session(msgspec.structs.replace(now.settings, namespace=namespace), now._client)  # noqa: SLF001 - its own module
     else:
         wanted = _made(connection, namespace, "connection=")
-    if now is not None and now.pid == os.getpid() and now.place == wanted.place:
+    if now is not None and now.place == wanted.place:
         return now
     with _lock:
         known = _by_place.get(wanted.place)
-        if known is None or known.pid != os.getpid():
+        if known is None:
             known = _by_place[wanted.place] = wanted
         return known
 

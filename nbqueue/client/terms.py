@@ -246,15 +246,18 @@ def due_us(when: Any) -> int:
     """A datetime as microseconds since the epoch; without a zone it is local time, as in RQ. Raises BadOption."""
     if not isinstance(when, datetime):
         raise BadOption(message=f"enqueue_at() takes a datetime first, not {when!r}. enqueue_in() takes a duration.")
-    return round(when.timestamp() * 1e6)
+    try:
+        return round(when.timestamp() * 1e6)
+    except (OverflowError, ValueError, OSError) as why:
+        raise BadOption(message=f"enqueue_at({when!r}): this machine's clock knows no such time ({why}).") from why
 
 
 def delay(span: Any) -> float:
-    """A timedelta, or seconds, as seconds. Raises BadOption."""
-    found = seconds("enqueue_in's duration", span)
-    if found < 0:
-        raise BadOption(message=f"enqueue_in({span!r}): the duration must not be negative.")
-    return found
+    """A timedelta, or seconds, as seconds; one that is over already, as a computed one may be, means now.
+
+    Raises BadOption.
+    """
+    return max(0.0, seconds("enqueue_in's duration", span))
 
 
 def described(spec: Spec) -> str:

@@ -37,6 +37,7 @@ class Watch:
     def __init__(self, batch: str, queue: str, epoch: str, spec: Spec, *, max_failed: float | None = None) -> None:
         self.batch, self.queue, self.epoch = batch, queue, epoch
         self.ttl = spec.result_ttl
+        self.dependent = bool(spec.depends_on or spec.source)
         self.max_failed = max_failed
         self.expected: int | None = None  # how many jobs there will be, while they are on their way
         self.changed = threading.Condition()
@@ -113,6 +114,10 @@ class Watch:
             cause = next((cause for cut, cause in self._causes.items() if index in cut), Cause.USER)
             return Outcome(State.CANCELED, cause, 0, 0, 0)
         return None
+
+    def barred(self, index: int) -> bool:
+        """Whether a job may have been canceled with what it depends on; where that runs again, so does this job."""
+        return self.dependent and self.state(index) is State.CANCELED
 
     def ends(self, start: int, stop: int) -> Iterator[int]:
         """The indexes that ended, from entry `start` of the order up to `stop`."""
@@ -202,6 +207,12 @@ class Watch:
             self._blobs[index] = found
         else:
             self._opened[index] = found
+
+    def orphaned(self) -> None:
+        """In a forked child: whoever followed, showed, fed or locked it has stayed with the parent."""
+        self.changed = threading.Condition()
+        self.followed, self.foreign, self.upload, self.awaited = False, True, None, 0
+        self.bars.clear()
 
     def reopen(self) -> None:
         """A retry runs: what the store said of the end before is no longer true."""

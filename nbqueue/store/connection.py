@@ -151,7 +151,8 @@ def preflight(connection: Connection) -> list[str]:
         info = connection.client.info()
     refuse(info, connection.url)
     if not info.get("aof_enabled"):
-        return [f"The server at {connection.url} keeps no append-only file: what it holds may be lost when it stops."]
+        told = f"The server at {connection.url} keeps no append-only file: what it holds may be lost when it stops."
+        return [f"{told} `redis-cli config set appendonly yes` on it mends that."]
     return []
 
 

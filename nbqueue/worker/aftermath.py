@@ -89,8 +89,7 @@ class Aftermath:
         if not hook and not handlers:
             if task.seq in self.ledger.trailing:
                 self._let_go(task)
-            else:
-                self.settler.notes.forget([task.lease])
+            self.settler.notes.forget([task.lease])
             return
         if task.seq not in self.ledger.trailing:
             self.ledger.trail(task)
@@ -104,10 +103,9 @@ class Aftermath:
             self._failed(task, Failure("LoadError", "it was not called: the function could not be loaded"))
 
     def _let_go(self, task: Task) -> None:
-        """Nothing is to be done: the horse that waits may end."""
+        """Nothing is to be done: the horse that waits may end. What the job said of itself may still be unsaved."""
         self.stables.let_go(task)
         self._free(task)
-        self.settler.notes.forget([task.lease])
 
     def _free(self, task: Task) -> None:
         self.ledger.trailing.pop(task.seq, None)
@@ -174,6 +172,8 @@ class Aftermath:
         elif task.seq in self._fallen:
             self._fallen.discard(task.seq)
             self._canceled.append(task)
+        else:
+            self.settler.notes.forget([task.lease])  # what it said while it was being killed
 
     def _sweep(self) -> None:
         """Tasks to be stopped that were in no stable, or came back from it before they began."""

@@ -50,6 +50,11 @@ class Obituary:
             failure=failure,
         )
 
+    def pass_over(self, status: int) -> None:
+        """A horse has ended by itself, in no call: where the kernel killed it for memory, that speaks of no other."""
+        if os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
+            self._kills = min(self._kills + 1, _memory_kills())
+
     def echo(self, mount: Mount, errand: Errand, status: int) -> Echo:
         """What is said of the step of an errand that `mount` was in when it ended."""
         step = errand.steps[len(errand.echoes)]

@@ -48,7 +48,8 @@ class Claims:
         if want and self.thirsty:
             self._answered(self._ask(free, want))
         elif self.rung and not want:
-            self._ask(0, 0)  # too busy by now: the claim rings for others
+            # Too busy by now: the claim rings for others. It gives only what an earlier one gave that was not heard.
+            self._take(self._ask(0, 0))
         self.rung = False
         if not self.thirsty and self.wish()[1]:
             self.tenure.ears.listen(self.tenure.queues, self.tenure.plan.beat)
@@ -66,8 +67,7 @@ class Claims:
     def _answered(self, claimed: Claimed) -> None:
         self.tenure.clock(claimed.now_us)
         self.tenure.due_in(claimed.due)
-        for task, ride in self.stables.intake.take(claimed):
-            self.settler.add(task, ride, b"")
+        self._take(claimed)
         skipped = ", ".join(f"{count} batches wait for {reason}" for reason, count in sorted(claimed.skipped.items()))
         self.score.once("skipped", "!!", skipped)
         if claimed.suspended != self.suspended:
@@ -75,6 +75,10 @@ class Claims:
             text = "suspended: it takes no jobs until `nbqueue resume`" if self.suspended else "resumed"
             self.score.line("--", text)
         self.thirsty = bool(claimed.grants)
+
+    def _take(self, claimed: Claimed) -> None:
+        for task, ride in self.stables.intake.take(claimed):
+            self.settler.add(task, ride, b"")
         self.served += sum(len(grant.jobs) for grant in claimed.grants)
 
     def give_back(self) -> None:
@@ -102,4 +106,5 @@ class Claims:
     def _forget(self, tasks: list[Task]) -> None:
         for task in tasks:
             self.stables.ledger.drop(task)
+        self.settler.notes.forget(task.lease for task in tasks)
         self.served -= len(tasks)

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nbqueue.worker import clock, frames, tree
+from nbqueue.worker import clock, frames, spare, tree
 from nbqueue.worker.channel import Channel, Frame
 
 if TYPE_CHECKING:
@@ -36,12 +36,24 @@ class Herd:
         self.busy = False  # whether a horse that reports will soon report again
         self.kept: set[int] = set()  # children that loading started
         self.unburied = False  # whether strays of a dead horse may still live
+        self.spares = spare.Spares(selector)
         self._gone: list[int] = []  # killed on request, and to be told when no stray lives
         self._selector = selector
 
     def mounts(self) -> list[Mount]:
         """The live horses."""
         return [slot.mount for slot in self.slots.values() if slot.mount is not None]
+
+    def descriptors(self) -> list[int]:
+        """All that belong to one horse, and that another one must not inherit."""
+        fds = [] if self.spares.horse is None else self.spares.horse.descriptors()
+        return [*fds, *(fd for mount in self.mounts() for fd in mount.descriptors())]
+
+    def rests(self) -> bool:
+        """Whether nothing runs or waits; horses that have only to end do not count."""
+        if self.draining or self.unburied or self.clock.frozen:
+            return False
+        return not any(slot.queue or slot.errands or (slot.mount and slot.mount.busy) for slot in self.slots.values())
 
     def _slot(self, number: int) -> Slot:
         from nbqueue.worker.slots import Slot
@@ -230,6 +242,8 @@ class Herd:
             return
         tail = capture.tail_for(tail, failed=bool(flags & horse.FAILED))
         self.channel.queue(frames.DONE, payload[:-1] + tail, fd)
+        if not mount.busy:
+            self.spares.want()
 
     def _stepped(self, mount: Mount, payload: bytes) -> None:
         """A horse has taken a step of its errand; an empty word means that the errand is over."""
@@ -260,6 +274,7 @@ class Herd:
             return
         while not mount.channel.dry:
             self._report(mount)
+        self.channel.flush()  # what it said need not wait for its burial
         mount.output.drain()
         slot = mount.slot
         for fd in mount.descriptors():
@@ -270,6 +285,9 @@ class Herd:
             self._mourn_errand(mount, mount.stays_for, status)
         elif mount.unfinished:
             self._mourn(mount, status, usage)
+        elif not mount.calls and not mount.killed:
+            self.obituary.pass_over(status)
+        self.spares.want()
         if self.draining:
             self._take_back(slot.clear())
         mount.close()
@@ -314,5 +332,7 @@ class Herd:
 
     def _bury_strays(self) -> None:
         known = self.kept.union(mount.pid for mount in self.mounts())
+        if self.spares.horse is not None:
+            known.add(self.spares.horse.pid)
         self.unburied = not tree.kill_strays(known)
         self._tell_gone()

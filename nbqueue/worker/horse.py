@@ -1,8 +1,9 @@
 """The forked child: it takes a ticket, makes the call, says at once what became of it, and takes the next.
 
 It ends by itself when it is older than its slice, when a call left threads or children behind, or when there are no
-tickets. After a call that has callbacks it waits until the outcome is settled, runs them, and ends. It owns nothing but
-its report socket, the pipe that it prints to, and the pipe that its tickets come from.
+tickets. A spare one is forked before there is a call for it, and waits for one. After a call that has callbacks a horse
+waits until the outcome is settled, runs them, and ends. It owns nothing but its report socket, the pipe that it prints
+to, and the pipe that its tickets come from.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from nbqueue.worker.slots import Call, Errand
 
 FAILED, UNMARKED, STAYS = 1, 2, 4  # flags of a DONE
 MUTE = 71  # exit code: the call closed the descriptor that its outcome would have gone to
+SPARE = b"nbqueue-spare"  # what a spare horse is called in a list of processes
 
 _HIGH = 1_000  # descriptors from here on survive a call that closes "all" of them
 _SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -108,8 +110,7 @@ class Horse:
         self._lock = _thread.allocate_lock()
         self._seq = 0
         self._error: BaseException | None = None  # of the last call
-        watched = saddle.calls[0].run.hooks or saddle.setup.handlers  # calls that have callbacks are alone in a horse
-        self._keep = self._note_error if watched else None
+        self._keep: Callable[[BaseException], None] | None = None
         current.here.note = self._note
 
     def run(self) -> None:
@@ -118,6 +119,10 @@ class Horse:
         if saddle.errand is not None:
             self._take_over(saddle.errand)
             return
+        if not saddle.calls:
+            saddle = self._saddle = saddle._replace(calls=[self._first()])
+        if saddle.calls[0].run.hooks or saddle.setup.handlers:  # calls that have callbacks are alone in a horse
+            self._keep = self._note_error
         function, loaded = self._loaded()
         limit = saddle.slice if saddle.function is not None else max(saddle.slice, loaded)
         scene = restore.Scene(self._output, ALARM) if len(saddle.calls) > 1 else None
@@ -130,6 +135,14 @@ class Horse:
                 return
             if scene is None or time.monotonic() - born >= limit or not scene.restore():
                 return
+
+    def _first(self) -> Call:
+        """The call of a spare horse, for which it waits."""
+        name = tree.rename(SPARE)
+        _rehearse()
+        run = frames.decode_run(self._word())
+        tree.rename(name)
+        return Call(run, *run.jobs[0])
 
     def _loaded(self) -> tuple[Callable[..., Any] | Failure, float]:
         saddle = self._saddle
@@ -222,8 +235,7 @@ class Horse:
 
     def _stay(self, call: Call, outcome: Ride) -> None:
         """Waits for the word that the outcome is settled, and does what it says."""
-        size, _kind = frames.HEAD.unpack(_read(self._report, frames.HEAD.size))
-        word = _read(self._report, size)
+        word = self._word()
         handlers = self._saddle.setup.handlers if word[0] else ()
         steps = hooks.steps_for(word[1:].decode(), self._saddle.record.hooks, handlers)
         self._take(call, steps, hooks.Ending(outcome.value, outcome.failure, self._error))
@@ -259,6 +271,11 @@ class Horse:
                 break
         self._send(frames.ECHO, b"")
 
+    def _word(self) -> bytes:
+        """The next frame from the stable, waited for."""
+        size, _kind = frames.HEAD.unpack(_read(self._report, frames.HEAD.size))
+        return _read(self._report, size)
+
     def _note(self, kind: int, payload: bytes) -> None:
         self._send(frames.NOTE, frames.pack_note(self._seq, kind, payload))
 
@@ -273,6 +290,20 @@ class Horse:
                 sent = socket.send_fds(sock, [head + payload], [fd])
             _write(self._report, (head + payload)[sent:])
         os.close(fd)
+
+
+def _rehearse() -> None:
+    """Makes a call of no matter, so that what calls touch is in memory of this process's own by the time of a real one.
+
+    Until it is written to, all memory is shared with the stable, and each page is copied when it first is.
+    """
+    job = frames.Job(0, 0, 1, perform.pack((0,), {}))
+    run = frames.decode_run(frames.encode(frames.Run(0, "", "", True, None, 0.0, 0.0, 1 << 20, None, [job])))
+    call = Call(run, *run.jobs[0])
+    current.enter(call.job, run.seed, call.index, call.present)
+    outcome = perform.perform(abs, call.payload, job=call.job, max_result=run.max_result)
+    current.leave()
+    frames.pack_done(0, encode(msgspec.structs.replace(outcome, max_rss_kb=0)), b"")
 
 
 def _read(fd: int, size: int) -> bytes:

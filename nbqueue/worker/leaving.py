@@ -84,7 +84,7 @@ class Leaving:
         self.tenure.broker.leave(self.tenure.id)
         served = self.claims.served
         if served:
-            self.score.line("--", f"leaves: {why}; {served} jobs served")
+            self.score.line("--", f"leaves: {why}; jobs served: {served}")
         else:
             where = f"on {self.plan.server}, queues {' '.join(self.tenure.queues)}"
             self.score.line("--", f"leaves: {why}; no job was found {where}")
@@ -102,8 +102,9 @@ class Leaving:
             # Told from afar, by a message: then no scheduler is at work, and a failure is one.
             self.settler.draining = stop_at != math.inf
             left = f" for {max(0.0, stop_at - now):.0f} s" if self.settler.draining else ", until they are over"
-            self.score.line("--", f"asked to stop: {len(ledger.begun())} jobs may run on{left}")
+            self.score.line("--", f"asked to stop; jobs that may run on{left}: {len(ledger.begun())}")
             self.stables.drain()
+        self.stables.end_slow_loads()  # of those that callbacks wait for
         self._give_back_unsettled()
         if not self.idle() and now < stop_at:
             return

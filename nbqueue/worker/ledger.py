@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TARGET = 0.25  # seconds of work a slot that are held ahead, as jobs prove short
 SHORT = 0.01  # seconds: calls under this are sent ahead, so that no slot waits for us
 MOST_HELD = 4_000  # jobs held ahead, however short
+MOST_PACES = 1_000  # functions of which a worker remembers how long their calls take
 MOST_CLAIMED = 1_000  # jobs a claim: no script touches more
 
 
@@ -184,6 +185,8 @@ class Ledger:
         """The pace of a function."""
         found = self.paces.get(key)
         if found is None:
+            if len(self.paces) >= MOST_PACES:
+                del self.paces[next(iter(self.paces))]
             found = self.paces[key] = Pace()
         return found
 

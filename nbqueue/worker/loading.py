@@ -94,7 +94,10 @@ def _verify(name: str, digest: str) -> None:
     here = hashlib.sha256(origin.read_bytes()).hexdigest() if origin is not None else None
     if here != digest:
         where = f" ({origin})" if origin is not None else ""
-        raise ImportError(f"the module {name!r} here{where} is not the one that the function was submitted with")
+        raise ImportError(
+            f"the module {name!r} here{where} is not the one that the function was submitted with. "
+            "To run it as it is now: nbqueue.attach(ID).retry(func=...)"
+        )
 
 
 def failure_of(why: LoadError) -> Failure:

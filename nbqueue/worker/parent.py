@@ -101,7 +101,7 @@ class Parent:
         with self.signals.watched(self.selector):
             try:
                 self.tenure.join()
-                what = f"{self.tenure.slots} slots, queues {' '.join(self.tenure.queues)}"
+                what = f"slots {self.tenure.slots}, queues {' '.join(self.tenure.queues)}"
                 self.score.line("--", f"worker {self.tenure.id} is up: {what}, {self.plan.server}")
                 while not self.leaving.over:
                     self._turn()
@@ -115,7 +115,9 @@ class Parent:
             finally:
                 self.stables.close()
                 self.ears.close()
+                self.broker.connection.close()
                 tree.become_subreaper(wanted=self.plan.exits)
+        self.selector.close()
         return 0
 
     def _turn(self) -> None:

@@ -23,8 +23,11 @@ class Refusals:
 
     def call_unfit(self, key: str, label: str, failure: Failure) -> None:
         """Notes that a function could not be loaded."""
-        self._unfit[key] = time.monotonic(), failure
-        self.score.line("!!", f"{label} cannot be loaded here: {failure.type}")
+        now, asked = time.monotonic(), {task.spec.key for task in self.tasks}
+        self._unfit = {old: why for old, why in self._unfit.items() if now - why[0] < UNFIT or old in asked}
+        self._unfit[key] = now, failure
+        # What loading says is about modules and files, not about arguments: it may stand in a log, cut to a line.
+        self.score.line("!!", f"{label} cannot be loaded here: {' '.join(failure.message.split())[:300]}")
 
     @property
     def unfit(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from nbqueue.worker.score import Score
 from nbqueue.worker.timer import Timer
 
 Handler = Callable[..., Any] | str  # an exception handler, or its dotted name
+_KEPT = 256  # functions that stay loaded
 
 
 class Urgent(KeyboardInterrupt):
@@ -38,7 +39,8 @@ class Rider:
         self.refusals = Refusals(score)
         self._intake, self._notes = intake, notes
         self._loaded: dict[str, tuple[FunctionRecord, Callable[..., Any]]] = {}
-        self._jobs: dict[int, tuple[current.CurrentJob, BaseException | None]] = {}
+        # By task: what its callbacks are told.
+        self._jobs: dict[int, tuple[FunctionRecord, current.CurrentJob, BaseException | None]] = {}
         self._lock = threading.Lock()
         self._saver = threading.Timer(0.0, self._save_later)
 
@@ -67,7 +69,7 @@ class Rider:
                 keep=raised.append,
             )
         if spec.hooks or self.handlers:
-            self._jobs[task.seq] = job, raised[0] if raised else None
+            self._jobs[task.seq] = record, job, raised[0] if raised else None
         if raised and isinstance(raised[0], Urgent):
             raise raised[0]  # no outcome of the job's
         return found
@@ -78,10 +80,9 @@ class Rider:
 
     def respond(self, task: Task, ride: Ride, hook: str, *, handlers: bool) -> list[Echo]:
         """Calls what is to be called when the outcome is settled; says how that went."""
-        job, error = self._jobs.pop(task.seq, (None, None))
-        if job is None:  # it was never called here
+        if task.seq not in self._jobs:  # it was never called here
             return []
-        record, _ = self._loaded[task.spec.key]
+        record, job, error = self._jobs.pop(task.seq)
         ending = hooks.Ending(ride.value, ride.failure, error)
         echoes = []
         with _environment(record.env), self._inside(task, job):
@@ -93,6 +94,15 @@ class Rider:
                     break
         return echoes
 
+    def forget(self, task: Task) -> None:
+        """There is nothing to be called at the end of this task."""
+        self._jobs.pop(task.seq, None)
+
+    def close(self) -> None:
+        """Ends the thread that saves what jobs say of themselves."""
+        with self._lock:
+            self._saver.cancel()
+
     def _load(self, task: Task) -> tuple[FunctionRecord, Callable[..., Any]]:
         """The function of a task. Raises BadSignature or LoadError."""
         key = task.spec.key
@@ -100,7 +110,10 @@ class Rider:
             record = self._intake.function(task.batch, key)
             # Behind what is there: this process has its own modules, which come first.
             sys.path += [path for path in (*record.path, record.cwd) if Path(path).is_dir() and path not in sys.path]
-            self._loaded[key] = record, loading.load(record)
+            loaded = record, loading.load(record)
+            if len(self._loaded) >= _KEPT:
+                del self._loaded[next(iter(self._loaded))]
+            self._loaded[key] = loaded
         return self._loaded[key]
 
     def _job(self, task: Task) -> current.CurrentJob:

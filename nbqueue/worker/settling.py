@@ -173,6 +173,7 @@ class Settler:
         self._ready.clear()
         self._held.clear()
         self._told.clear()
+        self._tries.clear()
         return count
 
     def _report(self, done: list[Settled], answers: list[str]) -> None:
@@ -180,7 +181,9 @@ class Settler:
         singles: dict[str, bool] = {}
         odd: Counter[str] = Counter()
         for record, answer in zip(done, answers, strict=True):
-            task, ride = self._told.pop((record.batch, record.index, record.token))
+            place = (record.batch, record.index, record.token)
+            task, ride = self._told.pop(place)
+            self._tries.pop(place, None)
             task.over = answer not in (STALE, AGAIN)
             if answer == STALE:
                 odd[record.batch] += 1

@@ -94,16 +94,23 @@ class Simple:
                     with contextlib.suppress(SetupError):
                         self.broker.leave(self.id)  # what it holds is given back now
                 self._stop_pulse()
+                self.rider.close()
                 self._ears.close()
+                self.broker.connection.close()
+        self._selector.close()
 
     def _join(self) -> None:
+        self._enter()
+        self._stop_pulse()
+        self._pulse = Pulse(self._other, self.id, lease=self.plan.lease, beat=self.plan.beat)
+
+    def _enter(self) -> None:
+        """Joins under the present id; again, to serve other queues."""
         plan = self.plan
         if ALL_QUEUES in plan.queues:
             self._queues = tuple(sorted({DEFAULT_QUEUE, *self.broker.queues()}))
         info = describe(plan, self.id, 1, self._queues, self.sealer.keyring)
         self._clock(self.broker.join(self.id, encode(info), self._queues, 1, lease=plan.lease, beat=plan.beat))
-        self._stop_pulse()
-        self._pulse = Pulse(self._other, self.id, lease=plan.lease, beat=plan.beat)
 
     def _stop_pulse(self) -> None:
         if self._pulse is not None:
@@ -119,28 +126,36 @@ class Simple:
 
     def _turn(self) -> None:
         try:
-            self._serve()
-        except LeaseEnded as why:
-            dropped = self.settler.forget() + len(self.ledger.tasks)
-            self.score.line("!!", f"{why} {dropped} outcomes were dropped")
-            for task in list(self.ledger.tasks.values()):
-                self.ledger.drop(task)
-            self.id = self.settler.worker = new_id(self.plan.name or host())
-            self._join()
+            try:
+                self._serve()
+            except LeaseEnded as why:
+                self._rejoin(why)
         except SetupError as why:
             self.score.once("server", "!!", f"{why} Trying again.")
             self._wait(_AGAIN)
         else:
             self.score.once("server", "--", "")
 
+    def _rejoin(self, why: LeaseEnded) -> None:
+        """Too late: its jobs belong to others. Where the server cannot be reached, it is tried again."""
+        dropped = self.settler.forget() + len(self.ledger.tasks)
+        self.score.line("!!", f"{why} {dropped} outcomes were dropped")
+        for task in list(self.ledger.tasks.values()):
+            self.ledger.drop(task)
+        self.notes.clear()
+        self.id = self.settler.worker = new_id(self.plan.name or host())
+        self._thirsty = True
+        self._join()
+
     def _serve(self) -> None:
         if self._pulse is not None and self._pulse.ended:
             raise LeaseEnded(worker=self.id)
         self._ears.attend(self.id)
+        self._wait(0.0)  # what was said while a job ran
         self._finish()
         if self._signals.stop_at is not None:
             self._leave("asked to stop")
-        elif self.plan.max_jobs is not None and self.served >= self.plan.max_jobs:
+        elif self.plan.max_jobs is not None and self.served >= self.plan.max_jobs and not self.ledger.tasks:
             self._leave("it has done its jobs")
         elif (task := self._take()) is not None:
             self._work(task)
@@ -154,8 +169,12 @@ class Simple:
             self._next_due = None
             self._due_in(self.broker.promote())
             self._thirsty = True
+        if self.ledger.waiting:
+            return self._next()
         if not self._thirsty:
             return None
+        if ALL_QUEUES in self.plan.queues and set(self.broker.queues()) - set(self._queues):
+            self._enter()
         keys, unfit = self.sealer.keyring.ids, self.rider.refusals.unfit
         fit = Fitness(keys=keys, python=python_version(), host=host(), unfit=unfit)
         token = f"{self.id}:{self._claims + 1}"
@@ -168,6 +187,9 @@ class Simple:
         for task, ride in self.intake.take(claimed):
             self.settler.add(task, ride, b"")
         self.served += sum(len(grant.jobs) for grant in claimed.grants)
+        return self._next()
+
+    def _next(self) -> Task | None:
         return next((self.ledger.take(batch, 1)[0] for batch in self.ledger.in_order()), None)
 
     def _due_in(self, seconds: float | None) -> None:
@@ -178,17 +200,24 @@ class Simple:
     def _work(self, task: Task) -> None:
         self.score.line("->", task.label)
         try:
-            ride = self.rider.ride(task)
-        finally:
-            self.ledger.drop(task)
-        if ride is None:  # its function cannot be loaded here
-            self.rider.refusals.tasks.clear()
-            if not self.broker.release(self.id, [task.lease], unfit=True):
-                self.served -= 1
-                return
-            ride = self.rider.unloadable(task)
-        self.settler.add(task, ride, b"")
-        self._finish()
+            ride = self._ridden(task)
+        except SetupError:
+            self.ledger.put_back(task)  # it has not begun: the server is away
+            raise
+        self.ledger.drop(task)
+        self._idle_since = time.monotonic()
+        if ride is not None:
+            self.settler.add(task, ride, b"")
+            self._finish()
+
+    def _ridden(self, task: Task) -> Ride | None:
+        """How the call went; None where the job was given back, since its function cannot be loaded here."""
+        if (ride := self.rider.ride(task)) is not None:
+            return ride
+        if self.broker.release(self.id, [task.lease], unfit=True):
+            return self.rider.unloadable(task)
+        self.served -= 1
+        return None
 
     def _finish(self) -> None:
         """Settles, and then does what is to be done about it; raises SetupError, and keeps what is not done."""
@@ -209,6 +238,7 @@ class Simple:
         if hook or handlers:
             self._after.append((task, ride, hook, handlers))
         else:
+            self.rider.forget(task)
             self.notes.forget([task.lease])
 
     # ------------------------------------------------------------ rest and leave
@@ -259,5 +289,5 @@ class Simple:
 
     def _leave(self, why: str) -> None:
         self.broker.leave(self.id)
-        self.score.line("--", f"leaves: {why}; {self.served} jobs served")
+        self.score.line("--", f"leaves: {why}; jobs served: {self.served}")
         self._over = True

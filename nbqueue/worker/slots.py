@@ -79,18 +79,40 @@ class Errand:
         self.over = False
 
 
+class Forked:
+    """A process that was forked to be a horse, and what connects it with its stable."""
+
+    def __init__(self, pid: int, gear: Gear, board: Board) -> None:
+        self.pid = pid
+        self.gear = gear
+        self.board = board
+        self.pidfd = _pidfd(pid)
+        self.gone = False
+
+    def descriptors(self) -> list[int]:
+        """Those that another horse must not inherit."""
+        fds = [self.gear.report_in, self.gear.output_in, self.gear.tickets]
+        return fds if self.pidfd is None else [*fds, self.pidfd]
+
+    def close(self) -> None:
+        """Closes them; for a horse that never was mounted."""
+        self.gone = True
+        for fd in self.descriptors():
+            os.close(fd)
+
+
 class Mount:
     """A live horse, seen from the stable."""
 
-    def __init__(
-        self, slot: Slot, pid: int, calls: list[Call], gear: Gear, mark: bytes, errand: Errand | None = None
-    ) -> None:
+    def __init__(self, slot: Slot, forked: Forked, calls: list[Call], errand: Errand | None = None) -> None:
+        gear = forked.gear
         self.slot = slot
-        self.pid = pid
+        slot.board = forked.board
+        self.pid = forked.pid
         self.calls = calls  # those whose tickets it took, or may still take
         self.channel = Channel(socket.socket(fileno=gear.report_in), _REPORT_LIMIT)
-        self.output = Output(gear.output_in, mark)
-        self.pidfd = _pidfd(pid)
+        self.output = Output(gear.output_in, gear.mark)
+        self.pidfd = forked.pidfd
         self.reported = 0  # calls that have their outcome
         self.begun: int | None = None  # position of the call that outlasted the slice
         self.alarmed: int | None = None  # position of the call that was told of its limit
@@ -140,6 +162,11 @@ class Mount:
         """The calls without an outcome, the one that goes on first."""
         return self.calls[self.reported :]
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has more to do than to end."""
+        return self.stays_since is not None or self.reported < len(self.calls)
+
     def close(self) -> None:
         """Closes every descriptor that belongs to this horse."""
         self.gone = True
@@ -168,6 +195,7 @@ class Gear:
 
     def __init__(self, count: int) -> None:
         self._open: set[int] = set()
+        self.mark = os.urandom(16)  # ends the output of every call
         try:
             self.report_in, self.report = self._keep(end.detach() for end in socket.socketpair())
             self.output_in, self.output = self._keep(os.pipe())

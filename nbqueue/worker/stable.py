@@ -19,7 +19,7 @@ from nbqueue.worker import frames, herd, limits, tree
 from nbqueue.worker.channel import Channel, Frame
 
 if TYPE_CHECKING:
-    from nbqueue.worker.slots import Call, Errand, Slot
+    from nbqueue.worker.slots import Call, Errand, Forked, Slot
 
 _NAP = 0.0003  # seconds in which short calls add up: waking for each would cost more than it is worth
 _RETRY = 0.1  # seconds until the next try, after the system refused a process
@@ -63,11 +63,14 @@ class Stable:
             self._herd.keep()
             self._start()
             self._flush()
+            self._keep_spare()
         self._end()
 
     def _patience(self) -> float | None:
         mounts = self._herd.mounts()
         due = self._herd.clock.patience(mounts)
+        if self._herd.spares.due != math.inf and self._herd.rests():
+            due = min(due, self._herd.spares.due - time.monotonic())
         if self._retry_at:
             due = min(due, self._retry_at - time.monotonic())
         if self._herd.unburied or any(mount.pidfd is None for mount in mounts):
@@ -83,6 +86,7 @@ class Stable:
     def _end(self) -> None:
         for mount in self._herd.mounts():
             tree.kill_group(mount.pid)
+        self._herd.spares.drop()
         until = time.monotonic() + _LAST_LOOK
         while not tree.kill_strays(()) and time.monotonic() < until:
             time.sleep(0.01)  # a killed process needs a moment; nothing tells of its end
@@ -147,6 +151,8 @@ class Stable:
         horse.shield()
         self.alarm.install()
         self._herd.obituary = certificate.Obituary()
+        if self.function is not None:
+            self._herd.spares.allow(self._herd.obituary)
         self._herd.kept = set(tree.children())
         self._loaded = True
         self.channel.queue(frames.READY, frames.pack_seconds(time.monotonic() - began))
@@ -163,6 +169,9 @@ class Stable:
             if slot.waits:
                 errand = slot.errands.popleft() if slot.errands else None
                 calls = slot.pick() if errand is None else [errand.call]
+                if errand is None and (mount := self._herd.spares.give(slot, calls)) is not None:
+                    self._herd.mounted(mount)
+                    continue
                 try:
                     self._fork(slot, calls, errand)
                 except OSError as why:
@@ -172,29 +181,46 @@ class Stable:
                         slot.put_back(calls)
                     else:
                         slot.errands.appendleft(errand)
+                    self._herd.spares.drop()  # it may take the place
                     self._retry_at = time.monotonic() + _RETRY
                     return
 
     def _fork(self, slot: Slot, calls: list[Call], errand: Errand | None) -> None:
-        from nbqueue.worker import horse, slots
+        from nbqueue.worker import slots
 
         slot.board.clear()
-        mark = os.urandom(16)
-        with slots.Gear(0 if errand is not None else len(calls)) as gear:
+        forked = self._horse(slot.board, calls, errand, tickets=0 if errand is not None else len(calls))
+        self._herd.mounted(slots.Mount(slot, forked, calls, errand))
+
+    def _keep_spare(self) -> None:
+        """While nothing is to be done, forks the horse of the next call ahead."""
+        if self._herd.spares.due > time.monotonic() or not self._herd.rests():
+            return
+        tree.make_way()  # for the parent, which hears of an outcome just now, and wakes where we run
+        try:
+            self._herd.spares.take(self._horse(limits.Board(), [], None, tickets=1))
+        except OSError:
+            self._herd.spares.put_off()  # no process to be had: it can wait
+
+    def _horse(self, board: limits.Board, calls: list[Call], errand: Errand | None, *, tickets: int) -> Forked:
+        """Forks a horse; without calls or an errand it waits for its one call."""
+        from nbqueue.worker import horse, slots
+
+        with slots.Gear(tickets) as gear:
             saddle = horse.Saddle(
                 calls=calls,
                 function=self.function,
                 record=self._herd.record,
                 setup=self._herd.setup,
                 errand=errand,
-                board=slot.board,
+                board=board,
                 alarm=self.alarm,
-                mark=mark,
+                mark=gear.mark,
                 report=gear.report,
                 output=gear.output,
                 tickets=gear.tickets,
                 stable=os.getpid(),
-                slice=0.0 if calls[0].solo else calls[0].run.slice,
+                slice=0.0 if not calls or calls[0].solo else calls[0].run.slice,
             )
             pid = os.fork()
             if pid == 0:
@@ -204,13 +230,13 @@ class Stable:
                 finally:
                     os._exit(70)  # whatever happens, the child is no second stable
             gear.keep_ours()
-        self._herd.mounted(slots.Mount(slot, pid, calls, gear, mark, errand))
+        return slots.Forked(pid, gear, board)
 
     def _close_in_child(self, *more: int) -> None:
         """A horse, and what it forks, must hold nothing that others wait to see closed."""
         selector = self._selector.fileno() if hasattr(self._selector, "fileno") else -1
         mine = [self.channel.fileno(), selector, *more]
-        for fd in (*mine, *(fd for mount in self._herd.mounts() for fd in mount.descriptors())):
+        for fd in (*mine, *self._herd.descriptors()):
             if fd >= 0:
                 os.close(fd)
 

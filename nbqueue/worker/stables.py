@@ -178,8 +178,12 @@ class Stables:
             self._watch(stall)
 
     def drain(self) -> None:
-        """Takes back all that has not begun."""
+        """Takes back all that has not begun: also what waits for a load, in which a stable hears nobody."""
         self._tell_all(frames.DRAIN, b"")
+        trailing = {id(task.stall) for task in self.ledger.trailing.values()}
+        for stall in self.loading():
+            if id(stall) not in trailing:
+                self._abandon(stall, set())
 
     def kill(self, tasks: Iterable[Task]) -> None:
         """Ends these tasks without an outcome; their slots are free when the stable says GONE."""

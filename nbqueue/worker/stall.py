@@ -54,7 +54,8 @@ class Stall:
         return subprocess.Popen(
             [interpreter, "-P", "-m", "nbqueue.worker.stable", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,
+            # By number: in a notebook sys.stderr has no descriptor; where the process began without one, 2 may be any.
+            stdout=2 if sys.__stderr__ is not None else subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),
             env=for_jobs(os.environ, threads) | {MARK: mark},
             start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle

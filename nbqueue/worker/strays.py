@@ -17,10 +17,16 @@ class Strays:
     def __init__(self, mark: str, *, alone: bool = False) -> None:
         self._mark, self._alone = mark, alone
         self._before = frozenset(tree.children())
+        self._marked: set[int] = set()  # children that carried our mark while they lived: of the dead it cannot be read
 
     def reap(self, stables: Collection[int]) -> None:
         """Kills and reaps all that is ours, but for the stables with these process ids."""
+        self._marked.intersection_update(tree.children())
         limits.kill_strays(stables, self._ours)
 
     def _ours(self, pid: int) -> bool:
-        return pid not in self._before if self._alone else marks.mark_of(pid) == self._mark
+        if self._alone:
+            return pid not in self._before
+        if marks.mark_of(pid) == self._mark:
+            self._marked.add(pid)
+        return pid in self._marked

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 LINUX = sys.platform == "linux"
-_PDEATHSIG, _CHILD_SUBREAPER = 1, 36
+_PDEATHSIG, _SET_NAME, _GET_NAME, _CHILD_SUBREAPER = 1, 15, 16, 36
 _ROUNDS = 50  # a tree that still grows after so many looks is looked at again in the next turn
 
 
@@ -39,6 +39,21 @@ def die_with(parent: int | None) -> None:
     libc.prctl(_PDEATHSIG, 0 if parent is None else signal.SIGKILL, 0, 0, 0)
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)  # it ended before we asked
+
+
+def rename(name: bytes) -> bytes:
+    """Gives this process another name in lists of processes; returns the one before."""
+    former = ctypes.create_string_buffer(16)
+    if (libc := _libc()) is not None:
+        libc.prctl(_GET_NAME, former, 0, 0, 0)
+        libc.prctl(_SET_NAME, name, 0, 0, 0)
+    return former.value
+
+
+def make_way() -> None:
+    """Lets those go first who wait for the processor that this process is on."""
+    if LINUX:
+        os.sched_yield()
 
 
 def children(pid: int | None = None) -> list[int]:

@@ -12,6 +12,19 @@ import nbqueue
 from nbqueue.policies import Callback, Retry
 
 
+def said_last():
+    here = nbqueue.get_current_job()
+    here.meta["last"] = "word"
+    here.save_meta()
+
+
+def test_what_a_job_said_last_is_kept_where_no_callback_follows(session, fleet, tmp_path):
+    fleet.start(slots=1).up()
+    job = nbqueue.options(on_failure=Told(tmp_path / "told").failure).submit(said_last)
+    job.wait(20)
+    assert job.get_meta() == {"last": "word"}
+
+
 def note_down(path, *words):
     with path.open("a") as file:
         file.write(" ".join(map(str, words)) + "\n")

@@ -96,6 +96,31 @@ def test_info_says_what_there_is(session, fleet, nbq):
     only = json.loads(nbq("info", "other", "--json"))
     assert ([row["queue"] for row in only["queues"]], only["workers"]) == (["other"], [])
     assert "other" in nbq("info")
+    assert "No queue lwo has been used yet" in nbq("info", "lwo")
+    assert "no such queue: lwo" in nbq("info", "low", "lwo")
+    assert "Start one with `nbqueue worker other`" in nbq("info", "other")
+
+
+def test_warnings_are_one_line_and_who_only_looks_gets_none(session, nbq):
+    def told(*words):
+        return subprocess.run([sys.executable, "-m", "nbqueue", *words], capture_output=True, text=True).stderr
+
+    safe = session.broker.client.config_get("appendonly")["appendonly"]
+    session.broker.client.config_set("appendonly", "no")
+    try:
+        line = told("enqueue", "--job-id", "j1", "operator.pos", ":1")
+        assert (line.startswith("nbqueue: The server at"), line.count("\n")) == (True, 1)
+        assert [told("show", "j1"), told("info"), told("cancel", "j1")] == ["", "", ""]
+    finally:
+        session.broker.client.config_set("appendonly", safe)
+
+
+def test_a_traceback_is_not_broken_where_it_is_piped(session, fleet, nbq):
+    fleet.start("low").up()
+    job = Queue("low").enqueue("os.listdir", "/no/" + "long/" * 50)
+    assert isinstance(job.exception(20), FileNotFoundError)
+    done = subprocess.run([sys.executable, "-m", "nbqueue", "show", job.id], capture_output=True, text=True)
+    assert all(line in done.stdout for line in job.exc_info.splitlines())
 
 
 def test_info_watches(session, nbq):
@@ -140,6 +165,7 @@ def test_stop_and_shutdown(session, fleet, nbq):
     wait_until(lambda: job.get_status() == "started")
     nbq("stop", job.id)
     wait_until(lambda: job.get_status() == "canceled")
+    assert "does not run" in nbq("stop", job.id, code=1)
     nbq("shutdown", "anna")
     assert worker.process.wait(20) == 0
     assert "nobody" in nbq("shutdown", "nobody", code=1)

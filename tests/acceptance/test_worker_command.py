@@ -14,7 +14,7 @@ def test_burst_leaves_when_nothing_is_left(session, fleet):
     worker = fleet.start("--burst")
     assert worker.process.wait(30) == 0, worker.log
     assert batch.results() == list(range(500))
-    assert "500 jobs served" in worker.log
+    assert "jobs served: 500" in worker.log
 
 
 def test_burst_that_found_nothing_names_server_and_queues(session, fleet, server):

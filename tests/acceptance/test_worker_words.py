@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 
@@ -31,6 +32,22 @@ def test_a_worker_is_shut_down_from_afar_and_finishes_what_it_runs(session, flee
     assert job.wait(20) == "slept"
     assert worker.process.wait(10) == 0
     assert Worker.all() == []
+
+
+class Heavy:
+    """Data that takes long to load."""
+
+    def __reduce__(self):
+        return time.sleep, (60,)
+
+
+def test_a_shutdown_does_not_wait_for_what_is_still_loading(session, fleet):
+    worker = fleet.start(lease=30, beat=5).up()
+    job = nbqueue.submit(functools.partial(abs, Heavy()))
+    wait_until(lambda: job.status == "started")
+    Worker.all()[0].shutdown()
+    assert worker.process.wait(10) == 0
+    assert job.get_status() == "queued"
 
 
 def test_a_message_that_nobody_signed_is_refused(session, fleet):

@@ -84,9 +84,24 @@ def test_who_waits_for_a_failed_job_is_canceled_and_comes_back_with_a_retry(q, b
     assert late.cause == "dependency"
     bad.batch.retry(func=add)
     assert bad.wait(10) == 2
-    for job in (after, beyond, late):
-        job.refresh()
-        assert job.wait(10) == 2
+    # This session has seen them end, and was told nothing of the retry: what it remembers is not the truth any more.
+    assert [job.wait(10) for job in (after, beyond, late)] == [2, 2, 2]
+    assert {job.status for job in (after, beyond, late)} == {State.FINISHED}
+
+
+def test_batches_that_were_canceled_with_their_source_come_back_with_its_retry(q, busy):
+    source = nbqueue.map(even, [2, 3])
+    after, behind = source.then(add), nbqueue.map(add, [1, 2], depends_on=source)
+    single = q.enqueue(add, 1, depends_on=source)
+    attached = nbqueue.attach(behind.id)
+    assert after.to_frame()["status"].tolist() == ["finished", "canceled"]
+    assert all(batch.wait(10) and batch.tally.canceled == 2 for batch in (behind, attached))
+    assert nbqueue.gather([single])["status"].tolist() == ["canceled"]
+    source.retry(func=add)
+    assert after.to_frame()["result"].tolist() == [3, 5]
+    assert (behind.results(timeout=10), attached.results(timeout=10)) == ([2, 3], [2, 3])
+    assert nbqueue.gather([single])["status"].tolist() == ["finished"]
+    assert [str(each.tally) for each in (after, behind)] == ["2 finished", "2 finished"]
 
 
 def test_then_runs_job_by_job_on_the_results(session, hands):

@@ -14,7 +14,7 @@ from helpers import wait_until
 import nbqueue
 from nbqueue import Queue
 from nbqueue.checks import YEAR
-from nbqueue.errors import BadInput, BadItems, BadName, BadOption, InsideJob, InUse, NoSuchJob
+from nbqueue.errors import BadInput, BadItems, BadName, BadOption, InsideJob, InUse, NoSuchJob, NotPicklable
 from nbqueue.model import State
 
 
@@ -146,6 +146,7 @@ def test_an_option_that_the_function_has_too_names_the_way_out(q):
         ({"timeout": 3, "job_timeout": 4}, "mean the same"),
         ({"retry": 1, "retries": 1}, "mean the same"),
         ({"retry": "often"}, "Retry"),
+        ({"retry": 2**70}, "whole number from 1 to"),
         ({"repeat": 3}, "Repeat"),
         ({"on_success": 5}, "Callback"),
         ({"on_success": lambda job: None}, "cannot be called as"),
@@ -173,16 +174,22 @@ def test_more_that_is_refused(q, session):
     for name in ("nothing", "os.path.nothing", ""):
         with pytest.raises(BadInput):
             q.enqueue(name, 1)
-    with pytest.raises(BadItems):
+    with pytest.raises(BadItems, match="cannot take these arguments: missing"):
         q.enqueue(add)
+    with pytest.raises(NotPicklable, match=r"^The argument 'x' of add cannot be sent"):
+        q.enqueue(add, (each for each in ()))
+    with pytest.raises(BadInput, match=r"Queue\(connection="):
+        Queue(redis.Redis())
     with pytest.raises(BadName):
         Queue("a b")
     with pytest.raises(BadInput, match=r"redis\.Redis"):
         Queue("low", connection=17)
     with pytest.raises(BadOption, match="enqueue_in"):
         q.enqueue_at(5, add, 1)
-    with pytest.raises(BadOption, match="negative"):
-        q.enqueue_in(-5, add, 1)
+    with pytest.raises(BadOption, match="knows no such time"):
+        q.enqueue_at(datetime.min, add, 1)  # noqa: DTZ901 - that it has none is the point
+    with pytest.raises(BadOption, match="not a duration"):
+        q.enqueue_in("soon", add, 1)
     with pytest.raises(BadOption, match="queue='high'"):
         q.options(queue="high")
     with pytest.raises(BadOption, match="prepare_data"):

@@ -188,6 +188,15 @@ def test_a_changed_function_is_pointed_out(session, busy, monkeypatch):
     assert batch.wait(10)
 
 
+def test_a_batch_just_attached_is_retried_at_once(session, busy):
+    batch = nbqueue.map(lambda x: 1 // x, [1, 0])
+    assert batch.wait(10)
+    assert [job.index for job in nbqueue.attach(batch.id).failed] == [1]
+    assert nbqueue.attach(batch.id).retry().wait(10)
+    assert [job.attempt for job in nbqueue.attach(batch.id)] == [1, 2]
+    assert nbqueue.attach(batch.id).retry(func=square).results(timeout=10) == [1, 0]
+
+
 # ---------------------------------------------------------------- inline
 
 
@@ -273,12 +282,23 @@ def test_connect_takes_a_client_of_the_users(server, session):
     client.close()
 
 
-def test_a_forked_child_gets_a_session_of_its_own(session):
-    before = session_module.current()
-    before.pid = os.getpid() - 1
-    after = session_module.current()
-    assert after is not before
-    assert after.settings == before.settings
+def test_a_forked_child_has_a_collector_and_sockets_of_its_own(session, hands):
+    job = nbqueue.submit(square, 3)
+    ours, theirs = os.pipe()
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            os.write(theirs, session.id.encode())
+            code = int(job.wait(5) != 9 or nbqueue.submit(square, 4).status != "queued")
+        finally:
+            os._exit(code)
+    assert os.read(ours, 100).decode() != session.id
+    assert hands.work() == 1
+    assert os.waitpid(child, 0)[1] == 0
+    assert job.wait(5) == 9
+    assert hands.work() == 1
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_the_first_item_is_bound_for_streams_too(session):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import gc
 import threading
 import traceback
 
@@ -230,6 +231,36 @@ def test_results_that_expired_say_so(session, hands):
     assert batch.results() == [1, 4]
 
 
+def test_a_job_that_is_gone_says_so_and_never_that_it_waits(session, hands):
+    q = nbqueue.Queue()
+    kept, deleted = q.enqueue_in(60, square, 2), q.enqueue(square, 2)
+    seen = q.fetch_job(deleted.id)
+    deleted.delete()
+    deleted.delete()  # what is gone is gone
+    for ask in (lambda: seen.status, lambda: seen.is_finished, lambda: seen.result, seen.requeue, deleted.requeue):
+        with pytest.raises(Expired, match="or it was deleted"):
+            ask()
+    assert (seen.cancel(), seen.stop()) == (False, False)
+    q.fetch_job(kept.id).delete()
+    with pytest.raises(LostByServer, match="or someone deleted it"):
+        wait_until(lambda: kept.status is not State.QUEUED)
+    over = q.enqueue(square, 3)
+    over.cancel()
+    with pytest.raises(JobCanceled, match=r"requeue\(\)"):
+        over.wait(5)
+
+
+def test_the_advice_names_the_server_of_a_queue_with_a_connection_of_its_own(server, monkeypatch, capsys):
+    import redis
+
+    monkeypatch.setattr(waiting, "ADVISE", 0.1)
+    job = nbqueue.Queue("typo", redis.Redis.from_url(server.url), namespace="advice").enqueue(square, 1)
+    with pytest.raises(NotDone):
+        job.wait(1)
+    job.delete()
+    assert f"nbqueue worker --url {server.url} typo" in capsys.readouterr().err
+
+
 def test_a_forged_outcome_is_never_opened(session, hands):
     batch = nbqueue.map(square, [1, 2])
     hands.work()
@@ -300,3 +331,14 @@ def test_an_empty_batch_is_done_at_once(session):
     assert list(frame.columns) == ["x", "result", "status", "error", "runtime_s", "job_id"]
     assert len(frame) == 0
     assert len(batch.failed) == 0
+
+
+def test_jobs_that_nobody_holds_cost_no_memory(session, hands):
+    kept = nbqueue.submit(square, 2)
+    for number in range(20):
+        nbqueue.submit(square, number)
+    followed = session.collector._singles
+    wait_until(lambda: gc.collect() is not None and [*followed] == [kept.batch.watch])
+    hands.work()
+    assert kept.wait(5) == 4
+    wait_until(lambda: not len(followed))

@@ -55,6 +55,28 @@ def test_the_job_is_made_once_and_when_it_is_asked_for():
         assert get_current_job().id == "b:4"
 
 
+def test_other_threads_are_outside_and_may_run_jobs_of_their_own():
+    begun, go, seen = threading.Event(), threading.Event(), []
+
+    def other():
+        begun.set()
+        go.wait(5)
+        seen.append(current.current())
+        with current.inside("c:1", None, 1, note=lambda *_: seen.append("c:1's note")):
+            current.progress(1)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    begun.wait(5)
+    said = []
+    with current.inside("b:3", None, 3, note=lambda *_: said.append("b:3's note")):
+        go.set()
+        thread.join()
+        assert current.current() == "b:3"
+        current.progress(2)
+    assert (seen, said) == ([None, "c:1's note"], ["b:3's note"])
+
+
 def test_arguments_are_opened_when_asked_for():
     opened = []
     found = job(arguments=lambda: opened.append(1) or ((1, 2), {"x": 3}, "label"))
@@ -90,8 +112,8 @@ def test_outside_of_a_job_nothing_is_said():
 @pytest.mark.parametrize(
     ("meta", "says"),
     [
-        ({"a": {"b": [1, object()]}}, r"meta\['a'\]\['b'\]\[1\] is a object"),
-        ({"when": datetime.now(UTC)}, r"meta\['when'\] is a datetime"),
+        ({"a": {"b": [1, object()]}}, r"meta\['a'\]\['b'\]\[1\] is of type object"),
+        ({"when": datetime.now(UTC)}, r"meta\['when'\] is of type datetime"),
         ({1: 2}, "has the key 1"),
         ({"a": {None: 2}}, r"meta\['a'\] has the key None"),
         ({"a": 1 << 70}, "more than 64 bits"),

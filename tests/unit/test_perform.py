@@ -72,7 +72,7 @@ def test_a_returned_retry_fails_and_asks_for_more_runs(function):
     found = ride(function or later)
     assert (found.state, found.cause, found.value) == (State.FAILED, Cause.RETRY, None)
     assert found.rerun == Rerun(2, (1.0, 5.0))
-    assert str(found.failure) == "nbqueue.Retry: the job asked to run again, which it may 2 times"
+    assert str(found.failure) == "nbqueue.Retry: the job asked to run again, at most 2 times"
 
 
 def test_an_error_can_be_kept_with_the_users_frames():

@@ -19,6 +19,7 @@ from nbqueue import perform, wire
 from nbqueue.model import Echo, Failure, FunctionRecord, Hook, Ride, State, decode, encode
 from nbqueue.worker import frames
 from nbqueue.worker.channel import Channel
+from nbqueue.worker.horse import SPARE
 
 MARK = "NBQUEUE_MARK"
 
@@ -38,6 +39,13 @@ def alive_with(mark: str) -> list[int]:
         if carries and state not in "ZX":
             found.append(int(entry.name))
     return found
+
+
+def is_spare(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_bytes().strip() == SPARE
+    except OSError:
+        return False
 
 
 def by_value(function: Any) -> bytes:
@@ -209,7 +217,12 @@ class Driver:
         return alive_with(self.mark)
 
     def horses(self) -> list[int]:
-        return [pid for pid in self.alive() if pid != self.process.pid]
+        """All but the stable and its spare horse."""
+        return [pid for pid in self.alive() if pid != self.process.pid and not is_spare(pid)]
+
+    def spare(self) -> int | None:
+        """The horse that waits for a call."""
+        return next(filter(is_spare, self.alive()), None)
 
     def close(self) -> None:
         """Ends the stable as a parent's death would, and asserts that nothing is left of it."""

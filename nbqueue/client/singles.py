@@ -1,0 +1,79 @@
+"""The batches of one that a collector follows, by name: a session may have a million of them.
+
+They are held weakly. Who enqueues and drops the Job can ask nothing of it any more, so there is nothing to bring.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nbqueue.client.watch import Watch
+
+
+class _Ref(weakref.ref["Watch"]):
+    """A watch that may be gone, the name that it stood under, and whether it is of another session."""
+
+    __slots__ = ("batch", "foreign")
+    batch: str
+    foreign: bool
+
+
+class Singles:
+    """Watches of batches of one; one batch may be watched twice. Whoever calls holds the collector's lock."""
+
+    def __init__(self) -> None:
+        self._named: dict[str, list[_Ref]] = {}
+        self._kinds: dict[bool, dict[_Ref, None]] = {False: {}, True: {}}  # of our own session, and of others
+        self._turns: dict[bool, list[_Ref]] = {False: [], True: []}  # whose turn is to come
+        self._lost: deque[_Ref] = deque()  # those whose watch is gone; filled wherever a thread happens to be
+
+    def __len__(self) -> int:
+        while self._lost:
+            self._remove(self._lost.popleft())
+        return len(self._named)
+
+    def __iter__(self) -> Iterator[Watch]:
+        return iter([watch for batch in list(self._named) for watch in self.of(batch)])
+
+    def of(self, batch: str) -> list[Watch]:
+        """The watches of this batch."""
+        return [watch for ref in self._named.get(batch, ()) if (watch := ref()) is not None]
+
+    def add(self, watch: Watch) -> None:
+        """Follows a watch, once."""
+        if watch in self.of(watch.batch):
+            return
+        ref = _Ref(watch, self._lost.append)
+        ref.batch, ref.foreign = watch.batch, watch.foreign
+        self._named.setdefault(ref.batch, []).append(ref)
+        self._kinds[ref.foreign][ref] = None
+
+    def drop(self, watch: Watch) -> None:
+        """Follows it no more."""
+        for ref in list(self._named.get(watch.batch, ())):
+            if ref() is watch:
+                self._remove(ref)
+
+    def some(self, size: int, *, foreign: bool) -> list[Watch]:
+        """Up to `size` of those of our own session, or of others: not again before all have had their turn."""
+        turns, kind = self._turns[foreign], self._kinds[foreign]
+        if not turns:
+            turns += reversed(kind)
+        found: list[Watch] = []
+        while turns and len(found) < size:
+            ref = turns.pop()
+            if ref in kind and (watch := ref()) is not None:
+                found.append(watch)
+        return found
+
+    def _remove(self, ref: _Ref) -> None:
+        self._kinds[ref.foreign].pop(ref, None)
+        left = [each for each in self._named.get(ref.batch, ()) if each is not ref]
+        if left:
+            self._named[ref.batch] = left
+        else:
+            self._named.pop(ref.batch, None)
