@@ -131,10 +131,20 @@ def signature_of(function: Callable[..., Any] | None) -> inspect.Signature | Non
     """The signature, or None for builtins that tell none and for functions that are not here."""
     if function is None:
         return None
+    # A builtin's signature is parsed from its text, which takes as long as all else together, and never changes.
+    if inspect.isbuiltin(function) and inspect.ismodule(function.__self__):
+        return _builtins(function)
+    return _signature(function)
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     try:
         return inspect.signature(function)
     except (ValueError, TypeError):
         return None
+
+
+_builtins = lru_cache(256)(_signature)
 
 
 def _pickled(thing: Any, label: str, reach: captures.Reach | None) -> bytes:

@@ -68,9 +68,10 @@ class Broker(Uploads, Reads):
         answer = self._run("claim", *arguments, *queues)
         if answer[0] != b"OK":
             raise LeaseEnded(worker=worker)
-        _, now, grants, counts, due, suspended = answer
+        _, now, grants, counts, due, suspended, left = answer
         skipped = {counts[i].decode(): int(counts[i + 1]) for i in range(0, len(counts), 2)}
-        return Claimed(now, [_grant(token, *grant) for grant in grants], skipped, _seconds(due), bool(suspended))
+        given = [_grant(token, *grant) for grant in grants]
+        return Claimed(now, given, skipped, _seconds(due), bool(suspended), bool(left))
 
     def renew(self, worker: str, begun: Sequence[Lease] = (), *, lease: float = LEASE) -> Renewed:
         """The heartbeat; `begun` are leases to ask about. Raises LeaseEnded."""

@@ -106,7 +106,7 @@ class Claimed(msgspec.Struct, frozen=True):
     """The answer of claim. `skipped` counts batches that this worker cannot run, by reason.
 
     `due` is the number of seconds until promote has something to do, None if nothing is to come. While `suspended`
-    nothing is given.
+    nothing is given. `left`: the queues hold more, for this worker or for others.
     """
 
     now_us: int
@@ -114,6 +114,7 @@ class Claimed(msgspec.Struct, frozen=True):
     skipped: dict[str, int]
     due: float | None = None
     suspended: bool = False
+    left: bool = True
 
 
 class Settled(NamedTuple):

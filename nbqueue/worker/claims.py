@@ -74,7 +74,7 @@ class Claims:
             self.suspended = claimed.suspended
             text = "suspended: it takes no jobs until `nbqueue resume`" if self.suspended else "resumed"
             self.score.line("--", text)
-        self.thirsty = bool(claimed.grants)
+        self.thirsty = bool(claimed.grants) and claimed.left
 
     def _take(self, claimed: Claimed) -> None:
         for task, ride in self.stables.intake.take(claimed):

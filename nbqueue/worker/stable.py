@@ -155,7 +155,8 @@ class Stable:
             self._herd.spares.allow(self._herd.obituary)
         self._herd.kept = set(tree.children())
         self._loaded = True
-        self.channel.queue(frames.READY, frames.pack_seconds(time.monotonic() - began))
+        # Sent at once: a first call may kill this process, and must then be blamed for it, not the loading.
+        self.channel.send(frames.READY, frames.pack_seconds(time.monotonic() - began))
 
     # ------------------------------------------------------------ horses
 

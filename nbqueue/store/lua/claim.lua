@@ -1,7 +1,7 @@
 -- claim: hands out jobs, from several batches if need be, until `want` is reached.
 -- Order: queue by queue; `front`, then `q`, which rotates; within a batch what was handed back before the cursor.
 -- The same token again is answered again from what it gave. While all is suspended it gives nothing.
--- Answers {'GONE'} or {'OK', now, grants, skipped, us until something is due or -1, 1 if suspended}.
+-- Answers {'GONE'} or {'OK', now, grants, skipped, us until something is due or -1, 1 if suspended, 1 if work is left}.
 -- ARGV: worker token free# want# python host keys unfit queues...
 make_room()
 outage()
@@ -19,9 +19,9 @@ end
 
 local suspended = call('EXISTS', K.suspended)
 
-local function answer(counts)
+local function answer(counts, left)
   local nearest = call('ZRANGE', K.later, 0, 0, 'WITHSCORES')[2]
-  return {'OK', now, grants, counts, nearest and math.max(0, tonumber(nearest) - now) or -1, suspended}
+  return {'OK', now, grants, counts, nearest and math.max(0, tonumber(nearest) - now) or -1, suspended, left}
 end
 
 local prior = call('GET', K.claim(worker))
@@ -40,11 +40,11 @@ if prior then
       end
       if #indexes > 0 then grant(batch, indexes, attempts, solos) end
     end
-    return answer({})
+    return answer({}, 1)
   end
 end
 
-if suspended == 1 then return answer({}) end
+if suspended == 1 then return answer({}, 1) end
 
 local held = call('SCARD', K.held(worker))
 local own = call('HMGET', K.w(worker), 'slots', 'cap')
@@ -245,11 +245,13 @@ else
   call('HDEL', K.w(worker), 'skips')
 end
 
+local left = 0
 -- Work that stays is for somebody else: the bell goes on. Who got nothing passes it on once for each arrival of work,
 -- or workers that cannot run it would wake each other for ever.
 for i = queues, #ARGV do
   local queue = ARGV[i]
   if call('EXISTS', K.q(queue)) == 1 or call('EXISTS', K.front(queue)) == 1 then
+    left = 1
     local version = call('HGET', K.tally(queue), 'version') or '0'
     if taken > 0 then
       ring(queue)
@@ -265,4 +267,4 @@ for _, why in ipairs(reasons) do
   counts[#counts + 1] = why
   counts[#counts + 1] = skipped[why]
 end
-return answer(counts)
+return answer(counts, left)
