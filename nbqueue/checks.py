@@ -152,6 +152,8 @@ def _any(_option: str, value: object) -> object:
 CHECKS: dict[str, Any] = {
     "queue": check_name,
     "name": _optional_name,
+    "update": _flag,
+    "fresh": _flag,
     "timeout": _positive,
     "grace": _grace,
     "result_ttl": _lifetime,
@@ -187,3 +189,17 @@ def size_text(count: float) -> str:
             return f"{count:,.0f} {unit}" if count == int(count) else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GB"
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\Z", re.IGNORECASE)
+_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def size(option: str, value: int | str | None) -> int | None:
+    """A size in bytes: a number, or text such as '500MB' or '2GB' (powers of 1024). Raises BadOption."""
+    if value is None:
+        return None
+    match = _SIZE.match(str(value).strip()) if not isinstance(value, bool) else None
+    if match is None or float(match[1]) <= 0:
+        raise BadOption(message=f"{option}={value!r} is no size: give bytes, or text such as '500MB' or '2GB'.")
+    return int(float(match[1]) * _BYTES[match[2].lower()])

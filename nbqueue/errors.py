@@ -5,7 +5,8 @@ what to do next.
 
     NbqueueError
       SetupError            NoServer  NoServerProgram  WrongPassword  ServerUnfit  ServerRefused  BadSecret
-      BadInput              BadName  BadOption  BadItems  NotPicklable  TooLarge  InUse  NoSuchDependency  InsideJob
+      BadInput              BadName  BadOption  BadItems  NotPicklable  TooLarge  InUse  Changed
+                            NoSuchDependency  InsideJob
       BadSignature          UnknownKey
       NotThere              NoSuchBatch  NoSuchJob  NoSuchWorker  Expired  LostByServer
       JobFailed  JobCanceled  BatchFailed  NotDone
@@ -100,6 +101,12 @@ class TooLarge(BadInput, ValueError):
 class InUse(BadInput, ValueError):
     """The {what} {name!r} is in use by another job or batch. Choose another one, look at that one with
     `nbqueue.attach({name!r})`, or remove it with `nbqueue.attach({name!r}).forget()`."""
+
+
+class Changed(BadInput, ValueError):
+    """The batch {name!r} is there already, and this is another call by now: {what}. Nothing was submitted. Say
+    `update=True` to keep what has finished and run the rest as it is now, `fresh=True` for a new batch (the old one
+    stays attachable under this name and a number, as NAME@1), or choose another name."""
 
 
 class NoSuchDependency(BadInput, LookupError):

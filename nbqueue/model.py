@@ -181,6 +181,22 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
         return self.started_us + self.runtime_us
 
 
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a function: its digest (empty: it cannot be compared), its text where that is short, its line."""
+
+    digest: bytes
+    shown: str = ""
+    line: int = 0
+
+
+class Likeness(msgspec.Struct, frozen=True, array_like=True):
+    """What a function is made of, by labels, to tell later what has changed; `lines` are those of its code."""
+
+    python: str
+    parts: dict[str, Part]
+    lines: dict[str, tuple[tuple[int, bytes], ...]]
+
+
 class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A function on its way: its pickle, and the place in which it must be loaded."""
 
@@ -195,6 +211,9 @@ class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):
     modules: dict[str, str] = {}  # the function's own modules -> SHA-256 of their source
     env: dict[str, str] = {}
     hooks: dict[str, Hook] = {}  # callbacks: success, failure, stopped
+    likeness: Likeness | None = None  # of the function of a named batch, for those who submit it again
+    imports: tuple[str, ...] = ()  # modules that it will want, to be imported once rather than in every process
+    sources: dict[str, list[tuple[int, str]]] = {}  # file -> (first line, text) of what travels whole: for tracebacks
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,6 +244,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     hooks: tuple[str, ...] = ()  # which of FunctionRecord.hooks there are
     depends_on: tuple[str, ...] = ()  # ids of jobs and batches
     source: str = ""  # the batch whose results are the arguments, job by job
+    salt: bytes = b""  # of a named batch: goes into the marks of its jobs
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,6 +267,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     queue: str = DEFAULT_QUEUE
     name: str | None = None
+    update: bool = False
+    fresh: bool = False
     timeout: float | None = None
     grace: float = GRACE
     result_ttl: float = RESULT_TTL

@@ -11,10 +11,12 @@ from typing import Any
 
 import msgspec
 
+from nbqueue.checks import size
 from nbqueue.errors import BadOption
 
 NAMESPACE = "nbq"
-_FILED: dict[str, type] = {"url": str, "namespace": str, "slots": int}
+SPOOL_CAP = 10 << 30  # bytes
+_FILED: dict[str, type] = {"url": str, "namespace": str, "slots": int, "spool": str, "spool_cap": str}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +28,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     slots: int | None = None
     progress: bool = True
     inline: bool | str = False
+    spool: Path | None = None  # where what is collected is copied to; None: nowhere
+    spool_cap: int = SPOOL_CAP
 
     @property
     def local(self) -> Path:
@@ -65,6 +69,8 @@ def load(
         slots=_slots(environ.get("NBQUEUE_SLOTS") or filed.get("slots")),
         progress=environ.get("NBQUEUE_PROGRESS", "1") != "0",
         inline=_inline(environ.get("NBQUEUE_INLINE", "")),
+        spool=_spool(environ.get("NBQUEUE_SPOOL") or filed.get("spool"), home),
+        spool_cap=size("spool_cap", filed.get("spool_cap")) or SPOOL_CAP,
     )
 
 
@@ -85,6 +91,12 @@ def _toml(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
         raise BadOption(message=f"There is no config file {path}.") from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as why:
         raise BadOption(message=f"The file {path} cannot be read: {why}. Mend or remove it.") from why
+
+
+def _spool(word: str | None, home: Path) -> Path | None:
+    if word in {"0", "off"}:
+        return None
+    return Path(word).expanduser().absolute() if word else home / "spool"
 
 
 def _inline(word: str) -> bool | str:

@@ -142,14 +142,22 @@ class Broker(Uploads, Reads):
         signer: str | None = None,
         python: str | None = None,
         host: str | None = None,
+        queue: str | None = None,
     ) -> int:
-        """Withdraws outcomes (rows = index and the attempt seen); answers how many run again. Raises NoSuchBatch."""
+        """Withdraws outcomes (rows = index and the attempt seen); answers how many run again.
+
+        `queue` moves a done batch there. Raises NoSuchBatch; BadInput where it is to be moved, and still runs.
+        """
         check_name("nonce", nonce)
-        changes = (function or b"", key or "", spec or b"", signer or "", python or "", host or "")
+        changes = (function or b"", key or "", spec or b"", signer or "", python or "", host or "", queue or "")
         number = 0
         for start in range(0, max(1, len(rows)), FIELDS):
             flat = [fact for row in rows[start : start + FIELDS] for fact in row]
             answer = self._run("retry", batch_id, f"{nonce}.{start}", *changes, *flat)
+            if answer == -2:
+                raise BadInput(
+                    message=f"{batch_id} still runs, and its other jobs wait in its queue: cancel() it first."
+                )
             if answer < 0:
                 raise NoSuchBatch(name=batch_id, server=self.url)
             number += answer
@@ -188,6 +196,13 @@ class Broker(Uploads, Reads):
     ) -> bool:
         """Writes a job's sealed meta or echoes; with a token, only while that claim holds the job."""
         return index >= 0 and bool(self._run("save", batch_id, index, data, token or "", what))
+
+    def rename(self, batch_id: str, was: str, name: str) -> bool:
+        """A batch named `was` bears another name from now on; False if that is in use. Raises NoSuchBatch."""
+        answer = self._run("rename", batch_id, was, check_name("name", name))
+        if answer < 0:
+            raise NoSuchBatch(name=batch_id, server=self.url)
+        return bool(answer)
 
     def forget(self, batch_id: str) -> bool:
         """Removes a done batch and every key of it; False if it still runs."""

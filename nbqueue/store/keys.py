@@ -53,6 +53,7 @@ PARTS = {
     "used": "hash: index -> retries used; 'r<index>' -> repeats used",
     "park": "hash: index -> '<attempt> <losses> <cap>' of jobs that run again later",
     "echo": "hash: index -> sealed echoes of its callbacks",
+    "marks": "string: 16 bytes a job, by which a named batch knows its arguments again",
     "waits": "hash: '<selector>:<allow>:<batch>' -> o open, m met, x failed; see _dependents.lua",
     "then": "zset, scores 0: '<selector>:<allow>:<batch>', what depends on this batch",
     "kin": "set: batches that depend on this one and are not done; while there are any it does not expire",

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 from nbqueue.model import State
 from nbqueue.store import decoding
 from nbqueue.store.decoding import FULL, LITE, PLACES, Progress, Whole, us
+from nbqueue.store.keys import PARTS
 from nbqueue.store.records import BatchView, Holder, Stored
 from nbqueue.store.roster import Roster
 
+PAGE = 50  # batches whose size is asked for in a round trip
 _PLACES = ("past", "park", "run", "out")
 
 
@@ -49,6 +51,17 @@ class Reads(Roster):
     def batches(self) -> list[BatchView]:
         """All batches that the server knows."""
         return self._known(self._read([("ZRANGE", self.keys.at("batches"), 0, -1)])[0])
+
+    def sizes(self, ids: Sequence[str]) -> list[int]:
+        """About how many bytes batches take in the server's memory, by a sample of their jobs."""
+        found: list[int] = []
+        for start in range(0, len(ids), PAGE):
+            page = ids[start : start + PAGE]
+            keys = [[self.keys.at("b", batch), *(self.keys.part(batch, part) for part in PARTS)] for batch in page]
+            answers = self._read([("MEMORY", "USAGE", key) for each in keys for key in each])
+            step = len(PARTS) + 1
+            found += [sum(size or 0 for size in answers[at : at + step]) for at in range(0, len(answers), step)]
+        return found
 
     def _known(self, names: Iterable[bytes]) -> list[BatchView]:
         found: list[BatchView | None] = []
@@ -120,6 +133,18 @@ class Reads(Roster):
     def pasts(self, batch_id: str, indexes: Sequence[int]) -> list[bytes | None]:
         """Withdrawn outcomes; `records.past` takes them apart."""
         return self._fields(batch_id, "past", indexes)
+
+    def noted(self, batch_id: str, most: int = 100) -> list[tuple[int, bytes]]:
+        """(index, sealed meta) of jobs that are held and have one; of very many held ones, of some."""
+        run, meta = (self.keys.part(batch_id, part) for part in ("run", "meta"))
+        told, (_, held) = self._read([("HLEN", meta), ("HSCAN", run, 0, "COUNT", most)])
+        indexes = sorted(map(int, held))[:most] if told else []
+        pairs = zip(indexes, self.metas(batch_id, indexes), strict=True)
+        return [(index, blob) for index, blob in pairs if blob is not None]
+
+    def marks(self, batch_id: str) -> bytes:
+        """16 bytes for each job of a named batch."""
+        return bytes(self._read([("GET", self.keys.part(batch_id, "marks"))])[0] or b"")
 
     def function(self, batch_id: str) -> bytes | None:
         """The sealed function."""

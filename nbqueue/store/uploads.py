@@ -13,6 +13,8 @@ from nbqueue.store.door import FIELDS, Door, loads_of, parts
 from nbqueue.store.records import Need, NewBatch, Submitted
 from nbqueue.store.scripts import Argument
 
+MARK = 16  # bytes of the mark of a job
+
 
 def _lifetime(seconds: float) -> float:
     return YEAR if seconds < 0 else min(seconds, 100 * YEAR)
@@ -21,18 +23,19 @@ def _lifetime(seconds: float) -> float:
 class Uploads(Door):
     """The two verbs that bring work, the only ones that a full server refuses."""
 
-    def submit(self, batch: NewBatch, args: Sequence[bytes], *, last: bool) -> Submitted:
-        """Makes a batch of any number of arguments; not `last`: more will come by extend.
+    def submit(self, batch: NewBatch, args: Sequence[bytes], *, last: bool, marks: bytes = b"") -> Submitted:
+        """Makes a batch of any number of arguments; not `last`: more will come by extend. `marks`: 16 bytes for each.
 
         Raises InUse, and NoSuchDependency if something that it needs is not there: then nothing is written.
         """
         _check(batch, args, last=last)
         runs = list(parts(args, map(len, args))) or [()]
         only = last and len(runs) == 1
-        submitted = self._submitted(batch, self._run("submit", *_facts(batch, runs[0], last=only)))
+        submitted = self._submitted(batch, self._run("submit", *_facts(batch, runs[0], last=only, marks=marks)))
         if len(runs) > 1:
             rest = args[len(runs[0]) :]
-            self.extend(batch.id, len(runs[0]), rest, nonce=batch.nonce, last=last)
+            left = marks[MARK * len(runs[0]) :]
+            self.extend(batch.id, len(runs[0]), rest, nonce=batch.nonce, last=last, marks=left)
             return submitted._replace(n=len(args))
         return submitted
 
@@ -57,7 +60,9 @@ class Uploads(Door):
         what = word.decode()
         raise InUse(what=what, name=batch.name if what == "name" else batch.id)
 
-    def extend(self, batch_id: str, start: int, args: Sequence[bytes], *, nonce: str, last: bool) -> bool:
+    def extend(
+        self, batch_id: str, start: int, args: Sequence[bytes], *, nonce: str, last: bool, marks: bytes = b""
+    ) -> bool:
         """Adds arguments from index `start` on; False: the batch was canceled, stop.
 
         Without arguments it renews the upload's lease of 30 s. Another nonce takes over a batch that is closed, at its
@@ -67,7 +72,8 @@ class Uploads(Door):
         calls: list[list[Argument]] = []
         place = start
         for number, run in enumerate(runs, 1):
-            calls.append([batch_id, place, nonce, int(last and number == len(runs)), _longest(run), *run])
+            own = _marks(marks, place - start, run)
+            calls.append([batch_id, place, nonce, int(last and number == len(runs)), _longest(run), own, *run])
             place += len(run)
         for load in loads_of(calls):
             for call, first in zip(load, self._run_many("extend", load), strict=True):
@@ -91,7 +97,11 @@ def _longest(args: Sequence[bytes]) -> int:
     return max(map(len, args), default=0)
 
 
-def _facts(batch: NewBatch, args: Sequence[bytes], *, last: bool) -> list[Argument]:
+def _marks(marks: bytes, first: int, args: Sequence[bytes]) -> bytes:
+    return marks[MARK * first : MARK * (first + len(args))]
+
+
+def _facts(batch: NewBatch, args: Sequence[bytes], *, last: bool, marks: bytes = b"") -> list[Argument]:
     return [
         batch.id,
         batch.queue,
@@ -116,6 +126,7 @@ def _facts(batch: NewBatch, args: Sequence[bytes], *, last: bool) -> list[Argume
         "" if batch.delay is None else round(batch.delay * 1e6),
         batch.source,
         batch.meta,
+        _marks(marks, 0, args),
         len(batch.needs),
         *(_need(need) for need in batch.needs),
         *args,

@@ -1,7 +1,7 @@
 import pytest
 from helpers import claim, ended, finish_all, join, leases, submit, wait_until
 
-from nbqueue.errors import BadName, NoSuchBatch
+from nbqueue.errors import BadInput, BadName, NoSuchBatch
 from nbqueue.model import State
 from nbqueue.store.records import Stored, past
 
@@ -76,6 +76,31 @@ def test_with_another_function(broker):
     assert broker.function("b1") == b"new"
     (grant,) = claim(broker).grants
     assert (grant.key, grant.spec) == ("k9", b"new spec")
+
+
+def counts(broker, queue):
+    tally = broker.client.hgetall(broker.keys.at("tally", queue))
+    return tuple(int(tally.get(state, 0)) for state in (b"queued", b"started", b"finished", b"failed"))
+
+
+def test_a_done_batch_moves_to_another_queue_with_all_that_is_counted(broker):
+    failed_batch(broker)
+    submit(broker, "other", n=1)
+    everyone = join(broker, "all", queues=("default", "gpu"))
+    assert broker.retry("b1", [(0, 1), (1, 1)], nonce="n1", queue="gpu") == 2
+    assert broker.view("b1").queue == "gpu"
+    assert (counts(broker, "default"), counts(broker, "gpu")) == ((1, 0, 0, 0), (2, 0, 0, 1))
+    assert [[view.id for view in broker.in_queue(queue)] for queue in ("default", "gpu")] == [["other"], ["b1"]]
+    with pytest.raises(BadInput, match="still runs"):
+        broker.retry("b1", [(2, 1)], nonce="n2", queue="cpu")
+    (other,) = leases(claim(broker))
+    taken = leases(claim(broker, everyone, queues=["gpu"]))
+    assert (other.batch, [lease.index for lease in taken]) == ("other", [0, 1])
+    broker.settle(everyone, [ended(lease) for lease in taken])
+    assert (broker.view("b1").done, counts(broker, "gpu")) == (True, (0, 0, 2, 1))
+    assert broker.retry("b1", [(2, 1)], nonce="n3", queue="default") == 1
+    assert (counts(broker, "gpu"), counts(broker, "default")) == ((0, 0, 0, 0), (1, 1, 2, 0))
+    assert [lease.batch for lease in leases(claim(broker))] == ["b1"]
 
 
 def test_many_rows(broker):

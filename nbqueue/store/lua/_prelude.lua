@@ -102,6 +102,15 @@ local function move(queue, from, to, by)
   if to then call('HINCRBY', K.tally(queue), to, by) end
 end
 
+-- A worker of every queue there is learns of a new one.
+local function know(queue)
+  if call('SADD', K.queues, queue) == 0 then return end
+  for _, worker in ipairs(call('ZRANGE', K.workers, 0, 99)) do
+    call('RPUSH', K.mail(worker), 'look')
+    call('PEXPIRE', K.mail(worker), 3600000)
+  end
+end
+
 local function ring(queue)
   if call('EXISTS', K.bell(queue)) == 0 then
     call('RPUSH', K.bell(queue), '1')

@@ -2,7 +2,7 @@
 -- The same nonce again is the same upload. Another one may take over a closed batch, at its end.
 -- Answers OK, CANCELED, NONE (no such batch), INUSE (another upload writes it), GAP (start is beyond the end).
 -- WITH: cutting dependents pairs
--- ARGV: batch start# nonce last big# args...
+-- ARGV: batch start# nonce last big# marks args...
 local f = facts(batch)
 if not f then return 'NONE' end
 if f.src then return 'INUSE' end -- it follows its source
@@ -35,6 +35,7 @@ if upto > f.n then
     writes[#writes + 1] = ARGV[args + index - start]
   end
   call('HSET', part(batch, 'args'), unpack(writes))
+  if marks ~= '' then call('SETRANGE', part(batch, 'marks'), 16 * start, marks) end
   call('HSET', K.b(batch), 'n', upto, 'big', math.max(big, f.big))
   move(f.queue, nil, base(f), upto - f.n)
   local fell = f.fell and not f.hold and f.cur == f.n

@@ -1,13 +1,15 @@
 -- retry: withdraws outcomes, which opens a new run of their jobs. Names the attempts that the caller saw, and a nonce:
--- the same one again answers as before. Answers how many, or -1 (no such batch).
+-- the same one again answers as before. Another queue is for a batch that is done. Answers how many, -1 (no such batch),
+-- or -2 (it runs, and stays where it is).
 -- WITH: cutting dependents pairs
--- ARGV: batch nonce fn key spec signer python host rows...
+-- ARGV: batch nonce fn key spec signer python host queue rows...
 make_room()
 local f = facts(batch)
 if not f then return -1 end
 local before = call('HGET', K.b(batch), 'rn') or ''
 local answered = string.match(before, ' ' .. string.gsub(nonce, '%p', '%%%0') .. '=(%d+) ')
 if answered then return tonumber(answered) end
+if queue ~= '' and queue ~= f.queue and not f.done then return -2 end
 
 local out, past = part(batch, 'out'), part(batch, 'past')
 local from, told, items, number, deferred = {F = 0, X = 0, C = 0}, {}, {}, 0, 0
@@ -44,11 +46,29 @@ for i = rows, #ARGV, 2 do
   end
 end
 
-if number > 0 then
-  if fn ~= '' then call('SET', part(batch, 'fn'), fn) end
+-- All that is done of it is counted in the other queue from now on.
+local function change_queue()
+  for field, word in pairs({nfin = 'finished', nfail = 'failed', ncan = 'canceled'}) do
+    move(f.queue, word, nil, f[field])
+    move(queue, nil, word, f[field])
+  end
+  for _, list in ipairs({K.q(f.queue), K.front(f.queue)}) do call('LREM', list, 0, batch) end
+  for _, set in ipairs({K.ended(f.queue), K.failed(f.queue)}) do call('ZREM', set, batch) end
+  call('HDEL', K.b(batch), 'inq')
+  call('HSET', K.b(batch), 'queue', queue)
+  know(queue)
+  f.queue, f.inq = queue, nil
+end
+
+-- Named no rows, the change is all that is asked for: new arguments follow.
+if number > 0 or #ARGV < rows then
+  if fn ~= '' then call('SET', part(batch, 'fn'), fn, 'KEEPTTL') end
   for name, value in pairs({key = key, spec = spec, signer = signer, python = python, host = host}) do
     if value ~= '' then call('HSET', K.b(batch), name, value) end
   end
+end
+if number > 0 then
+  if queue ~= '' and queue ~= f.queue then change_queue() end
   local was_done = f.done
   for letter, by in pairs(from) do
     count(f, FIELD[letter], -by)

@@ -2,7 +2,7 @@
 -- Answers {OK, epoch, state, n}, {name} or {id} for what is in use, {NEED, batch} for what is not there.
 -- LATER: cutting dependents pairs -> standing fall rescan
 -- ARGV: batch queue session name nonce spec fn key signer python host rttl fttl ttl front single epoch last big# due
--- ARGV: delay source meta needs# rest...
+-- ARGV: delay source meta marks needs# rest...
 local args = rest + needs
 
 -- Where its jobs are: all in the same state, as long as nothing happened to one.
@@ -48,13 +48,7 @@ if ttl ~= '' then
 end
 call('SET', K.epoch, epoch, 'NX')
 call('SET', part(batch, 'fn'), fn)
-if call('SADD', K.queues, queue) == 1 then
-  -- A worker of every queue there is learns of a new one.
-  for _, worker in ipairs(call('ZRANGE', K.workers, 0, 99)) do
-    call('RPUSH', K.mail(worker), 'look')
-    call('PEXPIRE', K.mail(worker), 3600000)
-  end
-end
+know(queue)
 call('ZADD', K.open(queue), int(now), batch)
 call('ZADD', K.batches, '+inf', batch)
 if name ~= '' then
@@ -67,6 +61,8 @@ if meta ~= '' then
   call('HSET', K.b(batch), 'meta', '1')
   call('HSET', part(batch, 'meta'), 0, meta)
 end
+
+if marks ~= '' then call('SET', part(batch, 'marks'), marks) end
 
 -- Says in the parent that somebody depends on it.
 local function enter(p, which, flag)
