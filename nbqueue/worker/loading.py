@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import importlib.util
+import linecache
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -48,14 +50,35 @@ def settle_in(record: FunctionRecord, paths: Sequence[str] = ()) -> None:
 def load(record: FunctionRecord, preload: Sequence[str] = ()) -> Callable[..., Any]:
     """The function, with its modules verified and imported, and those that the worker names. Raises LoadError."""
     prepare(record, preload)
+    know_lines(record.sources)
     try:
         function = wire.loads(record.payload)
     except BaseException as why:
         raise _unfit(record, _told(why)) from why
     if not callable(function):
         raise _unfit(record, f"it is no function but a {type(function).__name__}")
+    # NumPy imports this when it is first asked for it, which would be in every process anew: each job is seeded.
+    for name in {*record.imports, *(["numpy.random"] if "numpy" in sys.modules else [])}:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     found: Callable[..., Any] = function
     return found
+
+
+_lines: dict[str, list[str]] = {}  # file name -> the lines that came with functions; the others are empty
+
+
+def know_lines(sources: Mapping[str, Sequence[tuple[int, str]]]) -> None:
+    """Makes tracebacks show these lines, unless this process knows the file itself."""
+    for name, blocks in sources.items():
+        if name not in _lines and name in linecache.cache:
+            continue
+        kept = _lines.setdefault(name, [])
+        for first, text in blocks:
+            lines = [line + "\n" for line in text.removesuffix("\n").split("\n")]
+            kept += ["\n"] * (first - 1 + len(lines) - len(kept))
+            kept[first - 1 : first - 1 + len(lines)] = lines
+        linecache.cache[name] = sum(map(len, kept)), None, kept, name  # without a time it is never looked for on disk
 
 
 def prepare(record: FunctionRecord, preload: Sequence[str] = ()) -> None:

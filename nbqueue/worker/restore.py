@@ -11,6 +11,8 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 _SIGNALS = tuple(
@@ -86,12 +88,48 @@ def _cwd() -> str:
 
 
 def sow(seed: int, index: int) -> None:
-    """Seeds `random`, and NumPy's global state where NumPy is imported, for one job."""
+    """Seeds `random` and NumPy's global state for one job; the latter, where NumPy is not imported yet, once it is."""
     key = (seed << 64) + index + 1
     random.seed(key)
+    words = [1]  # the same algorithm as in `random`: with the same key it would draw the same numbers
+    while key:
+        words.append(key & 0xFFFFFFFF)
+        key >>= 32
     if (numpy := sys.modules.get("numpy.random")) is not None:
-        words = []
-        while key:
-            words.append(key & 0xFFFFFFFF)
-            key >>= 32
         numpy.seed(words)
+        return
+    _late.words = words
+    if _late not in sys.meta_path:
+        sys.meta_path.insert(0, _late)
+
+
+def forget() -> None:
+    """A later import of NumPy finds nothing to do here."""
+    if _late in sys.meta_path:
+        sys.meta_path.remove(_late)
+
+
+class _Late:  # no subclass of importlib.abc, which takes 20 ms to import
+    """Seeds `numpy.random` when it is first imported: the job does that itself, or NumPy when it is first asked."""
+
+    words: Sequence[int] = ()
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
+        """The module's own spec, with a loader that seeds it."""
+        del target
+        if fullname != "numpy.random":
+            return None
+        forget()
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_seed(module: Any) -> None:
+                execute(module)
+                module.seed(self.words)
+
+            spec.loader.exec_module = execute_and_seed  # type: ignore[method-assign]
+        return spec
+
+
+_late = _Late()
