@@ -9,7 +9,7 @@ import nbclient
 import nbformat
 import pytest
 
-from nbqueue.client import progress
+from nbqueue.client import pace
 from nbqueue.model import Tally
 
 CELLS = (
@@ -32,6 +32,7 @@ CELLS = (
     "try:\n    broken.wait(20)\nexcept OSError: print('told')",
     "batch.failed",
     "batch.to_frame()",
+    "def g(x):\n    return 1 / 0\nnbqueue.map(g, [1]).wait(20)",
     (
         "import time\n"
         "end = time.monotonic() + 10\n"
@@ -62,7 +63,9 @@ def test_map_displays_once_and_ends_as_static_html(cells):
     found = bars(cells[1])
     assert len(cells[1]) == 1
     assert "5 of 5" in found[0]
-    assert "4 finished, 1 failed" in found[0]
+    assert "4 finished" in found[0]
+    assert "1 of 1: ValueError: &lt;script&gt; at line 5 of cell [1]" in found[0]
+    assert "<script>" not in found[0]
     assert "widget" not in str(cells[1][0]["data"].keys())
 
 
@@ -91,12 +94,18 @@ def test_the_users_text_is_escaped_in_tables(cells):
     assert "<script>" not in cells[9][0]["data"]["text/html"]
 
 
+def test_a_failure_in_a_function_of_the_same_cell_says_this_cell(cells):
+    assert "1 of 1: ZeroDivisionError: division by zero at line 2 of this cell" in bars(cells[10])[0]
+
+
 def test_words():
     tally = Tally(n=1000, queued=880, started=2, finished=116, failed=2)
     words = "118 of 1,000: 880 queued, 2 started, 116 finished, 2 failed, about 3 min left"
-    assert progress.line(tally, 1000, 190) == words
-    assert "canceled" in progress.line(Tally(n=1, canceled=1), 1, None)
-    assert [progress.span(s) for s in (5, 130, 7300)] == ["5 s", "2 min", "2 h"]
+    assert pace.line(tally, 1000, 190) == words
+    assert "canceled" in pace.line(Tally(n=1, canceled=1), 1, None)
+    assert [pace.span(s) for s in (5, 130, 7300)] == ["5 s", "2 min", "2 h"]
+    assert [pace.clock(s) for s in (3, 0.42, 42, 725, 3912)] == ["3 s", "0.4 s", "42 s", "12:05", "1:05:12"]
+    assert [pace.rate_words(r) for r in (1234, 3.2, 0.2, 1 / 720)] == ["1,234/s", "3.2/s", "12/min", "5.0/h"]
 
 
 def test_a_terminal_has_a_bar_while_it_waits_and_a_pipe_has_none(server, tmp_path):

@@ -1,0 +1,88 @@
+"""All about one failed job, for those who ask: from memory, and from the store what only lies there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nbqueue import perform, wire
+from nbqueue.client import recall
+from nbqueue.client.job import Job, text_of
+from nbqueue.client.pace import clock
+from nbqueue.errors import BadSignature, NbqueueError
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
+
+ARGUMENT = 2_000  # characters of an argument
+LOG = 4_000  # characters of what it printed
+
+
+class Told(NamedTuple):
+    """One failed job. `facts` is a line of how it ran; `log` is None where it was not asked for."""
+
+    job: str
+    facts: str
+    traceback: str
+    log: str | None = None
+
+
+def told(batch: Batch[Any], index: int, *, log: bool = False) -> Told | None:
+    """What there is to know of a job; None while it has no outcome. `log` asks the store, and never raises."""
+    job = Job(batch, index)
+    try:
+        outcome = job.outcome
+    except BadSignature as why:
+        return Told(job.id, "cause signature", str(why))
+    if outcome is None:
+        return None
+    facts = [f"cause {outcome.cause}"] if outcome.cause else []
+    facts += [f"ran {clock(outcome.runtime_us / 1e6)}"] if outcome.runtime_us else []
+    facts += [f"peak memory {outcome.max_rss_kb / 1024:,.0f} MB"] if outcome.max_rss_kb else []
+    facts += [f"on {outcome.host}"] if outcome.host else []
+    facts += [f"attempt {outcome.attempt}"] if outcome.attempt > 1 else []
+    failure = outcome.failure
+    trace = failure.traceback if failure is not None and failure.traceback else text_of(outcome)
+    return Told(job.id, ", ".join(facts), trace, _log(batch, index) if log else None)
+
+
+def _log(batch: Batch[Any], index: int) -> str:
+    try:
+        text = Job(batch, index).log
+    except NbqueueError as why:
+        return f"<not to be had: {why}>"
+    return text if len(text) <= LOG else "... " + text[-LOG:]
+
+
+def arguments(batch: Batch[Any], index: int) -> str:
+    """The arguments of a job, one a line, as Python shows them. Unpickles them, so only for those who ask."""
+    payload = _payload(batch, index)
+    if payload is None:
+        return "<the arguments are not to be had any more>"
+    try:
+        args, kwargs, label = perform.unpack(payload)
+    except Exception as why:  # noqa: BLE001 - a class of the user's that is not here, or refuses
+        return f"<cannot be opened here: {perform.type_name(type(why))}: {perform.text_of(why)}>"
+    names = [*batch.spec.columns, *(f"arg_{place}" for place in range(len(batch.spec.columns), len(args)))]
+    lines = [f"{name} = {_shown(value)}" for name, value in [*zip(names, args, strict=False), *kwargs.items()]]
+    return "\n".join(([f"# {_shown(label)}"] if label is not None else []) + lines) or "no arguments"
+
+
+def _payload(batch: Batch[Any], index: int) -> bytes | None:
+    watch = batch.watch
+    with watch.changed:
+        if watch.payloads is not None and index < len(watch.payloads):
+            return watch.payloads[index]
+    if batch.inline:
+        return None
+    blob = recall.arguments(batch, [index])[0]
+    if blob is None and not watch.gone:
+        blob = batch.session.ask(lambda broker: broker.arguments(batch.id, [index]))[0]
+    return None if blob is None else batch.session.sealer.unseal(wire.ARGUMENTS, batch.id, index, blob)
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception as why:  # noqa: BLE001 - a __repr__ of the user's may raise anything
+        return f"<cannot be shown: {perform.type_name(type(why))}: {perform.text_of(why)}>"
+    return text if len(text) <= ARGUMENT else f"{text[:ARGUMENT]}... ({len(text):,} characters)"

@@ -1,0 +1,127 @@
+"""How fast a batch moves, and the words for it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from nbqueue.checks import DAY
+from nbqueue.model import Tally
+
+if TYPE_CHECKING:
+    from nbqueue.client.watch import Watch
+
+WINDOW = 30.0  # seconds over which a pace is taken ...
+ENOUGH = 20  # ... if as many jobs ended in it; else it is taken since the beginning
+LAG = 2.0  # seconds without having copied everything, after which it is told
+
+
+class Pace:
+    """How fast outcomes come in, since the batch was first seen. `age`: how long it had run by then."""
+
+    def __init__(self, age: float = 0.0) -> None:
+        self._begin(age)
+
+    def _begin(self, age: float) -> None:
+        self._age = age
+        self._first: tuple[float, int] | None = None
+        self._recent = deque[tuple[float, int]]()
+        self._now = self._over = 0.0
+        self._seen_running = False
+        self._behind: float | None = None
+
+    def see(self, over: int, *, ended: bool, missing: int = 0) -> None:
+        """Takes how many have ended by now, and how many of these are not copied yet."""
+        now = time.monotonic()
+        self._behind = None if not missing else self._behind or now
+        if self._first is None or over < self._over:
+            if self._first is not None:
+                self._begin(0.0)  # a retry is a new race
+            self._first = now, over
+        if not ended or (self._seen_running and over > self._over):
+            self._now = now
+        self._seen_running |= not ended
+        self._over = over
+        if not self._recent or now - self._recent[-1][0] >= 1.0:
+            self._recent.append((now, over))
+        while len(self._recent) > 2 and now - self._recent[1][0] > WINDOW and over - self._recent[1][1] >= ENOUGH:
+            self._recent.popleft()
+
+    @property
+    def lags(self) -> bool:
+        """Whether something has not been copied for longer than copying takes."""
+        return self._behind is not None and time.monotonic() - self._behind > LAG
+
+    @property
+    def elapsed(self) -> float | None:
+        """Seconds since the beginning, to the end; None for what had ended before it was seen."""
+        return self._now - self._first[0] + self._age if self._first is not None and self._seen_running else None
+
+    @property
+    def rate(self) -> float | None:
+        """Jobs a second, lately; None while nothing tells."""
+        if not self._recent or self._first is None:
+            return None
+        since, before = self._recent[0]
+        came, passed = self._over - before, self._now - since
+        return came / passed if came > 0 and passed > 0 else None
+
+    def eta(self, left: int) -> float | None:
+        """Seconds until `left` more have ended; None while nothing tells."""
+        rate = self.rate
+        return left / rate if rate and left > 0 else None
+
+
+_paces: WeakKeyDictionary[Watch, Pace] = WeakKeyDictionary()
+
+
+def pace_of(watch: Watch) -> Pace:
+    """The pace of a batch: one for all that show it."""
+    if watch not in _paces:
+        _paces[watch] = Pace(max(0.0, time.time() - watch.created_us / 1e6) if watch.created_us else 0.0)
+    return _paces[watch]
+
+
+# ---------------------------------------------------------------- words
+
+
+def line(tally: Tally, n: int, eta: float | None) -> str:
+    """`120 of 1,000: 700 queued, 2 started, 118 finished, 2 failed, about 3 min left`."""
+    waiting = f"{tally.deferred:,} deferred, " if tally.deferred else ""
+    waiting += f"{tally.scheduled:,} scheduled, " if tally.scheduled else ""
+    counts = f"{tally.queued:,} queued, {tally.started:,} started, {tally.finished:,} finished, {tally.failed:,} failed"
+    canceled = f", {tally.canceled:,} canceled" if tally.canceled else ""
+    left = f", about {span(eta)} left" if eta is not None and tally.over < n else ""
+    return f"{tally.over:,} of {n:,}: {waiting}{counts}{canceled}{left}"
+
+
+def span(seconds: float) -> str:
+    """A duration in a word."""
+    for size, word in ((DAY, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {word}"
+    return f"{seconds:.0f} s"
+
+
+def lifetime(seconds: float) -> str:
+    """How long something is kept, in a word."""
+    return "a year" if seconds < 0 else span(seconds)
+
+
+def clock(seconds: float) -> str:
+    """`0.4 s`, `42 s`, `12:05`, `1:05:12`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 and seconds != int(seconds) else f"{seconds:.0f} s"
+    minutes, left = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
+
+
+def rate_words(rate: float) -> str:
+    """`1,234/s`, `3.2/s`, `12/min`, `5/h`."""
+    for size, word in ((1, "s"), (60, "min"), (3600, "h")):
+        if rate * size >= 1:
+            return f"{rate * size:,.0f}/{word}" if rate * size >= 9.95 else f"{rate * size:.1f}/{word}"
+    return f"{rate * DAY:.1f}/day"

@@ -1,0 +1,214 @@
+"""What a panel shows, as a plain record: counts, pace, who serves, what is collected, what failed. No frontend here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from nbqueue.client import earlier
+from nbqueue.client.groups import Groups, Kind
+from nbqueue.client.pace import Pace, clock, lifetime, rate_words, span
+from nbqueue.client.rounds import Going
+from nbqueue.client.serving import Serving
+from nbqueue.model import Tally
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
+    from nbqueue.client.watch import Watch
+
+# In the order in which a bar shows them.
+STATES = ("finished", "failed", "canceled", "started", "queued", "scheduled", "deferred")
+KINDS = 8  # kinds of failure that a panel lists
+
+
+class Failures(NamedTuple):
+    """One kind of failure: `size` of all `failed`, as `37 of 40: KeyError: 'title' at line 12 of this cell`."""
+
+    kind: Kind
+    size: int
+    failed: int
+
+    @property
+    def text(self) -> str:
+        """The kind in a line."""
+        where = f" at {self.kind.where}" if self.kind.where else ""
+        return f"{self.size:,} of {self.failed:,}: {self.kind.what}{where}"
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is to see of some batches at one moment. Times in seconds, rate in jobs a second."""
+
+    title: str
+    about: str = ""
+    tally: Tally
+    n: int
+    ended: bool = False
+    open: bool = False  # more items may arrive
+    rate: float | None = None
+    eta: float | None = None
+    elapsed: float | None = None
+    serving: tuple[Serving, ...] = ()
+    going: tuple[Going, ...] = ()  # some of the jobs that run, and how far they say they are
+    notes: tuple[tuple[str, str], ...] = ()  # (what there is to say, the command in it)
+    earlier: int = 0  # how many batches the same cell submitted before, and still run
+    seed: str = ""
+    safe: str = ""
+    trouble: tuple[str, ...] = ()
+    failures: tuple[Failures, ...] = ()
+    more: str = ""  # how many kinds of failure are not listed
+    retry: int = 0  # how many jobs `retry` would run again
+
+    @property
+    def counts(self) -> list[tuple[str, int]]:
+        """(state, count) in the order of the bar, without what is nil; finished is always told."""
+        found = [(state, int(getattr(self.tally, state))) for state in STATES]
+        return [(state, count) for state, count in found if count or state == "finished"]
+
+    @property
+    def pace(self) -> str:
+        """`118 of 1,000, 3.2/s, about 3 min left, 42 s elapsed`."""
+        parts = [f"{self.tally.over:,} of {self.n:,}{'+' if self.open else ''}"]
+        parts += [rate_words(self.rate)] if self.rate and not self.ended else []
+        parts += [f"about {span(self.eta)} left"] if self.eta is not None and not self.ended else []
+        if self.elapsed is not None:
+            parts.append(f"took {clock(self.elapsed)}" if self.ended else f"{clock(int(self.elapsed))} elapsed")
+        return ", ".join(parts)
+
+    @property
+    def served(self) -> str:
+        """`2 slots on 1 worker (node3)`, for each queue."""
+        several = len(self.serving) > 1
+        told = [each for each in self.serving if not each.advice]
+        return "; ".join((f"{each.queue}: " if several else "") + _served(each) for each in told)
+
+
+def _served(serving: Serving) -> str:
+    if not serving.workers:
+        return "No worker yet"
+    hosts = ", ".join(serving.hosts[:3]) + (f" and {len(serving.hosts) - 3} more" if len(serving.hosts) > 3 else "")
+    return f"{_count(serving.slots, 'slot')} of {_count(serving.workers, 'worker')} on {hosts}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+# ---------------------------------------------------------------- from batches
+
+
+def look(
+    batches: Sequence[Batch[Any]], pace: Pace, groups: Groups, serving: Sequence[Serving], going: Sequence[Going] = ()
+) -> View:
+    """What there is to see of `batches` now. From memory, in a time that does not depend on the number of jobs."""
+    watches = [batch.watch for batch in batches]
+    tally, n = total([watch.tally for watch in watches]), sum(watch.n for watch in watches)
+    over = all(ended(watch) for watch in watches)
+    missing = sum(map(_missing, watches))
+    pace.see(tally.over, ended=over, missing=missing)
+    first = batches[0]
+    about = f"and {len(batches) - 1} more" if len(batches) > 1 else first.id if first.name else ""
+    kinds = groups.kinds()
+    listed = sorted(kinds, key=lambda kind: -len(kind.members))[:KINDS]
+    hidden = sum(len(kind.members) for kind in kinds) - sum(len(kind.members) for kind in listed)
+    failed = len(groups)
+    return View(
+        title=first.name or first.id,
+        about=about,
+        tally=tally,
+        n=n,
+        ended=over,
+        open=any(watch.open and not ended(watch) for watch in watches),
+        rate=pace.rate,
+        eta=None if over or any(watch.open for watch in watches) else pace.eta(n - tally.over),
+        elapsed=pace.elapsed,
+        serving=() if over else tuple(serving),
+        going=() if over else tuple(going),
+        safe=safety(_first_to_go(watches), missing if pace.lags or over else 0, first.session.spool.why),
+        notes=_notes(batches),
+        earlier=0 if over else len(_earlier(batches)),
+        seed=f"Seed {first.seed}" if len(batches) == 1 and first.seed is not None else "",
+        trouble=tuple(dict.fromkeys(word for batch in batches if (word := trouble_of(batch)))),
+        failures=tuple(Failures(kind, len(kind.members), failed) for kind in kinds if kind in listed),
+        more=f"and {hidden:,} of {_count(len(kinds) - KINDS, 'other kind')}" if hidden else "",
+        retry=sum(watch.tally.failed for watch in watches if not watch.gone and not watch.fault),
+    )
+
+
+def _earlier(batches: Sequence[Batch[Any]]) -> list[Batch[Any]]:
+    return [
+        one for one in {id(one): one for batch in batches for one in batch.earlier}.values() if earlier.running(one)
+    ]
+
+
+def _notes(batches: Sequence[Batch[Any]]) -> tuple[tuple[str, str], ...]:
+    told = [(batch.told, "") for batch in batches if batch.told]
+    return (*told, *earlier.words(_earlier(batches)))
+
+
+def ended(watch: Watch) -> bool:
+    """Whether nothing more will be heard of a batch."""
+    return bool(watch.settled or watch.gone or watch.fault)
+
+
+def trouble_of(batch: Batch[Any]) -> str:
+    """What is wrong with a batch; empty if nothing."""
+    found = trouble(batch.watch)
+    outage = batch.session.collector.outage
+    if not found and outage is not None and not ended(batch.watch):
+        return f"The server cannot be reached at the moment; what runs goes on. {outage}"
+    return found
+
+
+def trouble(watch: Watch) -> str:
+    """What is wrong with a batch, by what was heard of it; empty if nothing."""
+    if watch.fault is not None:
+        return f"nothing more is heard of it here: {type(watch.fault).__name__}: {watch.fault}"
+    if watch.error is not None:
+        return f"its input stopped here: {type(watch.error).__name__}: {watch.error}"
+    words = {
+        "lost": "the server has forgotten this batch",
+        "expired": "its results have expired",
+        "forgotten": "it was removed from the server",
+    }
+    if watch.settled and watch.gone != "forgotten":
+        return "the upload was cut short" if watch.cut else ""  # all of it is here
+    return words.get(watch.gone, "") or ("the upload was cut short" if watch.cut else "")
+
+
+def safety(watch: Watch, missing: int, why: str = "") -> str:
+    """What is not copied here yet, how long the server keeps it, and where the copies are.
+
+    `why` nothing is written to disk; empty where it is.
+    """
+    if not watch.known or not watch.tally.over or (watch.gone and not watch.settled):
+        return ""
+    until = f"for {lifetime(watch.ttl)} after the batch ends"
+    if watch.expires_us is not None:
+        until = f"until {datetime.fromtimestamp(watch.expires_us / 1e6, tz=UTC).astimezone():%d %b %Y, %H:%M}"
+    if missing:
+        return f"{_count(missing, 'result')} not copied here yet: safe on the server {until}"
+    spooled = watch.birth is not None and not why
+    place = "copied to this disk" if spooled else f"in memory here{f' only ({why})' if why else ''}"
+    if watch.gone:
+        return f"All results are {place}; the server has them no more"
+    if watch.expires_us is not None:
+        return f"All results are {place}; the server keeps them {until}"
+    return f"All results so far are {place}"
+
+
+def _missing(watch: Watch) -> int:
+    return 0 if watch.gone else max(0, watch.tally.over - watch.collected)
+
+
+def _first_to_go(watches: Sequence[Watch]) -> Watch:
+    """The one of whose results the server keeps the shortest; those that run are kept."""
+    running = [watch for watch in watches if watch.expires_us is None]
+    return running[0] if running else min(watches, key=lambda watch: watch.expires_us or 0)
+
+
+def total(tallies: Sequence[Tally]) -> Tally:
+    """The sum of tallies."""
+    return Tally(**{name: sum(getattr(t, name) for t in tallies) for name in Tally.__struct_fields__})

@@ -1,0 +1,246 @@
+"""The live widget of a panel: its bar, buttons, and the kinds of failure, which open on a click.
+
+Clicks are answered on threads of their own, so that the kernel goes on; what goes wrong is said in the widget.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from nbqueue.client import details, markup
+from nbqueue.client.acts import Acts
+from nbqueue.client.groups import Kind
+from nbqueue.client.view import Failures, View
+
+KEPT = 50  # widgets of panels that a kernel keeps: more would make every reload of the page slower
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+_STYLE = (
+    "<style>.nbq-controls .jupyter-button{height:auto;min-height:26px;line-height:1.6;padding:1px 10px}"
+    ".nbq-controls .jupyter-button:focus-visible{outline:2px solid var(--jp-brand-color1,#1976d2);outline-offset:1px}"
+    ".nbq-controls .nbq-kind{text-align:left;white-space:normal;border-left:3px solid var(--jp-error-color1,#d32f2f)}"
+    ".nbq-controls .widget-html-content{line-height:normal}</style>"
+)
+
+
+class Controls:
+    """The widgets of one panel, marked for the saved form beside them with `ident`."""
+
+    def __init__(self, ident: str, acts: Acts) -> None:
+        import ipywidgets
+
+        self.acts = acts
+        self._asking = False
+        self._view: View | None = None
+        self._lock = threading.RLock()
+        self._rows: dict[Kind, Row] = {}
+        self._head = ipywidgets.HTML()
+        self._head.add_class("nbq-head")
+        self._cancel = _button("Cancel", self._ask, "Cancels what has not ended; asks once more")
+        self._yes = _button("Yes, cancel", self._confirmed, "Cancels all that has not ended", "danger")
+        self._keep = _button("Keep running", self._declined, "Cancels nothing")
+        self._retry = _button("Retry failed", self._again, "Runs what failed again; what finished is kept")
+        self._before = _button("Cancel the earlier batch", self._sweep, "Cancels what this cell submitted before")
+        self._note, self._more = ipywidgets.HTML(), ipywidgets.HTML()
+        self._kinds = ipywidgets.VBox()
+        self._buttons = ipywidgets.HBox([self._cancel, self._yes, self._keep, self._retry, self._before])
+        parts = [ipywidgets.HTML(_STYLE), self._head, self._buttons, self._note, self._kinds, self._more]
+        self.box = ipywidgets.VBox(parts, layout={"max_width": "860px"})
+        self.box.add_class(f"nbq-live-{ident}")
+        self.box.add_class("nbq-controls")
+        _keep(self)
+
+    def bundle(self) -> dict[str, Any]:
+        """The widget for `display`. A frontend without widgets, or that does not trust them, shows nothing of it."""
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
+        return {WIDGET: view, "text/html": "", "text/plain": ""}
+
+    def close(self) -> None:
+        """Takes it away, in every frontend that shows it."""
+        self.acts.drop()
+        for row in self._rows.values():
+            row.close()
+        _close(self.box)
+
+    # ------------------------------------------------------------ showing
+
+    def show(self, view: View) -> None:
+        """Shows `view`. What has not changed is not sent."""
+        with self._lock:
+            self._view = view
+            self._head.value = markup.head(view)
+            self._arrange()
+            shown = {each.kind: self._row(each) for each in view.failures}
+            if list(shown) != list(self._rows):
+                gone = [row for kind, row in self._rows.items() if kind not in shown]
+                self._rows = shown
+                self._kinds.children = [row.box for row in shown.values()]
+                for row in gone:
+                    row.close()
+            self._more.value = markup.message(view.more) if view.more else ""
+
+    def _row(self, each: Failures) -> Row:
+        row = self._rows.get(each.kind) or Row(each.kind, self.acts)
+        row.name(each)
+        return row
+
+    def _arrange(self) -> None:
+        view = self._view
+        if view is None:
+            return
+        self._asking = self._asking and not view.ended
+        left = view.n - view.tally.over
+        self._yes.description = f"Yes, cancel {left:,} job{'' if left == 1 else 's'}"
+        self._retry.description = f"Retry {view.retry:,} failed"
+        _display(self._cancel, on=not view.ended and not self._asking)
+        _display(self._yes, on=self._asking)
+        _display(self._keep, on=self._asking)
+        _display(self._before, on=bool(view.earlier) and not self._asking)
+        _display(self._retry, on=bool(view.retry) and not self._asking)
+
+    # ------------------------------------------------------------ clicks
+
+    def _ask(self) -> None:
+        self._turn(asking=True)
+        self._keep.focus()
+
+    def _declined(self) -> None:
+        self._turn(asking=False)
+        self._cancel.focus()
+
+    def _turn(self, *, asking: bool) -> None:
+        with self._lock:
+            self._asking = asking
+            self._note.value = ""
+            self._arrange()
+
+    def _confirmed(self) -> None:
+        self._turn(asking=False)
+        self._work(self.acts.cancel, "Canceling ...")
+
+    def _again(self) -> None:
+        self._work(self.acts.retry, "Asking for another run ...")
+
+    def _sweep(self) -> None:
+        self._work(self.acts.cancel_earlier, "Canceling the earlier batch ...")
+
+    def _work(self, act: Callable[[], str], words: str) -> None:
+        self._note.value = markup.message(words)
+        for button in (self._cancel, self._retry):
+            button.disabled = True
+
+        def run() -> None:
+            try:
+                self._note.value = markup.message(act())
+            except Exception as why:  # noqa: BLE001 - a thread has no caller: whatever it is, the user reads it here
+                self._note.value = markup.message(f"{type(why).__name__}: {why}", wrong=True)
+            finally:
+                for button in (self._cancel, self._retry):
+                    button.disabled = False
+
+        _aside(run)
+
+
+class Row:
+    """One kind of failure: a button that opens one of its jobs."""
+
+    def __init__(self, kind: Kind, acts: Acts) -> None:
+        import ipywidgets
+
+        self._kind, self._acts = kind, acts
+        self._text, self._place, self._open = "", 0, False
+        self._asked = False  # for the arguments of the job that is shown
+        self._button = _button("", self._toggle, "Shows or hides one of these jobs")
+        self._button.layout = {"width": "auto"}
+        self._button.add_class("nbq-kind")
+        self._told = ipywidgets.HTML()
+        self._arguments = _button("Show its arguments", self._ask, "Unpickles and shows the arguments of this job")
+        self._next = _button("Next job", self._further, "Shows another job that failed like this")
+        self._body = ipywidgets.VBox([self._told, ipywidgets.HBox([self._arguments, self._next])])
+        self.box = ipywidgets.VBox([self._button])
+
+    def name(self, each: Failures) -> None:
+        """Takes the kind's present count and words."""
+        self._text = each.text
+        self._button.description = f"{'▾' if self._open else '▸'} {each.text}"
+        _display(self._next, on=each.size > 1)
+
+    def close(self) -> None:
+        """Takes it away."""
+        _close(self.box)
+        _close(self._body)
+
+    def _toggle(self) -> None:
+        self._open = not self._open
+        self._button.description = f"{'▾' if self._open else '▸'} {self._text}"
+        self.box.children = [self._button, self._body] if self._open else [self._button]
+        if self._open:
+            self._fill()
+
+    def _further(self) -> None:
+        self._place += 1
+        self._asked = False
+        self._fill()
+
+    def _ask(self) -> None:
+        self._asked = True
+        self._fill()
+
+    def _fill(self) -> None:
+        _display(self._arguments, on=not self._asked)
+        place, asked = self._place, self._asked
+
+        def run() -> None:
+            try:
+                text = self._read(place, asked=asked)
+            except Exception as why:  # noqa: BLE001 - a thread has no caller: whatever it is, the user reads it here
+                text = markup.message(f"{type(why).__name__}: {why}", wrong=True)
+            if (place, asked) == (self._place, self._asked):
+                self._told.value = text
+
+        _aside(run)
+
+    def _read(self, place: int, *, asked: bool) -> str:
+        member = self._kind.member(place)
+        if member is None:
+            return markup.message("It runs again.")
+        batch, index = self._acts.batch_of(member), member[1]
+        told = details.told(batch, index, log=True)
+        if told is None:
+            return markup.message("It runs again.")
+        return markup.told(told, details.arguments(batch, index) if asked else None)
+
+
+def _button(text: str, click: Callable[[], None], tooltip: str, style: str = "") -> Any:
+    import ipywidgets
+
+    made = ipywidgets.Button(description=text, tooltip=tooltip, button_style=style, layout={"width": "auto"})
+    made.on_click(lambda _: click())
+    return made
+
+
+def _close(widget: Any) -> None:
+    for child in getattr(widget, "children", ()):
+        _close(child)
+    widget.close()
+
+
+def _display(widget: Any, *, on: bool) -> None:
+    widget.layout.display = None if on else "none"
+
+
+def _aside(run: Callable[[], None]) -> None:
+    threading.Thread(target=run, name="nbqueue click", daemon=True).start()
+
+
+_kept: deque[Controls] = deque()
+
+
+def _keep(controls: Controls) -> None:
+    """A panel's widget lives on after the end, for a page that is loaded again; the oldest go."""
+    _kept.append(controls)
+    while len(_kept) > KEPT:
+        _kept.popleft().close()

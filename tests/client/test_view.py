@@ -1,0 +1,241 @@
+import time
+from html.parser import HTMLParser
+
+import pytest
+from fleet import Fleet
+from helpers import wait_until
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nbqueue
+from nbqueue.client import details, markup, view
+from nbqueue.client.groups import Groups, Kind
+from nbqueue.client.pace import Pace, pace_of
+from nbqueue.client.rounds import SHOWN, Rounds
+from nbqueue.client.serving import Lookout, Serving
+from nbqueue.client.view import Failures, View
+from nbqueue.client.watch import Watch
+from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
+
+N = 100_000
+OURS = {"div", "span", "b", "pre", "details", "summary", "code", "style"}
+
+
+class Elements(HTMLParser):
+    """The tags, attributes and text of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.names, self.text = [], set(), ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.names |= {name for name, _ in attrs}
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def seen(batch, serving=()):
+    groups = Groups(lambda frame: f"line {frame[1]}")
+    groups.add(batch)
+    groups.look()
+    return view.look([batch], pace_of(batch.watch), groups, serving)
+
+
+def fails(x):
+    if x % 2:
+        raise ValueError("<img src=x onerror=alert(1)>")
+
+
+def test_a_view_tells_counts_pace_and_how_long_results_are_kept(session, hands):
+    batch = nbqueue.map(fails, range(6), name="six")
+    before = seen(batch)
+    assert (before.title, before.about, before.n, before.ended) == ("six", batch.id, 6, False)
+    hands.start()
+    assert batch.wait(20)
+    after = seen(batch)
+    assert after.counts == [("finished", 3), ("failed", 3)]
+    assert after.pace.startswith("6 of 6, took ")
+    assert after.safe.startswith("All results are copied to this disk; the server keeps them until")
+    assert after.failures[0].text == f"3 of 3: ValueError: <img src=x onerror=alert(1)> at line {line()}"
+    assert after.retry == 3
+    batch.forget()
+
+
+def line():
+    return fails.__code__.co_firstlineno + 2
+
+
+def test_a_queue_without_workers_says_what_to_run_and_then_who_serves(session):
+    from hands import Hands
+
+    batch = nbqueue.options(queue="gpu").map(abs, range(3))
+    lookout = Lookout(batch)
+
+    def found():
+        lookout._next = 0.0
+        lookout.look()
+        return lookout.found
+
+    wait_until(lambda: found().advice)
+    assert found().command.endswith("nbqueue worker --url " + session.server + " gpu")
+    page = Elements(markup.head(seen(batch, [found()])))
+    assert "No live worker serves the queue 'gpu'" in page.text
+    assert "code" in page.tags
+    hands = Hands(session, ("gpu",), slots=3)
+    assert (found().workers, found().slots) == (1, 3)
+    hands.start()
+    batch.wait(20)
+    hands.stop()
+
+
+def test_all_of_one_failed_job_is_told_and_arguments_only_on_request(session, hands):
+    batch = nbqueue.map(fails, [1])
+    hands.start()
+    batch.wait(20)
+    told = details.told(batch, 0, log=True)
+    assert told.job == f"{batch.id}:0"
+    assert "peak memory 2 MB" in told.facts
+    assert told.traceback.endswith("ValueError: <img src=x onerror=alert(1)>\n")
+    assert told.log == "said something\n"
+    assert details.arguments(batch, 0) == "x = 1"
+    batch.watch.payloads = None  # as after attach: the store has them
+    assert details.arguments(batch, 0) == "x = 1"
+    assert "x = 1" not in markup.told(told)
+
+
+class Nasty:
+    def __repr__(self):
+        raise RuntimeError("<b>no</b>")
+
+
+def test_an_argument_that_cannot_be_shown_costs_nothing():
+    batch = nbqueue.map(lambda thing: 1 / 0, [Nasty(), "<script>x</script>"], inline="collect")
+    assert details.arguments(batch, 0) == "thing = <cannot be shown: RuntimeError: <b>no</b>>"
+    page = Elements(markup.told(details.told(batch, 1), details.arguments(batch, 1)))
+    assert "script" not in page.tags
+    assert "<script>x</script>" in page.text
+
+
+ANY = st.text(max_size=30) | st.sampled_from(
+    [
+        "<script>alert(1)</script>",
+        "'><img src=x onerror=alert(1)>",
+        '" onmouseover="x',
+        "</style><script>",
+        "&lt;",
+        "]]>",
+    ]
+)
+
+
+@given(ANY, ANY, ANY, ANY, ANY)
+def test_no_text_of_the_users_becomes_html(title, message, trouble, command, trace):
+    kind = Kind("KeyError", message, "line 3 of " + title)
+    kind.members[0, 0] = None
+    record = View(
+        title=title,
+        about=message,
+        tally=Tally(n=2, failed=1, queued=1),
+        n=2,
+        trouble=(trouble,),
+        serving=(Serving(title, 0, 0, (trouble,), f"run {command}", command), Serving("q", 1, 2, (trouble,))),
+        failures=(Failures(kind, 1, 1),),
+    )
+    told = details.Told(title, message, trace, trace)
+    inner = markup.static(record, {0: told}) + markup.told(told, trouble) + markup.message(message, wrong=True)
+    page = Elements(markup.beside("ab12", inner, final=True))
+    assert set(page.tags) <= OURS
+    assert page.tags.count("style") == 1
+    allowed = {"style", "class", "title", "role", "tabindex"}
+    assert {name for name in page.names if not name.startswith("aria-")} <= allowed
+
+
+def test_nothing_is_loaded_from_the_network():
+    page = markup.beside("ab12", markup.static(View(title="t", tally=Tally(n=1, queued=1), n=1)), final=False)
+    assert "http" not in page
+    assert "url(" not in page
+    assert "src=" not in page
+
+
+def test_running_jobs_say_how_far_they_are_a_handful_at_most(server, session, tmp_path):
+    def work(path, n):
+        nbqueue.progress(n, 40, "<b>reading</b>") if n else nbqueue.progress(7.5)
+        while not path.exists():
+            time.sleep(0.01)
+
+    fleet = Fleet(server.url, session.settings.namespace, tmp_path / "home")
+    fleet.start(slots=8)
+    batch = nbqueue.starmap(work, [(tmp_path / "go", n) for n in range(8)])
+    rounds = Rounds()
+
+    def going():
+        rounds._next = 0.0
+        rounds.look([batch])
+        return rounds.going
+
+    wait_until(lambda: len(going()) == SHOWN)
+    assert going()[0].job == f"{batch.id}:0"
+    page = Elements(markup.head(view.look([batch], Pace(), Groups(str), (), going())))
+    assert f"{batch.id}:0 7.5" in page.text
+    assert f"{batch.id}:4  4 of 40, <b>reading</b>" in page.text
+    assert page.tags.count("b") == 1  # the title's
+    (tmp_path / "go").touch()
+    assert batch.wait(20)
+    assert rounds.going == going() == ()
+    fleet.close()
+
+
+def test_one_failed_of_very_many_is_still_seen():
+    page = markup.head(View(title="t", tally=Tally(n=N, failed=1, queued=N - 1), n=N))
+    assert "min-width:3px" in page
+    assert "aria-label='0 finished, 1 failed, 99,999 queued'" in page
+
+
+def test_what_is_not_copied_is_told_with_its_end():
+    watch = Watch("b", "q", "", Spec(label="f"))
+    watch.known, watch.tally = True, Tally(n=40, finished=40)
+    assert (
+        view.safety(watch, 37) == "37 results not copied here yet: safe on the server for 7 days after the batch ends"
+    )
+    watch.expires_us = 4_102_444_800_000_000
+    assert view.safety(watch, 1).startswith("1 result not copied here yet: safe on the server until ")
+
+
+def test_a_view_of_many_jobs_costs_no_more_than_one_of_few():
+    batch = nbqueue.map(fails, [0], inline="collect")
+    batch.watch = Watch("big", "default", "", Spec(label="f"))
+    for index in range(N):
+        outcome = Outcome(State.FAILED, Cause.ERROR, 1, 0, 0, failure=Failure("KeyError", f"'{index % 3}'"))
+        batch.watch.put_opened(index, outcome)
+    batch.watch.tally = Tally(n=N + 1, failed=N, queued=1)
+    groups, pace = Groups(str), Pace()
+    groups.add(batch)
+    while not groups.look():
+        pass
+    begun = time.perf_counter()
+    for _ in range(100):
+        groups.look()
+        markup.head(view.look([batch], pace, groups, ()))
+    assert time.perf_counter() - begun < 0.5  # 5 ms each, of the 200 that there are
+
+
+@pytest.mark.parametrize("over", [0, 5])
+def test_the_pace_begins_anew_with_a_retry(over):
+    pace = Pace(age=1000.0)
+    pace.see(over, ended=False)
+    assert pace.elapsed >= 1000
+    pace.see(over + 10, ended=False)
+    assert pace.rate > 0
+    assert pace.eta(10) is not None
+    pace.see(over, ended=False)
+    assert pace.elapsed < 1000
+    assert pace.eta(10) is None
+
+
+def test_what_ended_before_it_was_seen_has_no_pace():
+    pace = Pace()
+    pace.see(10, ended=True)
+    assert (pace.elapsed, pace.rate) == (None, None)

@@ -1,0 +1,160 @@
+import os
+import signal
+import time
+
+import pytest
+from helpers import wait_until
+
+import nbqueue
+from nbqueue.client import view, widget
+from nbqueue.client.acts import Acts
+from nbqueue.client.groups import Groups
+from nbqueue.client.pace import pace_of
+from nbqueue.client.widget import Controls
+from nbqueue.store import server as program
+
+
+class Shown:
+    """The widget of one batch, drawn when asked."""
+
+    def __init__(self, batch):
+        self.batch, self.groups = batch, Groups(lambda frame: f"line {frame[1]}")
+        self.groups.add(batch)
+        self.controls = Controls("ab12", Acts([batch], self.groups))
+        self.draw()
+
+    def draw(self):
+        self.groups.look()
+        self.controls.show(view.look([self.batch], pace_of(self.batch.watch), self.groups, ()))
+        return self
+
+    @property
+    def buttons(self):
+        """The buttons that are seen."""
+        row = self.controls._buttons.children
+        return {button.description: button for button in row if button.layout.display != "none"}
+
+    @property
+    def note(self):
+        return self.controls._note.value
+
+
+def halves(x):
+    if x % 2:
+        raise ValueError(f"odd: {x}")
+    return x // 2
+
+
+def test_cancel_asks_first(session):
+    shown = Shown(nbqueue.map(abs, range(5)))
+    assert set(shown.buttons) == {"Cancel"}
+    shown.buttons["Cancel"].click()
+    assert set(shown.buttons) == {"Yes, cancel 5 jobs", "Keep running"}
+    shown.buttons["Keep running"].click()
+    assert set(shown.draw().buttons) == {"Cancel"}
+    shown.buttons["Cancel"].click()
+    shown.buttons["Yes, cancel 5 jobs"].click()
+    wait_until(lambda: "5 canceled" in shown.note)
+    wait_until(lambda: shown.batch.done)
+    assert shown.draw().buttons == {}
+
+
+def test_what_the_cell_left_running_has_a_button_of_its_own(session):
+    before, batch = nbqueue.map(abs, range(5)), nbqueue.map(abs, range(2))
+    batch.earlier = [before]
+    shown = Shown(batch)
+    assert set(shown.buttons) == {"Cancel", "Cancel the earlier batch"}
+    assert f"{before.id} of then still runs (5 queued)" in shown.controls._head.value
+    shown.buttons["Cancel the earlier batch"].click()
+    wait_until(lambda: f"5 canceled of {before.id}" in shown.note)
+    wait_until(lambda: before.done)
+    assert set(shown.draw().buttons) == {"Cancel"}
+    assert "still runs" not in shown.controls._head.value
+    assert not batch.tally.canceled
+    batch.cancel()
+
+
+def test_retry_runs_what_failed_and_says_that_the_function_has_changed(session, busy, monkeypatch):
+    import __main__
+
+    monkeypatch.setattr(halves, "__module__", "__main__")
+    monkeypatch.setattr(__main__, "halves", lambda x: x, raising=False)
+    shown = Shown(nbqueue.map(halves, range(6)))
+    assert shown.batch.wait(20)
+    shown.draw().buttons["Retry 3 failed"].click()
+    wait_until(lambda: "3 run again. halves has changed since" in shown.note)
+    wait_until(lambda: shown.batch.watch.attempt(1) == 2 and shown.batch.done)
+
+
+def test_a_kind_opens_shows_the_next_job_and_arguments_only_on_request(session, busy):
+    shown = Shown(nbqueue.map(halves, range(6)))
+    assert shown.batch.wait(20)
+    shown.draw()
+    (row,) = shown.controls._rows.values()
+    assert row._button.description.startswith("▸ 3 of 3: ValueError: odd: …")
+    row._button.click()
+    wait_until(lambda: "said something" in row._told.value)
+    assert "odd: 1" in row._told.value
+    assert "x = 1" not in row._told.value
+    row._arguments.click()
+    wait_until(lambda: "x = 1" in row._told.value)
+    row._next.click()
+    wait_until(lambda: "odd: 3" in row._told.value)
+    assert "x = 3" not in row._told.value
+    row._button.click()
+    assert len(row.box.children) == 1
+
+
+@pytest.fixture
+def own_server(short_folder):
+    """A server that a test may stop, and a session on it."""
+    found = program.start(short_folder)
+    session = nbqueue.connect(found.url)
+    yield short_folder
+    session.collector.stop()
+    session.disconnect()
+
+
+def test_a_click_blocks_nobody_and_what_goes_wrong_is_said_in_the_widget(own_server):
+    shown = Shown(nbqueue.map(abs, range(5)))
+    pid = program.status(own_server).pid
+    os.kill(pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    shown.controls._yes.click()
+    assert time.monotonic() - begun < 0.5
+    assert "Canceling" in shown.note
+    assert shown.controls._cancel.disabled
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: "5 canceled" in shown.note)
+    wait_until(lambda: not shown.controls._cancel.disabled)
+    program.stop(own_server)
+    again = Shown(shown.batch)
+    shown.batch.watch.over = False
+    again.controls._yes.click()
+    wait_until(lambda: "NoServer: " in again.note, 30)
+
+
+def test_a_widget_whose_batch_is_done_holds_it_no_more(session, busy):
+    import gc
+    import weakref
+
+    shown = Shown(nbqueue.map(abs, range(3)))
+    assert shown.batch.wait(20)
+    shown.draw()
+    controls, batch = shown.controls, weakref.ref(shown.batch)
+    controls.acts.drop()
+    del shown
+    gc.collect()
+    assert batch() is None
+    controls.close()
+
+
+def test_a_kernel_keeps_so_many_widgets_and_no_more(session):
+    shown = [Shown(nbqueue.map(abs, [1], progress=False)) for _ in range(3)]
+    while len(widget._kept) < widget.KEPT:
+        shown.append(Shown(shown[0].batch))
+    first = widget._kept[0]
+    Shown(shown[0].batch)
+    assert len(widget._kept) == widget.KEPT
+    assert first.box.comm is None
+    shown[0].batch.cancel()
