@@ -98,6 +98,7 @@ def session(url: str | None, namespace: str | None, config: Path | None, *, star
 
     found = reach(url, namespace, config).settings if not start else settings.load(url, namespace, config=config)
     opened = sessions.Session(found)
+    opened.spool.read_only("it is a command that was run")  # ten thousand commands leave no ten thousand files
     if not start:
         with warnings.catch_warnings(action="ignore"):  # how safe a server is concerns who sends, not who looks
             opened.broker  # noqa: B018 - connects

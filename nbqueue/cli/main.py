@@ -25,6 +25,7 @@ _COMMANDS = {
     "suspend": "manage",
     "resume": "manage",
     "shutdown": "manage",
+    "prune": "prune",
     "demo": "demo",
     "server": "server",
 }

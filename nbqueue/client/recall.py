@@ -1,0 +1,254 @@
+"""Batches and jobs from the spool: those that the server has no more, and what of the others need not be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbqueue import wire
+from nbqueue.client import spoolfile, spoolhouse
+from nbqueue.client.session import Session, tell
+from nbqueue.client.spoolbook import Book, Tale
+from nbqueue.client.spoolfile import Birth
+from nbqueue.client.spoolhouse import Kept
+from nbqueue.client.watch import Watch
+from nbqueue.errors import BadSignature, SetupError
+from nbqueue.model import Spec, State, Tally, decode
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
+    from nbqueue.store.records import BatchView
+
+
+# ---------------------------------------------------------------- finding
+
+
+def find(session: Session, name: str | None) -> Tale | None:
+    """What the spool tells of the batch or single job of this id or name; None as `name`: of the latest batch.
+
+    Only of what this session's keys have signed, in its namespace.
+    """
+    folder = session.spool.folder
+    if folder is None:
+        return None
+    session.spool.drain()
+    births = [birth for birth in _births(session, folder, name) if _spec(session, birth) is not None]
+    birth = max(births, key=lambda each: each.created_us, default=None)
+    return None if birth is None else tale(session, birth)
+
+
+def _births(session: Session, folder: Path, name: str | None) -> Iterator[Birth]:
+    if name is not None:
+        for path in spoolhouse.files_of(folder, name):
+            yield from spoolfile.births(path)
+        for book in _singles(session, folder):
+            entry = book.entries.get(name)
+            if entry is not None and entry.birth is not None:
+                yield entry.birth
+    found = (birth for one in spoolhouse.kept(folder) if (birth := one.birth()) is not None)
+    yield from (birth for birth in found if name is None or birth.name == name)
+
+
+def _spec(session: Session, birth: Birth) -> Spec | None:
+    """The description of a batch, if its signature is one of ours for this namespace."""
+    if birth.namespace != session.settings.namespace:
+        return None
+    try:
+        return decode(Spec, session.sealer.unseal(wire.SPEC, birth.batch, -1, birth.spec), "A description")
+    except BadSignature:
+        return None
+
+
+def tale(session: Session, birth: Birth) -> Tale | None:
+    """All that the spool tells of one batch, or of a single job."""
+    folder = session.spool.folder
+    if folder is None:
+        return None
+    if birth.single:
+        books = _singles(session, folder)
+        gone = {name for book in books for name in book.forgotten}
+        return None if f"{birth.batch}~{birth.nonce}" in gone else Tale(birth, _of(books, birth), _size(books))
+    books = [book for path in spoolhouse.copies_of(folder, birth) if (book := _read(path))]
+    return Tale(birth, _of(books, birth), _size(books))
+
+
+def _of(books: list[Book], birth: Birth) -> list[Book]:
+    entries = [(book, book.entries.get(birth.batch)) for book in books]
+    return [book for book, each in entries if each and (each.birth is None or spoolhouse.same(each.birth, birth))]
+
+
+def _size(books: list[Book]) -> int:
+    return sum(book.path.stat().st_size for book in books if book.path.exists())
+
+
+def _singles(session: Session, folder: Path) -> list[Book]:
+    """The files of single jobs; each is read again only when it has grown."""
+    known, found = session.spool.read, []
+    for path in spoolhouse.single_files(folder):
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            continue  # removed this moment
+        if path not in known or known[path][0] != size:
+            book = _read(path)
+            if book is None:
+                continue
+            known[path] = size, book
+        found.append(known[path][1])
+    return found
+
+
+def _read(path: Path) -> Book | None:
+    try:
+        return Book(path)
+    except OSError:
+        return None  # removed this moment, or on a disk that fails: as if it were not there
+
+
+def copies(session: Session) -> dict[str, tuple[Kept, Birth, Spec]]:
+    """What the spool has, without single jobs: id -> its files and what it is."""
+    if session.spool.folder is None:
+        return {}
+    session.spool.drain()
+    found = ((one, one.birth()) for one in spoolhouse.kept(session.spool.folder))
+    told = ((one, birth, _spec(session, birth)) for one, birth in found if birth is not None)
+    return {one.key: (one, birth, spec) for one, birth, spec in told if spec is not None}
+
+
+# ---------------------------------------------------------------- a batch that the server does not tell of
+
+
+def batch(session: Session, found: Tale, gone: str) -> Batch[Any] | None:
+    """The Batch in the spool. `gone` says why the server has it no more; empty: it cannot be asked at the moment."""
+    from nbqueue.client.batch import Batch  # whose frames read arguments from here
+
+    birth, spec = found.birth, _spec(session, found.birth)
+    if spec is None:
+        return None
+    watch = Watch(birth.batch, birth.queue, birth.epoch, spec)
+    watch.birth, watch.payloads, watch.created_us = birth, None, birth.created_us
+    watch.known, watch.followed, watch.gone, watch.foreign = True, True, gone, True
+    watch.again = session.again
+    _fill(session, watch, found)
+    _count(watch, found)
+    watch.over = watch.whole
+    made: Batch[Any] = Batch(session, watch, spec, name=birth.name)
+    made.shown_in = None
+    if not watch.over and not gone:
+        watch.position = 0 if found.damaged else found.position
+        session.collector.follow(watch)
+    return made
+
+
+def attached(session: Session, name: str | None, outage: SetupError | None = None) -> Batch[Any] | None:
+    """The Batch of this name or id that the spool has and the server has not, or does not tell of; says so once."""
+    found = find(session, name)
+    made = None if found is None else batch(session, found, "" if outage is not None else why_gone(session, found))
+    if made is not None:
+        why = f"The server cannot be asked ({outage})" if outage is not None else f"{session.server} has it no more"
+        tell(f"nbqueue: {made.id} comes from the spool. {why}.")
+    return made
+
+
+def quietly(session: Session, name: str) -> Batch[Any] | None:
+    """As attached, and says nothing: a job of it was asked for."""
+    found = find(session, name)
+    return None if found is None else batch(session, found, why_gone(session, found))
+
+
+def why_gone(session: Session, found: Tale) -> str:
+    """`lost` where the server is not the one that knew the batch, or has forgotten everything; else `expired`."""
+    epoch, standing = session.ask(lambda broker: broker.epoch()), found.standing
+    known = found.birth.epoch or (standing.epoch if standing is not None else "")
+    return "lost" if known and known != epoch else "expired"
+
+
+def _fill(session: Session, watch: Watch, found: Tale) -> None:
+    with watch.changed:
+        if found.position >= watch.position:
+            watch.recall(found.standing)
+        for index, path, each in found.outcomes():
+            if not watch.has(index):
+                light = each.blob if each.blob is not None and session.spool.light(each.blob) else None
+                place = light or spoolfile.place(watch.shelf(path), each.offset, each.size, each.head)
+                watch.put(index, place)
+
+
+def _count(watch: Watch, found: Tale) -> None:
+    n = max(found.n, watch.tally.n)
+    counts = dict.fromkeys(State, 0)
+    for index in range(n):
+        counts[watch.state(index) or State.QUEUED] += 1
+    watch.tally = Tally(n=n, **{str(state): count for state, count in counts.items()})
+
+
+# ---------------------------------------------------------------- a batch that the server knows
+
+
+def resume(batch: Batch[Any], view: BatchView) -> None:
+    """Takes from the spool what need not be copied again. The log is then read from where the spool ends."""
+    watch = batch.watch
+    watch.epoch = batch.session.ask(lambda broker: broker.epoch())
+    if batch.single or watch.birth is None or batch.session.spool.folder is None:
+        return
+    found = tale(batch.session, watch.birth)
+    if batch.session.spool.on and not batch.spec.source:
+        there = set() if found is None else found.argued()
+        watch.lacks = [index for index in range(view.n) if index not in there]
+    if found is None or found.damaged or not 0 < found.position <= view.log_length:
+        return
+    if (standing := found.standing) is not None and standing.epoch in {"", watch.epoch}:
+        _fill(batch.session, watch, found)
+        watch.position = found.position
+
+
+def mend(session: Session, watch: Watch) -> None:
+    """Takes from the spool what another session has copied of a batch that is gone, and this one has not."""
+    if watch.birth is None or watch.whole or (found := tale(session, watch.birth)) is None:
+        return
+    _fill(session, watch, found)
+    with watch.changed:
+        _count(watch, found)
+
+
+# ---------------------------------------------------------------- arguments and outcomes, one by one
+
+
+def arguments(batch: Batch[Any], indexes: Sequence[int]) -> list[bytes | None]:
+    """The sealed arguments of jobs, as far as the spool has them."""
+    watch, spool = batch.watch, batch.session.spool
+    if watch.birth is None or spool.folder is None:
+        return [None] * len(indexes)
+    known = watch.tale
+    found = [None if known is None else known.arguments(index) for index in indexes]
+    if None in found:
+        spool.drain()
+        written = sum(path.stat().st_size for path in _paths(spool.folder, watch.birth))
+        if known is None or known.size != written:
+            known = watch.tale = tale(batch.session, watch.birth)
+            if known is not None and not watch.single:
+                known.keep_arguments()
+            found = [None if known is None else known.arguments(index) for index in indexes]
+    return found
+
+
+def _paths(folder: Path, birth: Birth) -> list[Path]:
+    if birth.single:
+        return spoolhouse.single_files(folder)
+    return spoolhouse.copies_of(folder, birth)
+
+
+def merged(told: list[bytes | None], session: Session, source: str, indexes: Sequence[int]) -> list[bytes | None]:
+    """The stored outcomes of another batch's jobs: as the server told, those that it has no more from the spool."""
+    found = find(session, source)
+    if found is None:
+        return told
+    wanted, blobs = set(indexes), dict[int, bytes]()
+    for index, path, each in found.outcomes():
+        if index in wanted:
+            try:
+                blobs[index] = each.blob or spoolfile.read(path, each.offset, each.size)
+            except OSError:
+                continue  # another session has dropped the file
+    return [blobs.get(index) if blob is None else blob for index, blob in zip(indexes, told, strict=True)]

@@ -1,0 +1,366 @@
+"""The spool: what was collected outlives results, server and kernel, and a disk that fails costs nobody a result."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from helpers import wait_until
+
+import nbqueue
+from nbqueue.client import session as session_module
+from nbqueue.client import spool, spoolfile, spoolhouse, view
+from nbqueue.client.spoolbook import Book
+from nbqueue.errors import Expired, LostByServer, NotThere
+
+BIG = "x" * 50_000
+
+
+def work(x):
+    if x == 3:
+        raise ValueError(x)
+    return BIG if x == 4 else x * x
+
+
+def another_kernel(server, session):
+    """A session as a restarted kernel would have it."""
+    session.collector.stop()
+    return nbqueue.connect(server.url, namespace=session.settings.namespace)
+
+
+def flush(session):
+    broker = session.broker
+    broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*"))
+
+
+def files(session):
+    return sorted(Path(session.spool.folder).iterdir())
+
+
+def same(one, other):
+    drop = ["result"] if "result" in one else []
+    assert one["result"].tolist() == other["result"].tolist()
+    assert one.drop(columns=drop).equals(other.drop(columns=drop))
+
+
+def settled(batch):
+    """Waits for the note of the end, which follows the last outcome."""
+    wait_until(lambda: any(each.done for each in spoolhouse.kept(batch.session.spool.folder)))
+
+
+def test_a_frame_is_whole_after_the_server_forgot_and_the_kernel_was_restarted(server, session, hands):
+    batch = nbqueue.map(work, range(6), name="six")
+    hands.work()
+    before = batch.to_frame(meta=True)
+    settled(batch)
+    flush(session)
+    assert batch.to_frame().shape[0] == 6
+    new = another_kernel(server, session)
+    again = nbqueue.attach("six")
+    assert again == batch
+    assert again.session is new
+    assert again.done
+    same(again.to_frame(), before[again.to_frame().columns])
+    assert again[4].result == BIG
+    assert again.results(errors="skip") == [0, 1, 4, BIG, 25]
+    assert [job.index for job in again.failed] == [3]
+    assert again[2].args == (2,)
+    assert view.safety(again.watch, 0) == "All results are copied to this disk; the server has them no more"
+    assert nbqueue.attach(batch.id) == nbqueue.attach() == batch
+    again.forget()
+    assert files(new) == []
+    with pytest.raises(NotThere):
+        nbqueue.attach("six")
+    new.collector.stop()
+
+
+def test_results_outlive_their_time_to_live_and_big_ones_lie_on_disk(session, hands):
+    batch = nbqueue.map(work, range(6), result_ttl=1, failure_ttl=1)
+    hands.work()
+    assert batch.wait(10)
+    assert isinstance(batch.watch._blobs[4], int)
+    assert batch.watch.weight < 5 * spool.SMALL
+    wait_until(lambda: session.broker.promote() is None or session.broker.view(batch.id) is None, 15)
+    assert batch[4].result == BIG
+    assert nbqueue.attach(batch.id).results(errors="skip") == [0, 1, 4, BIG, 25]
+    with pytest.raises(Expired):
+        nbqueue.attach(batch.id).retry()
+    assert nbqueue.batches()["spooled"].tolist() == [sum(each.stat().st_size for each in files(session))]
+
+
+def test_what_one_session_had_copied_another_need_not_copy_again(server, session, hands):
+    batch = nbqueue.map(work, range(6), name="half")
+    hands.work(4)
+    wait_until(lambda: batch.watch.collected == 4)
+    wait_until(lambda: [Book(each).entries[batch.id].standing.position for each in files(session)] == [4])
+    new = another_kernel(server, session)
+    attached = nbqueue.attach("half")
+    assert attached.watch.recalled
+    assert attached.watch.collected == 4
+    hands.work()
+    assert attached.results(errors="skip", timeout=10) == [0, 1, 4, BIG, 25]
+    own = [Book(each).entries[batch.id] for each in files(new)]
+    assert [sorted(each.outcomes) for each in own] in ([[0, 1, 2, 3], [4, 5]], [[4, 5], [0, 1, 2, 3]])
+    before = files(new)
+    assert nbqueue.attach("half").wait(10)
+    assert files(new) == before  # nothing was new
+    flush(new)
+    third = another_kernel(server, new)
+    assert nbqueue.attach("half").results(errors="skip") == [0, 1, 4, BIG, 25]
+    third.collector.stop()
+
+
+def test_two_notebooks_follow_one_batch_and_a_retry(server, session, hands):
+    batch = nbqueue.map(work, range(4))
+    other = nbqueue.connect(server.url, namespace=session.settings.namespace)
+    follower = nbqueue.attach(batch.id)
+    hands.work()
+    assert batch.wait(10)
+    assert follower.wait(10)
+    batch.retry(func=lambda x: x + 100)
+    hands.work()
+    assert batch.wait(10)
+    other.collector.follow(follower.watch)
+    wait_until(lambda: follower.done and follower.watch.state(3) == "finished")
+    assert len(files(session)) == 2
+    flush(session)
+    other.collector.stop()
+    new = another_kernel(server, session)
+    assert nbqueue.attach(batch.id).results() == [0, 1, 4, 103]
+    new.collector.stop()
+
+
+def test_another_machine_copies_arguments_too(server, session, hands, tmp_path, monkeypatch):
+    batch = nbqueue.map(work, range(120))
+    hands.work()
+    assert batch.wait(10)
+    monkeypatch.setenv("NBQUEUE_SPOOL", str(tmp_path / "elsewhere"))
+    other = another_kernel(server, session)
+    assert nbqueue.attach(batch.id).wait(10)
+    wait_until(lambda: not other.collector._watches)
+    flush(other)
+    third = another_kernel(server, other)
+    assert nbqueue.attach(batch.id).to_frame()["x"].tolist() == list(range(120))
+    third.collector.stop()
+
+
+def test_a_withdrawn_outcome_is_not_brought_back_by_a_file_that_lags(server, session, hands):
+    batch = nbqueue.map(work, range(4))
+    hands.work()
+    assert batch.wait(10)
+    settled(batch)
+    lagging = files(session)[0]
+    copy = lagging.with_name(lagging.name.replace(session.spool._mark, "feedbeef"))
+    copy.write_bytes(lagging.read_bytes())
+    batch.retry()
+    wait_until(lambda: any(3 in Book(each).entries[batch.id].withdrawn for each in files(session)))
+    flush(session)
+    new = another_kernel(server, session)
+    again = nbqueue.attach(batch.id)
+    assert again.to_frame(wait=False)["status"].tolist()[:3] == ["finished"] * 3
+    assert again.watch.state(3) is None
+    with pytest.raises(LostByServer):
+        again.wait(5)
+    new.collector.stop()
+
+
+def test_many_single_jobs_make_one_file_and_come_back(server, session, hands):
+    q = nbqueue.Queue("default", connection=None)
+    jobs = q.enqueue_many([nbqueue.Queue.prepare_data(work, (n,)) for n in range(5, 505)])
+    hands.start()
+    frame = nbqueue.gather(jobs)
+    hands.stop()
+    assert len(files(session)) == 1
+    flush(session)
+    new = another_kernel(server, session)
+    found = nbqueue.Job.fetch_many([job.id for job in jobs])
+    same(nbqueue.gather(found), frame)
+    assert nbqueue.attach(jobs[0].id)[0].result == 25
+    found[0].batch.forget()
+    third = another_kernel(server, new)
+    assert nbqueue.Job.fetch_many([job.id for job in jobs[:2]])[0] is None
+    third.collector.stop()
+
+
+@pytest.mark.parametrize("harm", ["torn", "head", "blob", "noise"])
+def test_a_damaged_file_costs_what_was_damaged_and_no_more(server, session, hands, harm):
+    batch = nbqueue.map(work, range(6), name="hurt")
+    hands.work(4)
+    wait_until(lambda: batch.watch.collected == 4)
+    hands.work()
+    assert batch.wait(10)
+    settled(batch)
+    session.collector.stop()
+    file = files(session)[0]
+    data = bytearray(file.read_bytes())
+    found = [each for each in spoolfile.Scan(file) if each.kind == spoolfile.Kind.OUTCOMES][-1]
+    if harm == "torn":
+        data = data[: found.offset + found.size - 10]
+    elif harm == "head":
+        data[found.offset - len(found.table) - 10] ^= 1
+    elif harm == "blob":
+        data[found.offset + 40] ^= 1
+    else:
+        data += random.Random(1).randbytes(5_000)
+    file.write_bytes(data)
+    new = another_kernel(server, session)
+    assert nbqueue.attach("hurt").results(errors="skip", timeout=10) == [0, 1, 4, BIG, 25]  # asked from the server
+    new.collector.stop()
+    for each in set(files(new)) - {file}:
+        each.unlink()
+    flush(new)
+    third = another_kernel(server, new)
+    states = nbqueue.attach("hurt").to_frame(wait=False)
+    whole = 6 if harm == "noise" else 5 if harm == "blob" else 4
+    good = states["status"].isin(["finished"]).sum() + (states["error"] == "ValueError: 3").sum()
+    assert good == whole
+    if harm == "blob":
+        assert states["error"].str.contains("signature does not fit").sum() == 1
+    third.collector.stop()
+
+
+SCRIPT = """
+    import resource, signal, sys
+    sys.path.insert(0, {tests!r})
+    import nbqueue
+    from hands import Hands
+    session = nbqueue.connect({url!r}, namespace={namespace!r})
+    hands = Hands(session)
+    def big(x):
+        return bytes(20_000)
+    nbqueue.map(big, range(3))
+    hands.work()
+    {limit}
+    batch = nbqueue.map(big, range(40))
+    hands.work()
+    print(len(batch.results(timeout=20)), bool(session.spool.why))
+    more = nbqueue.map(big, range(5))
+    hands.work()
+    print(len(more.results(timeout=20)))
+    hands.stop()
+"""
+
+
+@pytest.mark.parametrize("where", ["limit", "tmpfs"])
+def test_a_full_disk_is_told_once_and_all_goes_on_in_memory(server, session, tmp_path, where):
+    folder = tmp_path / "full"
+    folder.mkdir()
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
+    if where == "tmpfs":
+        words = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
+        if subprocess.run(words, capture_output=True).returncode:
+            pytest.skip("mounting needs root")
+        limit = ""
+    try:
+        facts = {"tests": str(Path(__file__).parent), "url": server.url, "namespace": session.settings.namespace}
+        code = textwrap.dedent(SCRIPT).format(limit=limit, **facts)
+        env = os.environ | {"NBQUEUE_SPOOL": str(folder / "spool")}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
+        assert done.stdout.split() == ["40", "True", "5"], done.stderr
+        assert done.stderr.count("kept in this process's memory only") == 1
+        for each in (folder / "spool").iterdir():
+            book = Book(each)
+            assert not book.damaged
+            assert stat.S_IMODE(each.stat().st_mode) == 0o600
+        assert stat.S_IMODE((folder / "spool").stat().st_mode) == 0o700
+    finally:
+        if where == "tmpfs":
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_the_oldest_done_batches_are_dropped_over_the_cap(session, hands, capsys):
+    session.spool.cap = 400_000
+    batches = []
+    for _ in range(8):
+        batches.append(nbqueue.map(lambda x: BIG, range(2)))
+        hands.work()
+        assert batches[-1].wait(10)
+        settled(batches[-1])
+        wait_until(lambda: session.spool._stood[batches[-1].id].over)
+    left = {each.batch for each in spoolhouse.kept(session.spool.folder)}
+    assert batches[0].id not in left
+    assert batches[-1].id in left
+    assert sum(each.stat().st_size for each in files(session)) < 500_000
+    assert f"the copies of {batches[0].id}" in capsys.readouterr().err
+    assert batches[0].results() == [BIG, BIG]  # the server still has them
+    session.spool.cap = 1_000
+    huge = nbqueue.map(lambda x: BIG, range(3))
+    hands.work()
+    assert huge.results(timeout=10) == [BIG] * 3
+
+
+def test_without_a_spool_nothing_is_written(server, session, hands, monkeypatch, tmp_path):
+    monkeypatch.setenv("NBQUEUE_SPOOL", "off")
+    new = nbqueue.connect(server.url, namespace=session.settings.namespace)
+    batch = nbqueue.map(work, [1, 4])
+    hands.work()
+    assert batch.results(timeout=10) == [1, BIG]
+    assert not (tmp_path / "home" / "spool").exists()
+    assert "in memory here only (the spool is switched off)" in view.safety(batch.watch, 0, new.spool.why)
+    flush(new)
+    new.collector.stop()
+    last = nbqueue.connect(server.url, namespace=session.settings.namespace)
+    with pytest.raises(NotThere):
+        nbqueue.attach(batch.id)
+    session_module.use(session)
+    last.collector.stop()
+
+
+def test_a_kernel_killed_and_a_server_flushed_leave_the_frame(server, session, tmp_path):
+    facts = {"tests": str(Path(__file__).parent), "url": server.url, "namespace": session.settings.namespace}
+    first = textwrap.dedent(SCRIPT).format(limit="", **facts).partition("nbqueue.map(big")[0]
+    first += "import os, signal\nbatch = nbqueue.map(lambda x: x + 1, [1, 2], name='next day')\n".replace(
+        " day", "_day"
+    )
+    first += "hands.work()\nbatch.wait(20)\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    killed = subprocess.run([sys.executable, "-c", first], capture_output=True, text=True, timeout=60)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    flush(session)
+    second = first.partition("hands = ")[0] + "print(nbqueue.attach('next_day').to_frame()[['x', 'result']].values)"
+    done = subprocess.run([sys.executable, "-c", second], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["[[1", "2]", "[2", "3]]"], done.stderr
+    assert "comes from the spool" in done.stderr
+
+
+def test_prune_lists_and_removes_what_is_old(session, hands, monkeypatch):
+    from click.testing import CliRunner
+
+    from nbqueue.cli.main import cli
+
+    monkeypatch.setenv("NBQUEUE_URL", session.settings.url)
+    monkeypatch.setenv("NBQUEUE_NAMESPACE", session.settings.namespace)
+
+    def prune(*words):
+        done = CliRunner().invoke(cli, ["prune", *words], prog_name="nbqueue")
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    done = nbqueue.map(work, range(3), name="done")
+    hands.work()
+    assert done.wait(10)
+    settled(done)
+    running = nbqueue.map(work, range(3))
+    wait_until(lambda: len(files(session)) == 2)
+    for each in files(session):
+        os.utime(each, (1, 1))
+    assert "would remove 0 on the server, 1 in the spool" in prune("--dry-run")
+    told = prune("--older", "0", "-n")
+    assert f"server  {done.id} (done)  3 jobs, done 0.0 hours ago" in told
+    assert f"spool   {done.id} (done)" in told
+    assert running.id not in told
+    assert "would remove 1 on the server, 1 in the spool" in told
+    assert "removed 1 on the server, 1 in the spool" in prune("--older", "0")
+    frame = nbqueue.batches()
+    assert frame["id"].tolist() == [running.id]
+    assert frame["bytes"][0] > 500
+    assert frame["spooled"][0] == files(session)[0].stat().st_size
+    running.cancel()
+    monkeypatch.setenv("NBQUEUE_URL", "redis://127.0.0.1:1")
+    assert "removed 0 on the server, 1 in the spool" in prune("--older", "0")
