@@ -1,0 +1,323 @@
+"""Digests of values and of code, the same in every process: what is equal here and there has the same one.
+
+Pickles do not serve for that: they differ with what is shared, with the order of sets, with file names and lines. Here
+code counts without file, lines and docstrings, sets are sorted, arrays count by their bytes, and functions and classes
+of a notebook by all that they use. What cannot be judged raises Doubt: then one must ask, and never reuse.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import dis
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+    WrapperDescriptorType,
+)
+from typing import Any
+
+from nbqueue.client import captures, tables
+
+SIZE = 16
+_ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
+_SLOTS = (MemberDescriptorType, GetSetDescriptorType, WrapperDescriptorType)
+_NO_MEMBERS = frozenset(  # what a class carries along that says nothing of what it does
+    (
+        *("__module__", "__dict__", "__weakref__", "__doc__", "__qualname__", "__firstlineno__"),
+        *("__static_attributes__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__"),
+        *("_abc_impl", "__orig_bases__", "__parameters__", "__slotnames__"),
+    )
+)
+
+
+class Doubt(Exception):  # noqa: N818 - it says what there is, as the errors of errors.py do
+    """Why something cannot be compared."""
+
+
+def joined(tag: str, *parts: bytes | memoryview) -> bytes:
+    """One digest of several byte strings, each with its length."""
+    found = hashlib.blake2b(tag.encode(), digest_size=SIZE)
+    for part in parts:
+        found.update(len(part).to_bytes(8, "big"))
+        found.update(part)
+    return found.digest()
+
+
+def plain(value: Any) -> bytes | None:
+    """The text of numbers, texts, and flat lists, tuples and dicts of them; None for all else."""
+    kind = type(value)
+    if kind in (list, tuple):
+        flat = _ATOMS.issuperset(map(type, value))
+    elif kind is dict:
+        flat = _ATOMS.issuperset(map(type, value)) and _ATOMS.issuperset(map(type, value.values()))
+    else:
+        flat = kind in _ATOMS
+    try:
+        return repr(value).encode("utf-8", "surrogatepass") if flat else None
+    except ValueError:
+        return None  # an integer of thousands of digits
+
+
+class Digester:
+    """Digests of values that nobody changes meanwhile. `of` raises Doubt."""
+
+    def __init__(self) -> None:
+        self._done: dict[int, tuple[Any, bytes]] = {}  # with the value, so that its id is not given again
+        self._path: dict[int, int] = {}  # what is being looked at -> how deep
+        self._low = math.inf  # the outermost of these that was met again
+
+    def of(self, value: Any) -> bytes:
+        """The digest of a value."""
+        text = plain(value)
+        if text is not None:
+            return joined("plain", text)
+        try:
+            return self._nested(value)
+        except RecursionError:
+            raise Doubt("it is nested too deeply") from None
+
+    def _nested(self, value: Any) -> bytes:
+        key = id(value)
+        if key in self._done:
+            return self._done[key][1]
+        if (at := self._path.get(key)) is not None:
+            self._low = min(self._low, at)
+            return joined("back", b"%d" % (len(self._path) - at))
+        depth, before, self._low = len(self._path), self._low, math.inf
+        self._path[key] = depth
+        try:
+            digest = self._digest(value)
+        finally:
+            del self._path[key]
+        if self._low >= depth:  # it refers to nothing around it, so it is the same wherever it is met
+            self._done[key] = value, digest
+            self._low = math.inf
+        self._low = min(before, self._low)
+        return digest
+
+    def _all(self, tag: str, *values: Any) -> bytes:
+        return joined(tag, *(self.of(value) for value in values))
+
+    def _digest(self, value: Any) -> bytes:
+        kind = type(value)
+        for kinds, digest in _BY_KIND:
+            if kind in kinds:
+                return digest(self, value)
+        if isinstance(value, set | frozenset):
+            return joined("set", self.of(kind), *sorted(map(self.of, value)), self.of(getattr(value, "__dict__", None)))
+        if isinstance(value, type):
+            return self._class(value)
+        if isinstance(value, ModuleType):
+            return joined("module", value.__name__.encode())
+        if (found := _arrays(self, value)) is not None:
+            return found
+        return self._object(value)
+
+    def _integer(self, value: int) -> bytes:
+        return joined("plain", hex(value).encode())
+
+    def _code(self, value: CodeType) -> bytes:
+        skeleton = Skeleton(value)
+        return joined("code", skeleton.digest, *(self.of(value) for _, value in skeleton.constants))
+
+    # ------------------------------------------------------------ functions and classes
+
+    def _function(self, function: FunctionType) -> bytes:
+        if not captures.by_value(function):
+            return by_name(function)
+        parts = [self.of(function.__code__)]
+        for name, value in used(function):
+            parts += [name.encode(), self.of(value)]
+        return joined("function", *parts)
+
+    def _method(self, method: MethodType) -> bytes:
+        return self._all("method", method.__self__, method.__func__)
+
+    def _class(self, kind: type) -> bytes:
+        if not captures.by_value(kind):
+            return by_name(kind)
+        parts = [kind.__name__.encode(), self._all("bases", type(kind), *kind.__bases__)]
+        for name, member in members(kind):
+            parts += [name.encode(), self.of(member)]
+        return joined("class", *parts)
+
+    # ------------------------------------------------------------ all else
+
+    def _object(self, value: Any) -> bytes:
+        kind = type(value)
+        try:
+            reducer = copyreg.dispatch_table.get(kind)
+            reduced: Any = reducer(value) if reducer is not None else value.__reduce_ex__(4)
+        except Exception as why:  # any class may refuse
+            raise Doubt(f"{kind.__name__} cannot be taken apart: {why}") from why
+        if isinstance(reduced, str):
+            return self._named(value, reduced)
+        made, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+        try:
+            rest = [*(items or ())], [*(pairs or ())]
+        except Exception as why:
+            raise Doubt(f"{kind.__name__} cannot be taken apart: {why}") from why
+        return self._all("object", kind, made, arguments, state, *rest)
+
+    def _named(self, value: Any, name: str) -> bytes:
+        """What is pickled by its name: in a notebook, that tells nothing of what is behind it."""
+        inner = getattr(value, "__wrapped__", None)
+        if inner is not None:
+            return self._all("wrapped", type(value), inner)
+        module = getattr(value, "__module__", None) or ""
+        if module in {"", "__main__", "__mp_main__"}:
+            raise Doubt(f"{type(value).__name__} {name} is known by its name only")
+        return joined("name", module.encode(), name.encode())
+
+
+def by_name(thing: Any) -> bytes:
+    """The digest of a function or class of a module: its name. What is in the module is compared apart."""
+    return joined("name", str(thing.__module__).encode(), thing.__qualname__.encode())
+
+
+def _builtin(digester: Digester, value: Any) -> bytes:
+    owner = getattr(value, "__self__", None)
+    if owner is None or isinstance(owner, ModuleType):
+        return joined("name", str(value.__module__).encode(), value.__qualname__.encode())
+    return joined("method", digester.of(owner), value.__name__.encode())
+
+
+def _mapping(digester: Digester, value: Mapping[Any, Any]) -> bytes:
+    return joined("dict", *(digester.of(each) for pair in value.items() for each in pair))
+
+
+_BY_KIND: tuple[tuple[tuple[type, ...], Callable[[Digester, Any], bytes]], ...] = (
+    ((int,), Digester._integer),  # noqa: SLF001 - of thousands of digits: the others are plain
+    ((list,), lambda digester, value: joined("list", *map(digester.of, value))),
+    ((tuple,), lambda digester, value: joined("tuple", *map(digester.of, value))),
+    ((dict, MappingProxyType), _mapping),
+    ((FunctionType,), Digester._function),  # noqa: SLF001 - its own module
+    ((MethodType,), Digester._method),  # noqa: SLF001
+    ((CodeType,), Digester._code),  # noqa: SLF001
+    ((BuiltinFunctionType,), _builtin),
+    ((staticmethod, classmethod), lambda digester, value: joined(type(value).__name__, digester.of(value.__func__))),
+    ((property,), lambda digester, value: joined("property", *map(digester.of, (value.fget, value.fset, value.fdel)))),
+    (_SLOTS, lambda _, value: joined("slot", value.__name__.encode())),
+    ((functools.cached_property,), lambda digester, value: joined("cached", digester.of(value.func))),
+)
+
+
+# ---------------------------------------------------------------- what a function uses
+
+
+def used(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """(label, value) of its defaults, closures, globals and attributes, in an order that does not vary."""
+    code = function.__code__
+    defaults = function.__defaults__ or ()
+    names = code.co_varnames[: code.co_argcount][code.co_argcount - len(defaults) :]
+    yield from ((f"default {name}", value) for name, value in zip(names, defaults, strict=False))
+    yield from ((f"default {name}", value) for name, value in sorted((function.__kwdefaults__ or {}).items()))
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
+        try:
+            value = cell.cell_contents
+        except ValueError:
+            continue  # the variable has no value yet
+        yield f"closure {name}", value
+    known = function.__globals__
+    yield from ((f"global {name}", known[name]) for name in sorted(captures.names_of(code)[0]) if name in known)
+    yield from ((f"attribute {name}", value) for name, value in sorted(vars(function).items()))
+
+
+def members(kind: type) -> Iterator[tuple[str, Any]]:
+    """(name, value) of what a class says of itself."""
+    yield from ((name, member) for name, member in vars(kind).items() if name not in _NO_MEMBERS)
+
+
+class Skeleton:
+    """A code object without its constants, file and lines. `constants` are (line, value) in order; nested code too."""
+
+    def __init__(self, code: CodeType) -> None:
+        self.constants: list[tuple[int, Any]] = []
+        self.lines: list[tuple[int, bytes]] = []  # (line, digest of what it does), in order
+        self._words: list[bytes] = []
+        self._line = code.co_firstlineno
+        self._walk(code)
+        self.digest = joined("skeleton", *self._words)
+
+    def _walk(self, code: CodeType) -> None:
+        counts = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
+        head = repr((code.co_name, counts, code.co_varnames, code.co_freevars, code.co_cellvars))
+        self._say(f"{head} {code.co_exceptiontable!r}")
+        for step in dis.get_instructions(code):
+            place = step.positions.lineno if step.positions is not None else None
+            self._line = place or self._line
+            if step.opcode in dis.hasconst or step.opname == "LOAD_SMALL_INT":
+                self._say(step.opname)
+                if isinstance(step.argval, CodeType):
+                    self._walk(step.argval)
+                else:
+                    self.constants.append((self._line, step.argval))
+            else:
+                self._say(f"{step.opname} {step.argval!r}")
+
+    def _say(self, word: str) -> None:
+        self._words.append(word.encode("utf-8", "surrogatepass"))
+        if self.lines and self.lines[-1][0] == self._line:
+            self.lines[-1] = self._line, joined("line", self.lines[-1][1], self._words[-1])[:4]
+        else:
+            self.lines.append((self._line, joined("line", self._words[-1])[:4]))
+
+
+# ---------------------------------------------------------------- arrays and tables
+
+
+def _arrays(digester: Digester, value: Any) -> bytes | None:
+    """The digest of what NumPy and pandas made; None for all else."""
+    if tables.is_a(value, "numpy", "ndarray", exact=True) or tables.is_a(value, "numpy", "memmap", exact=True):
+        return _array(digester, value)
+    if tables.is_a(value, "numpy", "generic"):
+        if value.dtype.hasobject:
+            return None
+        return joined("scalar", value.dtype.str.encode(), value.tobytes())
+    if tables.is_a(value, "pandas", "DataFrame", exact=True):
+        columns = [value.iloc[:, place] for place in range(value.shape[1])]
+        return joined("frame", *map(digester.of, (value.columns, value.index, value.attrs, *map(_bare, columns))))
+    if tables.is_a(value, "pandas", "Series", exact=True):
+        return joined("series", *map(digester.of, (value.name, value.index, value.attrs, _bare(value))))
+    return _index(digester, value)
+
+
+def _index(digester: Digester, value: Any) -> bytes | None:
+    if tables.is_a(value, "pandas", "RangeIndex", exact=True):
+        return joined("range", *map(digester.of, (value.start, value.stop, value.step, value.name)))
+    if tables.is_a(value, "pandas", "MultiIndex", exact=True):
+        return joined("levels", *map(digester.of, (list(value.names), value.to_list())))
+    if tables.is_a(value, "pandas", "Index"):
+        return joined("index", *map(digester.of, (type(value), value.name, _bare(value))))
+    return None
+
+
+def _array(digester: Digester, value: Any) -> bytes:
+    import numpy as np
+
+    head = [repr(value.dtype.descr).encode(), repr(value.shape).encode()]
+    if value.dtype.hasobject:
+        return joined("array", *head, digester.of(value.tolist()))
+    whole = np.ascontiguousarray(value)
+    data = whole.tobytes() if whole.nbytes < 1 << 20 else whole.reshape(-1).view("u1").data
+    return joined("array", *head, data)
+
+
+def _bare(column: Any) -> Any:
+    """The values of a Series or Index: an array, or (dtype, categories, values) where NumPy has no such."""
+    dtype = column.dtype
+    if tables.is_a(dtype, "numpy", "dtype"):
+        return column.to_numpy()
+    categories = getattr(dtype, "categories", None)
+    known = None if categories is None else [categories.to_list(), bool(dtype.ordered)]
+    return [str(dtype), known, column.astype(object).to_list()]

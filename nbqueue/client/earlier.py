@@ -1,0 +1,57 @@
+"""What a notebook's cell submitted before: if that still runs when the cell is run again, its panel says so."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nbqueue.client import kernel
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
+
+
+class _Run(NamedTuple):
+    """One execution of a cell: its number, what it submitted, and what the one before left running."""
+
+    number: int
+    batches: list[weakref.ref[Batch[Any]]]
+    before: list[weakref.ref[Batch[Any]]]
+
+
+_runs: dict[str, _Run] = {}
+
+
+def note(batch: Batch[Any]) -> None:
+    """Remembers `batch` for the cell that runs, and tells it what that cell left running the last time."""
+    number, origin = kernel.cell(), kernel.origin()
+    if number is None or origin is None:
+        return
+    run = _runs.get(origin)
+    if run is None or run.number != number:
+        run = _runs[origin] = _Run(number, [], [] if run is None else [*run.batches, *run.before])
+        run.before[:] = [each for each in run.before if _runs_still(each(), batch)]
+    batch.earlier = [found for each in run.before if (found := each()) is not None and _runs_still(found, batch)]
+    run.batches.append(weakref.ref(batch))
+
+
+def _runs_still(earlier: Batch[Any] | None, batch: Batch[Any]) -> bool:
+    return earlier is not None and earlier.id != batch.id and running(earlier)
+
+
+def running(batch: Batch[Any]) -> bool:
+    """Whether something of it may still run."""
+    watch = batch.watch
+    return not (watch.settled or watch.gone or watch.fault)
+
+
+def words(batches: list[Batch[Any]]) -> list[tuple[str, str]]:
+    """(what there is to say, the command in it) for each that still runs."""
+    found = []
+    for batch in batches:
+        command = f"nbqueue.attach({batch.id!r}).cancel()"
+        text = (
+            f"This cell has been run before, and {batch.id} of then still runs ({batch.tally}): {command} cancels it."
+        )
+        found.append((text, command))
+    return found

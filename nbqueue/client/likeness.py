@@ -1,0 +1,214 @@
+"""What a function was, part by part, so that a later session can say what has changed: constants, defaults, globals.
+
+The record travels with the function, under its signature. Values of a few characters are kept as text, all others as
+digests only.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Callable, Iterator
+from types import FunctionType, MethodType
+from typing import Any
+
+from nbqueue.client import captures
+from nbqueue.client.digests import Digester, Doubt, Skeleton, joined, members, plain, used
+from nbqueue.model import FunctionRecord, Likeness, Part
+
+SHOWN = 40  # characters of a value that is named in words
+MOST = 2_000  # functions and classes that are looked into by name
+TOLD = 4  # changes that are named
+
+
+def likeness(call: Callable[..., Any] | None, name: str) -> Likeness:
+    """What `call` is made of; `name` is all there is to say of what is not here."""
+    parts: dict[str, Part] = {}
+    lines: dict[str, tuple[tuple[int, bytes], ...]] = {}
+    if call is None:
+        parts["named"] = Part(joined("named", name.encode()), name)
+    else:
+        _Walk(call, parts, lines).all()
+    return Likeness(_python(), parts, lines)
+
+
+def _python() -> str:
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+class _Walk:
+    """Looks into all functions and classes that a function names, each apart, so that a change can be told by name."""
+
+    def __init__(self, call: Any, parts: dict[str, Part], lines: dict[str, tuple[tuple[int, bytes], ...]]) -> None:
+        self._parts, self._lines = parts, lines
+        self._digester = Digester()
+        self._titles: dict[int, str] = {}
+        self._waiting: list[tuple[str, Any]] = []
+        self._enter("", call)
+
+    def all(self) -> None:
+        """Fills the record."""
+        done = 0
+        while done < len(self._waiting) and done < MOST:
+            title, thing = self._waiting[done]
+            done += 1
+            for label, value in self._inside(title, thing):
+                self._enter(f"{label}\0{title}", value)
+
+    def _inside(self, title: str, thing: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(thing, functools.partial):
+            yield "function", thing.func
+            yield from ((f"argument {place}", value) for place, value in enumerate(thing.args))
+            yield from ((f"argument {name}", value) for name, value in sorted(thing.keywords.items()))
+        elif isinstance(thing, MethodType):
+            yield "object self", thing.__self__
+            yield "function", thing.__func__
+        elif isinstance(thing, type):
+            yield from ((f"base {base.__name__}", base) for base in thing.__bases__)
+            yield from ((f"member {name}", _bare(member)) for name, member in members(thing))
+        else:
+            self._code(title, thing)
+            yield from used(thing)
+
+    def _code(self, title: str, function: FunctionType) -> None:
+        skeleton = Skeleton(function.__code__)
+        self._parts[f"code\0{title}"] = Part(skeleton.digest)
+        self._lines[title] = tuple(skeleton.lines)
+        for place, (line, value) in enumerate(skeleton.constants):
+            self._parts[f"constant {place}\0{title}"] = self._part(value, line)
+
+    def _enter(self, label: str, value: Any) -> None:
+        kind, _, title = label.partition("\0")
+        if not _opens(value):
+            self._parts[label] = self._part(value)
+            if label and captures.by_value(type(value)):
+                self._enter(f"type {kind.partition(' ')[2]}\0{title}", type(value))
+            return
+        known = self._titles.get(id(value))
+        if known is None and not label:
+            known = self._titles[id(value)] = ""
+            self._waiting.append(("", value))
+        elif known is None:
+            own = getattr(value, "__name__", None) or type(value).__name__
+            known = f"{title}.{own}" if kind.startswith("member") else own if own != "<lambda>" else "the lambda"
+            while known in self._titles.values():
+                known += "'"  # another one of the same name
+            self._titles[id(value)] = known
+            self._waiting.append((known, value))
+        if label:
+            self._parts[label] = Part(joined("unit", known.encode()))
+
+    def _part(self, value: Any, line: int = 0) -> Part:
+        text = plain(value)
+        shown = "" if text is None or len(text) > SHOWN else text.decode("utf-8", "replace")
+        try:
+            digest = self._digester.of(value)
+        except Doubt as why:
+            return Part(b"", str(why)[:200], line)
+        return Part(digest, shown, line)
+
+
+def _opens(value: Any) -> bool:
+    """Whether it is looked into: code that travels whole."""
+    if isinstance(value, functools.partial | MethodType):
+        return True
+    return isinstance(value, FunctionType | type) and captures.by_value(value)
+
+
+def _bare(member: Any) -> Any:
+    return member.__func__ if isinstance(member, staticmethod | classmethod) else member
+
+
+# ---------------------------------------------------------------- what has changed
+
+
+def changes(old: FunctionRecord, new: FunctionRecord) -> list[str]:
+    """What has changed between two functions, in words; empty if nothing. What cannot be judged counts as changed."""
+    was, now = old.likeness, new.likeness
+    if was is None or now is None:
+        return ["how the function looked then was not recorded"]
+    if was.python != now.python:
+        return [f"Python {was.python} became {now.python}, whose code cannot be compared"]
+    if ("" in was.parts) != ("" in now.parts) or ("" in was.lines) != ("" in now.lines):
+        return ["it is another function"]
+    found = [_module(name, old.modules, new.modules) for name in _differing(old.modules, new.modules)]
+    titles = {title for kind, title in map(_split, _differing(was.parts, now.parts)) if kind == "code"}
+    for label in _differing(was.parts, now.parts):
+        kind, title = _split(label)
+        if title in titles and (kind.startswith("constant") or label not in was.parts or label not in now.parts):
+            continue  # told by the code, in which it stands
+        if title in _gone(was, now):
+            continue
+        found.append(_words(kind, title, label, was, now))
+    told = list(dict.fromkeys(found))
+    told = [each for each in told if "`_" not in each] or told  # what Python makes of the others
+    return told[:TOLD] + ([f"and {len(told) - TOLD} more"] if len(told) > TOLD else [])
+
+
+def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    found = []
+    for name in [*new, *(name for name in old if name not in new)]:
+        one, other = old.get(name), new.get(name)
+        if isinstance(one, Part) and isinstance(other, Part):
+            same = bool(one.digest) and one.digest == other.digest
+        else:
+            same = one == other
+        if not same:
+            found.append(name)
+    return found
+
+
+def _gone(was: Likeness, now: Likeness) -> set[str]:
+    """Functions that only one of both knows: what refers to them says so."""
+    return was.lines.keys() ^ now.lines.keys()
+
+
+def _split(label: str) -> tuple[str, str]:
+    kind, _, title = label.partition("\0")
+    return kind, title
+
+
+def _module(name: str, old: dict[str, str], new: dict[str, str]) -> str:
+    if name not in old:
+        return f"the module {name} is used now"
+    return f"the module {name} changed" if name in new else f"the module {name} is used no more"
+
+
+_NOUNS = {
+    "default": "the default of `{}`",
+    "closure": "the captured variable `{}`",
+    "global": "the global `{}`",
+    "attribute": "the attribute `{}`",
+    "argument": "the bound argument `{}`",
+    "object": "the object that the method is bound to",
+    "type": "the class of `{}`",
+    "member": "the member `{}`",
+    "base": "the base class `{}`",
+}
+
+
+def _words(kind: str, title: str, label: str, was: Likeness, now: Likeness) -> str:
+    old, new = was.parts.get(label), now.parts.get(label)
+    noun, _, name = kind.partition(" ")
+    where = f" of {title}" if title else ""
+    if noun == "code":
+        line = _line(was.lines.get(title, ()), now.lines.get(title, ()))
+        return f"the code{where} changed" + (f" in line {line}" if line else "")
+    if noun == "constant" and old is not None and new is not None:
+        both = f" {old.shown} became {new.shown}" if old.shown and new.shown and new.digest else " changed"
+        return f"the constant{both} in line {new.line}{where}" if new.line else f"the constant{both}{where}"
+    what = _NOUNS.get(noun, "the function").format(name) + where
+    if old is None or new is None:
+        return f"{what} is {'new' if old is None else 'used no more'}"
+    if not old.digest or not new.digest:
+        return f"{what} cannot be compared ({new.shown if not new.digest else old.shown})"
+    return f"{what} became {new.shown} (it was {old.shown})" if old.shown and new.shown else f"{what} changed"
+
+
+def _line(old: tuple[tuple[int, bytes], ...], new: tuple[tuple[int, bytes], ...]) -> int:
+    """The first line of the new code that does something else than the old one's; 0 if it ends sooner."""
+    was = [digest for _, digest in old]
+    for place, (line, digest) in enumerate(new):
+        if place >= len(was) or was[place] != digest:
+            return line
+    return 0

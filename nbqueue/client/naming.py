@@ -1,0 +1,264 @@
+"""`name=`: a batch that is there already is found again; only what is new runs, and what has changed is told and asked.
+
+Values are compared, never pickles: function and arguments by their digests (digests.py, likeness.py, marks.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nbqueue import wire
+from nbqueue.client import handles, likeness, marks, progress, uploader
+from nbqueue.client.again import LIMITS
+from nbqueue.client.batch import Batch
+from nbqueue.client.part import Part
+from nbqueue.client.session import tell
+from nbqueue.client.watch import KEPT_ARGUMENTS, Watch
+from nbqueue.errors import Changed, InUse, NoSuchBatch
+from nbqueue.model import FunctionRecord, Spec, State, Tally, decode, encode, new_id
+
+if TYPE_CHECKING:
+    from nbqueue.client.submission import Submission
+    from nbqueue.store.records import BatchView
+
+TRIES = 20  # others that submit the same name at the same moment
+LOOK = 0.1  # seconds between two looks at an upload that must end first
+PART = 1_000
+
+
+def submit(asked: Submission) -> Batch[Any]:
+    """The batch of this name with the jobs of this call; a new one where there is none. Raises Changed or InUse."""
+    fresh = asked.options.fresh
+    for _ in range(TRIES):
+        view = _standing(asked)
+        try:
+            if view is None or fresh:
+                if view is not None:
+                    _set_aside(asked, view)
+                fresh = False
+                return asked.made()
+            return Again(asked, view).run()
+        except InUse as why:
+            # Another session has just taken the name, or the end of the batch: we find it now. What is read from an
+            # iterator cannot be read again.
+            if why.facts["what"] not in {"name", "batch"} or (view is None and asked.once):
+                raise
+        except NoSuchBatch:
+            continue  # it expired this moment
+    raise InUse(what="name", name=asked.options.name)
+
+
+def _standing(asked: Submission) -> BatchView | None:
+    session, name = asked.session, asked.options.name
+    assert name is not None
+    signer = session.sealer.keyring.current.hex()
+    found = session.ask(lambda broker: broker.named(name, signer))
+    view = session.ask(lambda broker: broker.view(found)) if found else None
+    return None if view is None or view.expired else view
+
+
+def _set_aside(asked: Submission, view: BatchView) -> None:
+    """The old one bears NAME@1 from now on, or the next number."""
+    session, name = asked.session, asked.options.name
+    assert name is not None
+    signer = session.sealer.keyring.current.hex()
+    for number in itertools.count(1):
+        other = f"{name}@{number}"
+        free = session.ask(lambda broker, other=other: broker.named(other, signer)) is None  # type: ignore[misc]
+        if free and session.ask(lambda broker, other=other: broker.rename(view.id, name, other)):  # type: ignore[misc]
+            return
+
+
+class Again:
+    """A submission under the name of a batch that is there."""
+
+    def __init__(self, asked: Submission, view: BatchView) -> None:
+        self._asked, self._view, self._session = asked, view, asked.session
+        self._spec = handles.spec_of(self._session, view)
+        self._new: list[int] = []  # calls that no job has the arguments of
+        self._first = view.n  # where these go
+
+    def run(self) -> Batch[Any]:
+        """Raises Changed, and InUse where another session extends the batch at this moment."""
+        asked = self._asked
+        if asked.source is not None:
+            return self._following(asked.source)
+        payloads = asked.packed()
+        assert asked.marks is not None
+        asked.marks.salt = self._spec.salt or asked.spec.salt
+        told = self._changes()
+        doubts = [f"item {index} cannot be compared ({why})" for index, why in asked.marks.doubts[:1]]
+        if (told or doubts) and not asked.options.update:
+            raise self._changed([*told, *doubts])
+        if asked.single:
+            return self._single(told)
+        rows = self._rows()
+        spec = self._update(rows) if told else self._spec
+        watch = self._watch(spec, rows, payloads)
+        batch = self._batch(watch, spec, len(rows) - len(self._new))
+        if self._new:
+            self._extend(watch, [payloads[place] for place in self._new])
+        self._session.collector.follow(watch)
+        return batch
+
+    # ------------------------------------------------------------ what is the same
+
+    def _changes(self) -> list[str]:
+        asked, view = self._asked, self._view
+        source = "" if asked.source is None else asked.source.id
+        if view.single != asked.single or view.source != source:
+            kind = f"on the results of {view.source}" if view.source else "of items"
+            raise self._changed([f"the one of this name is {'a single job' if view.single else 'a batch'} {kind}"])
+        sealed = self._session.ask(lambda broker: broker.function(view.id))
+        if sealed is None:
+            raise NoSuchBatch(name=view.id, server=self._session.server)
+        payload = self._session.sealer.unseal(wire.FUNCTION, view.id, -1, sealed)
+        told = likeness.changes(decode(FunctionRecord, payload, "A function"), asked.function.record)
+        seed = asked.options.seed
+        if seed is not None and seed != self._spec.seed:
+            told.append(f"the seed {self._spec.seed} became {seed}")
+        return told
+
+    def _changed(self, told: list[str]) -> Changed:
+        return Changed(name=self._asked.options.name, batch=self._view.id, what="; ".join(told))
+
+    def _single(self, told: list[str]) -> Batch[Any]:
+        assert self._asked.marks is not None
+        stored = self._session.ask(lambda broker: broker.marks(self._view.id))
+        if told or self._asked.marks.matched(stored, 1) != [0]:
+            raise self._changed(told or ["the arguments of this single job"])
+        batch = handles.handle(self._session, self._view)
+        batch.function, batch.shown_in = self._asked.function.call, None
+        self._session.collector.follow(batch.watch)
+        return batch
+
+    def _following(self, source: Batch[Any]) -> Batch[Any]:
+        """What runs on the results of another: it has no arguments of its own to compare."""
+        if told := self._changes():
+            raise self._changed(told)
+        batch = handles.handle(self._session, self._view)
+        if source.watch.rows is not None:
+            watch = Part(batch.id, batch.queue, "", batch.spec, source.watch.rows)
+            watch.payloads, watch.others = None, source.watch.others
+            _fill(watch, self._session, self._view)
+            batch.watch = watch
+        batch.source, batch.function, batch.shown_in = source, self._asked.function.call, progress.cell()
+        batch.told = "it was there already; nothing new runs"
+        self._session.collector.follow(batch.watch)
+        return batch
+
+    def _rows(self) -> list[int]:
+        """The index of each call in the batch; those of new calls are behind its end."""
+        asked, ask = self._asked, self._session.ask
+        assert asked.marks is not None
+        while True:
+            stored = ask(lambda broker: broker.marks(self._view.id))
+            found = asked.marks.matched(stored, self._view.n)
+            self._new = [place for place, index in enumerate(found) if index is None]
+            if not self._new or not self._view.open:
+                break
+            self._await_upload()
+        self._first = self._view.n
+        ends = iter(range(self._first, self._first + len(self._new)))
+        return [next(ends) if index is None else index for index in found]
+
+    def _await_upload(self) -> None:
+        """Another session, or a thread of this one, is sending arguments: what follows them must wait for their end."""
+        tell(f"nbqueue: {self._asked.options.name!r} is still being sent: waiting for the end of that.")
+        pause = threading.Event()
+        while self._view.open:
+            pause.wait(LOOK)
+            self._session.ask(lambda broker: broker.promote())  # where no worker is, nobody else closes what lapsed
+            view = self._session.ask(lambda broker: broker.view(self._view.id))
+            if view is None:
+                raise NoSuchBatch(name=self._view.id, server=self._session.server)
+            self._view = view
+
+    # ------------------------------------------------------------ what changes
+
+    def _update(self, rows: Iterable[int]) -> Spec:
+        """Another function for all that has not finished; what has is kept. Answers the new description."""
+        asked, view, sealer, ask = self._asked, self._view, self._session.sealer, self._session.ask
+        if not view.done:
+            ask(lambda broker: broker.cancel(view.id))
+        old = [row for row in rows if row < self._first]
+        seen: list[tuple[int, int]] = []
+        for start in range(0, len(old), PART):
+            part = old[start : start + PART]
+            states = ask(lambda broker, part=part: broker.states(view.id, part))  # type: ignore[misc]
+            tries = ask(lambda broker, part=part: broker.attempts(view.id, part))  # type: ignore[misc]
+            each = zip(part, states, tries, strict=True)
+            seen += [(row, attempt) for row, state, attempt in each if state is not State.FINISHED]
+        seed = self._spec.seed if asked.options.seed is None else asked.options.seed
+        spec = msgspec.structs.replace(asked.spec, seed=seed, salt=self._spec.salt or asked.spec.salt)
+        record = asked.function.record
+        changes: dict[str, Any] = {"key": record.key, "signer": sealer.keyring.current.hex()}
+        changes |= {"python": record.python, "host": record.host, "nonce": new_id("update", 12)}
+        changes["function"] = sealer.seal(wire.FUNCTION, view.id, -1, encode(record))
+        changes["spec"] = sealer.seal(wire.SPEC, view.id, -1, encode(spec))
+        ask(lambda broker: broker.retry(view.id, seen, **changes))
+        return spec
+
+    def _watch(self, spec: Spec, rows: list[int], payloads: list[bytes]) -> Part:
+        view, most = self._view, self._asked.options.max_failed
+        epoch = self._session.ask(lambda broker: broker.epoch())
+        watch = Part(view.id, view.queue, epoch, spec, marks.shortened(rows), max_failed=most)
+        watch.payloads, watch.given = None, payloads if sum(map(len, payloads)) <= KEPT_ARGUMENTS else None
+        watch.others = self._first + len(self._new) > len(rows)
+        watch.tally = Tally(n=len(rows), queued=len(rows)) if watch.others or self._new else view.tally
+        _fill(watch, self._session, view)
+        if watch.others and len(rows) <= PART:  # the counts of the whole say nothing of these
+            for row, blob in zip(rows, self._session.ask(lambda broker: broker.outcomes(view.id, rows)), strict=True):
+                if blob is not None:
+                    watch.keep(row, blob)
+        return watch
+
+    def _batch(self, watch: Part, spec: Spec, kept: int) -> Batch[Any]:
+        asked = self._asked
+        mine = {name: getattr(asked.spec, name) for name in ("columns", "labeled", "index_names")}
+        own = msgspec.structs.replace(spec, **mine)
+        call, name = asked.function.call, asked.options.name
+        batch: Batch[Any] = Batch(self._session, watch, own, name=name, function=call)
+        batch.hooks = asked.function.record.hooks
+        batch.told = f"{kept:,} of {len(watch.rows or ()):,} jobs were there already" + (
+            f"; {len(self._new):,} are new" if self._new else "; nothing new runs"
+        )
+        other = [limit for limit in LIMITS if getattr(asked.options, limit, None) != _limit(spec, self._view, limit)]
+        if other:
+            batch.told += f". It keeps its own {', '.join(other)}: batch.retry(...) takes others"
+        return batch
+
+    def _extend(self, watch: Part, payloads: list[bytes]) -> None:
+        """Sends the new calls. The first part is taken, or the end of the batch has become another's."""
+        asked, session, first = self._asked, self._session, self._first
+        assert asked.marks is not None
+        begun, start = time.monotonic(), first
+        sealed = []
+        for part in uploader.parts(payloads):
+            sealed.append(session.sealer.seal_all(wire.ARGUMENTS, watch.batch, start, part))
+            start += len(part)
+        own = b"".join(asked.marks.of(place) for place in self._new)
+        last, name = len(sealed) < 2, watch.batch
+        session.ask(lambda broker: broker.extend(name, first, sealed[0], nonce=asked.nonce, last=last, marks=own))
+        start = first
+        for run in sealed:
+            session.spool.arguments(watch, start, run)
+            start += len(run)
+        uploader.send_parts(session, watch, sealed, asked.nonce, begun, first=first, marks=own)
+
+
+def _limit(spec: Spec, view: BatchView, limit: str) -> Any:
+    return view.queue if limit == "queue" else getattr(spec, limit)
+
+
+def _fill(watch: Watch, session: Any, view: BatchView) -> None:
+    """What the store has told of the batch."""
+    known = handles.handle(session, view).watch
+    watch.birth, watch.foreign, watch.created_us = known.birth, known.foreign, known.created_us
+    watch.known = True

@@ -1,0 +1,106 @@
+"""What a session knows of some jobs of a batch: those of one call, where others may be in the batch too."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+
+import msgspec
+
+from nbqueue.client.spoolfile import Standing
+from nbqueue.client.watch import Watch
+from nbqueue.model import Outcome, Spec, State, Tally
+from nbqueue.store.decoding import Progress
+
+
+class Part(Watch):
+    """The memory of the jobs at `rows`, in the order in which one call named them. Indexes are those of the batch."""
+
+    def __init__(
+        self, batch: str, queue: str, epoch: str, spec: Spec, rows: Sequence[int], *, max_failed: float | None = None
+    ) -> None:
+        super().__init__(batch, queue, epoch, spec, max_failed=max_failed)
+        self.rows: Sequence[int] = rows
+        self._own: Collection[int] = rows if isinstance(rows, range) else frozenset(rows)
+        self._whole = len(rows)
+        self._last = max(rows, default=-1)
+        self._all = Tally()  # of the whole batch, as last heard
+        self._states: dict[int, State] = {}
+        self._counts: Counter[State] = Counter()
+
+    @property
+    def n(self) -> int:
+        """The number of these jobs."""
+        return len(self.rows)
+
+    def holds(self, index: int) -> bool:
+        """Whether it is one of these."""
+        return index in self._own
+
+    @property
+    def collected(self) -> int:
+        """The number of them whose outcomes are here."""
+        return len(self._states)
+
+    def ends(self, start: int, stop: int) -> Iterator[int]:
+        """The indexes among these that ended, from entry `start` of the order up to `stop`."""
+        return (index for index in super().ends(start, stop) if index in self._own)
+
+    def standing(self, now: float) -> Standing:
+        """How it stands, for the spool: where there are others, nothing is said of what was not copied."""
+        found = super().standing(now)
+        return msgspec.structs.replace(found, position=0, over=False, n=self._whole) if self.others else found
+
+    # ------------------------------------------------------------ writing (hold `changed`)
+
+    def see(self, view: Progress, *, caught_up: bool, slots: int) -> None:
+        """As of the whole, whose counts are these jobs' own only where there are no others."""
+        super().see(view, caught_up=caught_up, slots=slots)
+        self._whole = view.tally.n
+        self.others = self.others or self._whole > len(self.rows)
+        if self.others:
+            self._all = self.tally
+            self.tally = self._tally(self._all)
+            arrived = self._whole > self._last
+            self.open, self.cut = self.open and not arrived, self.cut and not arrived
+            self.over = self.over or self.tally.over == len(self.rows)
+
+    def _tally(self, whole: Tally) -> Tally:
+        counts = {str(state): self._counts[state] for state in (State.FINISHED, State.FAILED, State.CANCELED)}
+        left = len(self.rows) - sum(counts.values())
+        for state in (State.STARTED, State.SCHEDULED, State.DEFERRED):
+            counts[str(state)] = min(left, getattr(whole, state))  # of which of them they are is not known
+            left -= counts[str(state)]
+        return Tally(n=len(self.rows), queued=left, **counts)
+
+    def enter(self, entry: str) -> None:
+        """Takes one entry of the batch's log, if it is of these."""
+        single = entry.removeprefix("r")
+        if single.isdecimal() and int(single) not in self._own:
+            return
+        super().enter(entry)
+        if not single.isdecimal():
+            low, _, high = entry[1:].partition("-")
+            for index in self.rows:
+                if int(low) <= index < int(high):
+                    self._count(index)
+
+    def keep(self, index: int, found: bytes | int | Outcome) -> None:
+        """As of any batch."""
+        super().keep(index, found)
+        self._count(index)
+
+    def withdraw(self, index: int) -> None:
+        """As of any batch."""
+        super().withdraw(index)
+        self._count(index)
+
+    def _count(self, index: int) -> None:
+        before, after = self._states.pop(index, None), self.state(index)
+        if before is not None:
+            self._counts[before] -= 1
+        if after is not None and index in self._own:
+            self._states[index] = after
+            self._counts[after] += 1
+        if self.others:
+            self.tally = self._tally(self._all)
