@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbqueue import wire
-from nbqueue.client import captures, inline, looking, tables
+from nbqueue.client import captures, inline, likeness, looking, tables
 from nbqueue.client.function import describe
 from nbqueue.client.job import Job
 from nbqueue.errors import BadInput, BadOption, Expired
@@ -20,26 +20,22 @@ from nbqueue.model import FunctionRecord, Hook, Options, Spec, decode, encode, n
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
 
-LIMITS = ("timeout", "grace", "isolate", "slice", "preload", "max_result")
+LIMITS = ("timeout", "grace", "isolate", "slice", "preload", "max_result", "queue")
 
 
-def retry(batch: Batch[Any], rows: Any, func: Callable[..., Any] | str | None, limits: dict[str, Any]) -> int:
+def retry(
+    batch: Batch[Any], rows: Any, func: Callable[..., Any] | str | None, limits: dict[str, Any], *, warn: bool = True
+) -> int:
     """Runs rows of `batch` again; answers how many. Raises BadInput or BadOption."""
     indexes = chosen(batch, rows)
-    spec = limited(batch.spec, limits)
-    if func is None:
-        _warn_if_changed(batch)
+    spec, queue = limited(batch.spec, limits)
+    if func is None and warn and (told := changed(batch)):
+        warnings.warn(told, stacklevel=3)
     if batch.inline:
         inline.again(batch, indexes, func, spec)
         return len(indexes)
     session, watch = batch.session, batch.watch
-    if func is not None:
-        _refuse_while_it_runs(batch)
-    changes: dict[str, Any] = {}
-    if func is not None:
-        spec, changes = _replaced(batch, func, spec)
-    if spec != batch.spec:
-        changes["spec"] = session.sealer.seal(wire.SPEC, batch.id, -1, encode(spec))
+    spec, changes = _changes(batch, func, spec, queue)
     if watch.gone:
         raise Expired(what=batch.id, ttl="some time")
     seen = [(index, watch.attempt(index)) for index in indexes]
@@ -49,6 +45,8 @@ def retry(batch: Batch[Any], rows: Any, func: Callable[..., Any] | str | None, l
     batch.spec = spec
     with watch.changed:
         watch.reopen()
+        if queue is not None and count:
+            watch.queue = queue
         if count == len(indexes) or not watch.followed:
             # The log says so too, but `job.wait()` right after this must not find the old outcome.
             for index in indexes:
@@ -58,14 +56,30 @@ def retry(batch: Batch[Any], rows: Any, func: Callable[..., Any] | str | None, l
     return count
 
 
-def _refuse_while_it_runs(batch: Batch[Any]) -> None:
-    """Raises BadInput for a batch that has not ended; of one that was just attached the store knows."""
-    if batch.watch.over:
-        return
-    view = batch.session.ask(lambda broker: broker.view(batch.id))
-    if view is None or view.done_us is None:
+def _changes(
+    batch: Batch[Any], func: Callable[..., Any] | str | None, spec: Spec, queue: str | None
+) -> tuple[Spec, dict[str, Any]]:
+    """The spec of the run to come, and what the store must be told. Raises BadInput while others of the batch run."""
+    what = "func" if func is not None else "queue" if queue not in {None, batch.queue} else ""
+    if what and not _whole_ended(batch):
         why = f"{batch.id} still runs ({batch.tally}), and its other jobs must not change under it"
-        raise BadInput(message=f"retry(func=...) waits for the end of the batch: {why}. Call wait() or cancel() first.")
+        raise BadInput(
+            message=f"retry({what}=...) waits for the end of the batch: {why}. Call wait() or cancel() first."
+        )
+    changes: dict[str, Any] = {}
+    if func is not None:
+        spec, changes = _replaced(batch, func, spec)
+    if spec != batch.spec:
+        changes["spec"] = batch.session.sealer.seal(wire.SPEC, batch.id, -1, encode(spec))
+    return spec, changes | ({"queue": queue} if queue not in {None, batch.queue} else {})
+
+
+def _whole_ended(batch: Batch[Any]) -> bool:
+    """Whether all of the batch has ended, also what another call has added to it, or what was not heard of yet."""
+    if batch.watch.over and not batch.watch.others:
+        return True
+    view = batch.session.ask(lambda broker: broker.view(batch.id))
+    return view is None or view.done
 
 
 def _replaced(batch: Batch[Any], func: Callable[..., Any] | str, spec: Spec) -> tuple[Spec, dict[str, Any]]:
@@ -76,6 +90,8 @@ def _replaced(batch: Batch[Any], func: Callable[..., Any] | str, spec: Spec) -> 
     record = function.record
     changes: dict[str, Any] = {"key": record.key, "signer": sealer.keyring.current.hex()}
     changes |= {"python": record.python, "host": record.host}
+    if spec.salt:
+        record = msgspec.structs.replace(record, likeness=likeness.likeness(function.call, str(func)))
     changes["function"] = sealer.seal(wire.FUNCTION, batch.id, -1, encode(record))
     return msgspec.structs.replace(spec, key=record.key, label=function.label), changes
 
@@ -91,13 +107,15 @@ def _hooks(batch: Batch[Any]) -> dict[str, Hook]:
     return decode(FunctionRecord, payload, f"The function of {batch.id}").hooks
 
 
-def limited(spec: Spec, limits: dict[str, Any]) -> Spec:
-    """`spec` with other limits, checked."""
+def limited(spec: Spec, limits: dict[str, Any]) -> tuple[Spec, str | None]:
+    """`spec` with other limits, and the queue to move to, if there is one; all checked."""
     strange = sorted(set(limits) - set(LIMITS))
     if strange:
         raise BadOption(message=f"retry() takes no {strange[0]!r}; its limits are: {', '.join(LIMITS)}.")
     checked = Options().replaced(**limits)
-    return msgspec.structs.replace(spec, **{name: getattr(checked, name) for name in limits})
+    changes = {name: getattr(checked, name) for name in limits}
+    queue = changes.pop("queue", None)
+    return msgspec.structs.replace(spec, **changes), queue
 
 
 def chosen(batch: Batch[Any], rows: Any) -> list[int]:
@@ -109,16 +127,19 @@ def chosen(batch: Batch[Any], rows: Any) -> list[int]:
         if "job_id" not in rows.columns:
             raise BadInput(message="These rows have no column job_id: take them from to_frame() of this batch.")
         rows = list(rows["job_id"])
+    elif tables.is_series(rows) and "job_id" in rows.index:
+        rows = [rows["job_id"]]  # one row of a frame
     elif isinstance(rows, int | str | Job):
         rows = [rows]
     if not isinstance(rows, Iterable):
         raise BadInput(message=f"rows={rows!r} must name rows: positions, Jobs, job ids, or rows of to_frame().")
     found = sorted({_position(batch, row) for row in rows})
     if not watch.followed:
-        looking.look(batch.session, [batch[index] for index in found], canceled=True)
+        looking.look(batch.session, [Job(batch, index) for index in found], canceled=True)
     running = [index for index in found if not watch.has(index)]
     if running:
-        raise BadInput(message=f"{batch[running[0]].id} has not ended yet; retry it when it has, or cancel() it first.")
+        first = Job(batch, running[0]).id
+        raise BadInput(message=f"{first} has not ended yet; retry it when it has, or cancel() it first.")
     return found
 
 
@@ -131,24 +152,27 @@ def _position(batch: Batch[Any], row: Any) -> int:
             return 0
         if owner != batch.id or not digits.isdecimal():
             raise BadInput(message=f"{row!r} is no job of {batch.id}: its rows are named by its own job ids.")
-        row = int(digits)
+        if not batch.watch.holds(int(digits)):
+            raise BadInput(message=f"{row!r} is not among the {len(batch):,} jobs of this call.")
+        return int(digits)
     try:
         position = int(row.__index__())
     except AttributeError:
         raise BadInput(message=f"{row!r} names no row: give positions, Jobs, job ids, or rows of to_frame().") from None
     if isinstance(row, bool) or not -len(batch) <= position < len(batch):
         raise BadInput(message=f"There is no row {row!r} in {batch.id}, which has {len(batch):,}.")
-    return position % len(batch)
+    return batch.indexes[position % len(batch)]
 
 
-def _warn_if_changed(batch: Batch[Any]) -> None:
+def changed(batch: Batch[Any]) -> str:
+    """What to say where the notebook's function is another one by now than the batch's; empty if it is not."""
     old = batch.function
     if not isinstance(old, FunctionType) or old.__module__ != "__main__":
-        return
+        return ""
     new = getattr(sys.modules["__main__"], old.__name__, None)
-    if isinstance(new, FunctionType) and new is not old and not captures.same_code(old, new):
-        warnings.warn(
-            f"{old.__name__} has changed since {batch.id} was submitted; this retry runs the old one. "
-            f"To run the new one: retry(func={old.__name__}).",
-            stacklevel=4,
-        )
+    if not isinstance(new, FunctionType) or new is old or captures.same_code(old, new):
+        return ""
+    return (
+        f"{old.__name__} has changed since {batch.id} was submitted; this retry runs the old one. "
+        f"To run the new one: retry(func={old.__name__})."
+    )

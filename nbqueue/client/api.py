@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from nbqueue.client import gathering, items, listing, session, terms
+from nbqueue.client import gathering, items, listing, progress, session, terms
 from nbqueue.client.batch import Batch
 from nbqueue.client.function import Function, label_of
 from nbqueue.client.home import Local
@@ -111,9 +111,11 @@ _plain = Verbs(Options())
 def map(f: Callable[..., R] | str, *iterables: Any, **keywords: Any) -> Batch[R]:  # noqa: A001 - as executors call it
     """Runs `f(item)` for every item, on any number of machines; returns at once, and shows how it goes.
 
-    Several iterables are zipped strictly; the rows of a DataFrame are keywords. Keywords are nbqueue's options: queue,
-    name, timeout, grace, result_ttl, failure_ttl, ttl, at_front, isolate, slice, preload, max_result, max_failed, seed,
-    env, progress, inline, description, meta, depends_on, retries (or retry), on_success, on_failure, on_stopped.
+    Several iterables are zipped strictly; the rows of a DataFrame are keywords. With `name=` the same call again, also
+    after a restart, finds its batch: only new arguments run, and Changed says what is different in the function.
+    Keywords are nbqueue's options: queue, name, update, fresh, timeout, grace, result_ttl, failure_ttl, ttl, at_front,
+    isolate, slice, preload, max_result, max_failed, seed, env, progress, inline, description, meta, depends_on, retries
+    (or retry), on_success, on_failure, on_stopped.
     """
     return _plain.map(f, *iterables, **keywords)
 
@@ -165,9 +167,12 @@ def gather(
 
 
 def attach(name: str | None = None) -> Batch[Any]:
-    """The batch of this name or id, from whatever session; without one, the latest. Raises NoSuchBatch."""
+    """The batch of this name or id, from whatever session; without one, the latest. A notebook shows how it goes.
+
+    Raises NoSuchBatch.
+    """
     refuse_inside("attach")
-    return listing.attach(session.current(), name)
+    return progress.presented(listing.attach(session.current(), name))
 
 
 def batches() -> pd.DataFrame:

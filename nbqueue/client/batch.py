@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from nbqueue.client import again, frame, looking, progress, waiting
@@ -38,6 +38,8 @@ class Batch(Sequence[Job[R]], Generic[R]):
         self.name, self.function, self.inline = name, function, inline
         self.shown_in = progress.cell()
         self.visible = False  # whether a bar may be drawn while someone waits
+        self.earlier: list[Batch[Any]] = []  # what the same cell submitted before, and still ran then
+        self.told = ""  # what became of a submission under a name that was there already
         self.source: Batch[Any] | None = None  # whose results are the arguments
         self.hooks: dict[str, Hook] = {}  # the callbacks of an inline run
 
@@ -47,6 +49,12 @@ class Batch(Sequence[Job[R]], Generic[R]):
     def id(self) -> str:
         """Its id, as `count_words-7k2f`."""
         return self.watch.batch
+
+    @property
+    def indexes(self) -> Sequence[int]:
+        """The indexes of its jobs in the store, by position: another order where a name was submitted again."""
+        rows = self.watch.rows
+        return range(len(self)) if rows is None else rows
 
     @property
     def queue(self) -> str:
@@ -81,14 +89,17 @@ class Batch(Sequence[Job[R]], Generic[R]):
     @overload
     def __getitem__(self, index: slice) -> list[Job[R]]: ...
     def __getitem__(self, index: int | slice) -> Job[R] | list[Job[R]]:
-        places = range(len(self))[index]
-        return Job(self, places) if isinstance(places, int) else [Job(self, place) for place in places]
+        found = self.indexes[index]
+        return Job(self, found) if isinstance(found, int) else [Job(self, each) for each in found]
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
         marks = {"lost": ", lost by the server", "expired": ", expired", "forgotten": ", forgotten"}
+        if self.watch.settled and self.watch.gone in {"lost", "expired"}:
+            marks = {self.watch.gone: ", no more on the server"}  # and all of it is here
         tail = marks.get(self.watch.gone, "") + (", cut short" if self.watch.cut else "")
-        return f"<Batch {self.id}{name}: {self.tally}{tail}>"
+        seed = "" if self.single or self.seed is None else f", seed {self.seed}"
+        return f"<Batch {self.id}{name}: {self.tally}{tail}{seed}>"
 
     def _ipython_display_(self) -> None:
         if self.shown_in is None or self.shown_in != progress.cell():
@@ -103,11 +114,25 @@ class Batch(Sequence[Job[R]], Generic[R]):
         """
         looking.reconsider_all(self)
         met = waiting.until(self, lambda: self.watch.settled, timeout)
+        self._end_of_wait()
+        return met
+
+    def _end_of_wait(self) -> None:
         for bar in list(self.watch.bars):
             bar.update(self.watch)  # its end belongs to the cell that waited
         waiting.raise_error(self)
         frame.warn_if_cut(self)
-        return met
+
+    def __await__(self) -> Generator[Any, None, Batch[R]]:
+        """`await batch` waits as `wait()` and gives the batch; a notebook answers clicks and other tasks meanwhile."""
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Batch[R]:
+        from nbqueue.client import awaiting
+
+        await awaiting.until(self, lambda: self.watch.settled)
+        self._end_of_wait()
+        return self
 
     def results(self, errors: Literal["raise", "return", "skip"] = "raise", timeout: float | None = None) -> list[R]:
         """Waits, then the values in input order.
@@ -123,9 +148,10 @@ class Batch(Sequence[Job[R]], Generic[R]):
             raise self._complaint()
         found: list[Any] = []
         for index, outcome in self.outcomes():
-            error = error_of(outcome, self[index].id)
+            job = Job(self, index).id
+            error = error_of(outcome, job)
             if error is None:
-                found.append(value_of(outcome, self[index].id))
+                found.append(value_of(outcome, job))
             elif errors == "return":
                 found.append(error)
         return found
@@ -133,7 +159,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
     def outcomes(self) -> Iterator[tuple[int, Outcome]]:
         """(index, outcome) of all jobs that have ended, in input order. Raises BadSignature."""
         sealer = self.session.sealer
-        for index in range(len(self)):
+        for index in self.indexes:
             outcome = self.watch.outcome(index, sealer)
             if outcome is not None:
                 yield index, outcome
@@ -142,7 +168,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         tally = self.tally
         bad = ((index, outcome) for index, outcome in self.outcomes() if outcome.state is not State.FINISHED)
         index, outcome = next(bad)
-        job = self[index].id
+        job = Job(self, index).id
         canceled = f" ({tally.canceled} canceled)" if tally.canceled else ""
         failed = tally.failed + tally.canceled
         complaint = BatchFailed(
@@ -166,7 +192,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
             for index in watch.ends(start, place):
                 if index not in seen and watch.has(index):
                     seen.add(index)
-                    yield self[index]
+                    yield Job(self, index)
         waiting.raise_error(self)
 
     # ------------------------------------------------------------ looking
@@ -183,6 +209,18 @@ class Batch(Sequence[Job[R]], Generic[R]):
         if wait and not self._arrived(timeout):
             raise NotDone(what=f"Batch {self.id}", seconds=timeout, tally=str(self.tally))
         return frame.build(self, meta=meta, args=args)
+
+    def concat(self, *, wait: bool = True, args: bool = False, timeout: float | None = None) -> pd.DataFrame:
+        """Results that are DataFrames or Series, one below the other: arguments first, then their own columns.
+
+        The index has the batch's labels outside, the results' own inside. What did not finish is left out, with a
+        warning. Raises BadInput where a result is of another kind, NotDone after `timeout` seconds.
+        """
+        from nbqueue.client import stacking
+
+        if wait and not self._arrived(timeout):
+            raise NotDone(what=f"Batch {self.id}", seconds=timeout, tally=str(self.tally))
+        return stacking.stack(self, args=args)
 
     def _arrived(self, timeout: float | None) -> bool:
         """As wait; where the input broke off, the jobs that had arrived are enough, with a warning."""
@@ -204,9 +242,10 @@ class Batch(Sequence[Job[R]], Generic[R]):
         """The Jobs that failed so far, as a sequence with a table for a repr. Until all is here, the store is asked."""
         watch = self.watch
         if self.inline or watch.settled or watch.gone:
-            failed = [Job(self, index) for index in range(len(self)) if watch.state(index) is State.FAILED]
+            failed = [Job(self, index) for index in self.indexes if watch.state(index) is State.FAILED]
         else:
-            failed = [Job(self, index) for index in self.session.ask(lambda broker: broker.failed(self.id))]
+            named = set(self.session.ask(lambda broker: broker.failed(self.id)))
+            failed = [Job(self, index) for index in self.indexes if index in named]
             looking.look(self.session, failed)
         return Jobs(failed, f"failed jobs in {self.id}")
 
@@ -225,7 +264,8 @@ class Batch(Sequence[Job[R]], Generic[R]):
     def retry(self, rows: Any = None, func: Callable[..., Any] | str | None = None, **limits: Any) -> Batch[R]:
         """Runs rows again: the failed ones, or those named by position, Job, job id, or a frame with `job_id`.
 
-        `func` replaces the function; `limits` are timeout, grace, isolate, slice, preload, max_result.
+        `func` replaces the function; `limits` are timeout, grace, isolate, slice, preload, max_result, and queue, to
+        which the whole batch moves. With `func` or `queue` it must have ended. Raises BadInput or BadOption.
         """
         again.retry(self, rows, func, limits)
         return self
@@ -234,24 +274,28 @@ class Batch(Sequence[Job[R]], Generic[R]):
         """Cancels all that has not ended; `running=False` spares what runs. Answers how many were canceled."""
         if self.inline:
             return 0
-        return self.session.ask(lambda broker: broker.cancel(self.id, running=running))
+        rows = list(self.indexes) if self.watch.others else None
+        return self.session.ask(lambda broker: broker.cancel(self.id, rows, running=running))
 
     def forget(self) -> None:
-        """Removes a done batch, its arguments and its results from the server. Raises BadInput while it runs."""
+        """Removes a done batch, its arguments and its results, from server and spool. Raises BadInput while it runs."""
         if not self.inline and not self.session.ask(lambda broker: broker.forget(self.id)):
             raise BadInput(message=f"{self.id} still runs ({self.tally}): wait for it, or cancel() it, then forget it.")
         self.session.collector.drop(self.watch)
+        self.watch.hold()
         self.watch.gone = "forgotten"
+        if self.watch.birth is not None:
+            self.session.spool.forget(self.watch.birth)
 
     # A Sequence's own versions compare every element, and would unpickle nothing useful.
     def __contains__(self, job: object) -> bool:
-        return isinstance(job, Job) and job.batch.id == self.id and 0 <= job.index < len(self)
+        return isinstance(job, Job) and job.batch.id == self.id and self.watch.holds(job.index)
 
     def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
         """The position of a Job of this batch."""
         places: Iterable[int] = range(len(self))[start:stop]
-        if value in self and value.index in places:
-            return int(value.index)
+        if value in self and (place := self.indexes.index(value.index)) in places:
+            return place
         raise ValueError(f"{value!r} is not in {self!r}")
 
     def __eq__(self, other: object) -> bool:

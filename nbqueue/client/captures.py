@@ -31,11 +31,13 @@ class Reach:
     """A walk over all that `function` takes along by value.
 
     `captured`: name -> value of the data on the way (neither modules nor code). `modules`: names of modules to look at.
+    `codes`: the code of the functions on the way.
     """
 
     def __init__(self, function: Any) -> None:
         self.captured: dict[str, Any] = {}
         self.modules: set[str] = set()
+        self.codes: list[CodeType] = []
         self._seen: set[int] = set()
         self._kept: list[Any] = []  # so that no id is given twice while we walk
         waiting: list[tuple[str, Any]] = [("", function)]
@@ -75,6 +77,7 @@ class Reach:
     def _function(self, function: FunctionType) -> Iterator[tuple[str, Any]]:
         if wrapped := getattr(function, "__wrapped__", None):
             yield "", wrapped
+        self.codes.append(function.__code__)
         names, imports = names_of(function.__code__)
         self.modules |= imports
         yield from ((name, function.__globals__[name]) for name in names if name in function.__globals__)
@@ -116,6 +119,18 @@ def names_of(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
             names |= more_names
             imports |= more_imports
     return frozenset(names), frozenset(imports)
+
+
+def imports_of(call: Any, codes: list[CodeType]) -> tuple[str, ...]:
+    """What `nbqueue.rng()` will import, if the function asks for it."""
+    known = codes or [code for code in [getattr(inspect.unwrap(call), "__code__", None)] if code is not None]
+    return ("numpy.random",) if any(_mentions(code, "rng") for code in known) else ()
+
+
+@functools.lru_cache(maxsize=1024)
+def _mentions(code: CodeType, name: str) -> bool:
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return name in code.co_names or any(_mentions(each, name) for each in inner)
 
 
 def largest(captured: dict[str, Any], floor: int) -> str:

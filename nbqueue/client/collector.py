@@ -11,6 +11,7 @@ import contextlib
 import threading
 import time
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING
 
 from nbqueue.client.singles import Singles
@@ -56,6 +57,7 @@ class Collector:
         """Follows `watch` from now on (again, after a retry)."""
         with self._lock:
             watch.followed = True
+            watch.again = self._session.again
             if watch.single:
                 self._singles.add(watch)
             else:
@@ -76,11 +78,13 @@ class Collector:
         """Ends the thread; at the latest with its next answer."""
         self._pause.set()
         self._wake.set()
+        self._session.spool.close()
         atexit.unregister(self.stop)
 
     def _run(self) -> None:
         broker = hints = None
         while not self._pause.is_set():
+            self._session.spool.drain()
             if self._idle():
                 self._wake.wait()
                 self._wake.clear()
@@ -198,6 +202,8 @@ class Collector:
         asked = list(dict.fromkeys([*named, *few, *strangers]))
         generations = [watch.generation for watch in asked]
         blobs = broker.outcomes_of([(watch.batch, 0) for watch in asked]) if asked else []
+        ended = [(watch, blob) for watch, blob in zip(asked, blobs, strict=True) if blob is not None]
+        self._session.spool.keep_singles(ended)
         for watch, generation, blob in zip(asked, generations, blobs, strict=True):
             if blob is not None:
                 self._end_single(watch, generation, blob)
@@ -235,9 +241,12 @@ class Collector:
             if watch.single and watch.over and not watch.has(0) and not watch.behind:
                 # A batch of one writes no log of its own; canceled before it was taken, it has no record either.
                 watch.enter("c0-1" if view.cuts else "0")
-            wanted = [watch.behind[place] for place in range(min(PART, len(watch.behind)))]
-        if wanted:
+            wanted = [watch.behind[place] for place in range(min(watch.portion(PART), len(watch.behind)))]
+        if wanted or watch.taken_back:
             self._copy(broker, watch, wanted)
+        if watch.lacks:
+            self._copy_arguments(broker, watch)
+        self._session.spool.stands(watch)
         self._limit(broker, watch)
         if view.expired and wanted and not watch.settled:
             self._gone(watch, "expired")
@@ -245,18 +254,31 @@ class Collector:
         settled = watch.settled
         self._show(watch, last=settled)
         with watch.changed:
-            if watch.settled:  # still: a retry may have reopened it this moment
+            if watch.settled and not watch.lacks:  # still: a retry may have reopened it this moment
                 self.drop(watch)
-        return not settled and (not caught_up or bool(watch.behind))
+        return bool(watch.lacks) or (not settled and (not caught_up or bool(watch.behind)))
 
     def _copy(self, broker: Broker, watch: Watch, wanted: list[int]) -> None:
+        generation = watch.generation
         blobs = broker.outcomes(watch.batch, wanted)
+        pairs = [(index, blob) for index, blob in zip(wanted, blobs, strict=True) if blob is not None]
+        places = self._session.spool.keep(watch, pairs)
+        if pairs:
+            watch.typical = max(1, sum(len(blob) for _, blob in pairs) // len(pairs))
         with watch.changed:
-            for index, blob in zip(wanted, blobs, strict=True):
+            if watch.single and generation != watch.generation:
+                pairs = []  # withdrawn meanwhile, which no log says of a batch of one
+            for index, blob in pairs:  # None: a retry has just withdrawn it, and the log says so next
+                watch.put(index, places.get(index, blob))
+            for _ in wanted:  # last: with nothing behind, it counts as settled
                 watch.behind.popleft()  # others only append
-                if blob is not None:  # None: a retry has just withdrawn it, and the log says so next
-                    watch.put(index, blob)
             watch.changed.notify_all()
+
+    def _copy_arguments(self, broker: Broker, watch: Watch) -> None:
+        """Those of a batch that another session submitted: its frame is to outlive the server, too."""
+        part, watch.lacks = watch.lacks[:FEW], watch.lacks[FEW:]
+        pairs = zip(part, broker.arguments(watch.batch, part), strict=True)
+        self._session.spool.keep_arguments(watch, [(index, blob) for index, blob in pairs if blob is not None])
 
     def _limit(self, broker: Broker, watch: Watch) -> None:
         """Cancels the rest of a batch in which more failed than `max_failed` allows."""
@@ -264,10 +286,10 @@ class Collector:
         if allowed is None or watch.over:
             return
         if 0 < allowed < 1:
-            allowed = allowed * tally.n
+            allowed = allowed * watch.n
         if tally.failed > allowed:
             watch.max_failed = None  # once: a retry of the rest is the user's will
-            broker.cancel(watch.batch)
+            broker.cancel(watch.batch, list(watch.rows or ()) if watch.others else None)
 
     def _missing(self, broker: Broker, watch: Watch) -> None:
         if watch.known or broker.view(watch.batch) is None:
@@ -276,9 +298,14 @@ class Collector:
             self._gone(watch, "lost" if lost else "expired")
 
     def _gone(self, watch: Watch, why: str) -> None:
+        from nbqueue.client import recall
+
         self.drop(watch)
+        recall.mend(self._session, watch)
         with watch.changed:
             watch.gone = why
+            watch.over = watch.over or watch.whole  # what nobody can ask for any more is all here
+            watch.behind = deque() if watch.whole else watch.behind
             watch.changed.notify_all()
         self._show(watch, last=True)
 

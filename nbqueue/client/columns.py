@@ -87,9 +87,17 @@ def spread(value: Any) -> dict[str, Any] | None:
         return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return dict(zip(value._fields, value, strict=True))
-    if tables.is_series(value) and value.index.is_unique:
-        return {str(key): cell for key, cell in value.items()}
+    if tables.is_series(value):
+        cells = {str(key): cell for key, cell in value.items()}
+        return cells if len(cells) == len(value) else None
     return None
+
+
+def _spread(value: Any) -> dict[str, Any] | None:
+    try:
+        return spread(value)
+    except Exception:  # noqa: BLE001 - methods of the user's class, which may raise anything: it stays whole
+        return None
 
 
 def results(values: list[Any], taken: frozenset[str]) -> dict[str, list[Any]]:
@@ -97,7 +105,7 @@ def results(values: list[Any], taken: frozenset[str]) -> dict[str, list[Any]]:
 
     A key that is `taken` gets `res_`.
     """
-    spreads = [spread(value) for value in values]
+    spreads = [_spread(value) for value in values]
     names = list(dict.fromkeys(name for row in spreads if row for name in row))
     if not names or len(names) > WIDEST:
         return {"result": values}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PLAIN = ("status", "error", "runtime_s", "job_id")
 _TIMES = ("queued_at", "started_at", "ended_at", "wait_s", "cpu_s")
 META = ("cause", "error_type", "attempt", "code", *_TIMES, "max_rss_mb", "host", "worker", "meta", "progress")
+_STATES = [str(state) for state in State]  # the categories of every frame, so that frames can be put together
 RESERVED = frozenset({"result", *PLAIN, *META})
 
 
@@ -39,19 +40,15 @@ def of(jobs: Sequence[Job[Any]], *, meta: bool, args: bool) -> pd.DataFrame:
 def _build(rows: Rows, *, meta: bool, args: bool) -> pd.DataFrame:
     import pandas as pd
 
-    n = rows.n
-    given = _arguments(rows, whole=args)
-    cells: dict[str, list[Any]] = {}
-    for name, values in given.items():
-        cells[columns.free(name, RESERVED | cells.keys(), "arg_")] = values
+    cells = arguments_of(rows, whole=args)
     taken = frozenset(cells) | (RESERVED - {"result"})
-    cells |= columns.results([_value(outcome) for outcome in rows.outcomes], taken)
+    cells |= columns.results([value_of(outcome) for outcome in rows.outcomes], taken)
     made = {name: columns.column(values) for name, values in cells.items()}
+    made["status"] = pd.Series(pd.Categorical([str(state) for state in rows.states()], categories=_STATES))
     made |= {name: columns.column(values) for name, values in _plain(rows).items()}
     if meta:
         made |= _meta(rows)
-    index = pd.RangeIndex(n) if rows.labels is None else _index(rows.labels, rows.index_names)
-    return pd.DataFrame(made, index=pd.RangeIndex(n)).set_axis(index, axis=0)
+    return pd.DataFrame(made, index=pd.RangeIndex(rows.n)).set_axis(index_of(rows), axis=0)
 
 
 def warn_if_cut(batch: Batch[Any]) -> None:
@@ -66,7 +63,8 @@ def warn_if_cut(batch: Batch[Any]) -> None:
 # ---------------------------------------------------------------- outcomes
 
 
-def _value(outcome: Outcome | None) -> Any:
+def value_of(outcome: Outcome | None) -> Any:
+    """The value of a job, or MISSING; where it cannot be opened here, words that say so."""
     if outcome is None or outcome.value is None:
         return MISSING
     try:
@@ -77,7 +75,6 @@ def _value(outcome: Outcome | None) -> Any:
 
 def _plain(rows: Rows) -> dict[str, list[Any]]:
     return {
-        "status": [str(state) for state in rows.states()],
         "error": [None if o is None or o.state is State.FINISHED else text_of(o) for o in rows.outcomes],
         "runtime_s": [float("nan") if o is None else o.runtime_us / 1e6 for o in map(_ridden, rows.outcomes)],
         "job_id": rows.ids,
@@ -134,6 +131,14 @@ def times(stamps: Iterable[int | None]) -> pd.Series[Any]:
 # ---------------------------------------------------------------- arguments
 
 
+def arguments_of(rows: Rows, *, whole: bool) -> dict[str, list[Any]]:
+    """The argument columns of a frame, by their names there."""
+    cells: dict[str, list[Any]] = {}
+    for name, values in _arguments(rows, whole=whole).items():
+        cells[columns.free(name, RESERVED | cells.keys(), "arg_")] = values
+    return cells
+
+
 def _arguments(rows: Rows, *, whole: bool) -> dict[str, list[Any]]:
     """Values by parameter name, of all jobs: the parameters in their order, then what else was given."""
     names = dict.fromkeys(name for spec in {id(spec): spec for spec in rows.specs}.values() for name in spec.columns)
@@ -151,6 +156,13 @@ def _arguments(rows: Rows, *, whole: bool) -> dict[str, list[Any]]:
                 found[name] = [MISSING] * rows.n
             found[name][index] = value if small else columns.summary(value)
     return {name: values for name, values in found.items() if name in used}
+
+
+def index_of(rows: Rows) -> pd.Index[Any]:
+    """The index of a frame: positions, or the labels that came with the items."""
+    import pandas as pd
+
+    return pd.RangeIndex(rows.n) if rows.labels is None else _index(rows.labels, rows.index_names)
 
 
 def _index(labels: list[Any], names: tuple[str | None, ...]) -> pd.Index[Any]:

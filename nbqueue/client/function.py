@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
+
+import msgspec
 
 from nbqueue import settings, wire
 from nbqueue.checks import size_text
-from nbqueue.client import captures, modules
+from nbqueue.client import captures, modules, sources
 from nbqueue.errors import BadInput, BadOption, NotPicklable, TooLarge
 from nbqueue.model import MAX_FUNCTION, WARN_FUNCTION, FunctionRecord, Hook
 from nbqueue.policies import Callback
@@ -54,21 +57,24 @@ def describe(
     `env` names the variables that travel with it, `hooks` the callbacks. `salt` is mixed into its key, so that a key
     tells nothing about their values. Raises BadInput, BadOption, NotPicklable or TooLarge.
     """
-    call, label, payload, own = _wrapped(function)
+    call, label, payload, own, codes = _wrapped(function)
     made: dict[str, Hook] = {}
     for name, callback in (hooks or {}).items():
         if isinstance(callback, Hook):  # of an earlier submission
             made[name], reached = callback, _reached(None, None, callback.payload)
         else:
-            _, title, pickled, reached = _wrapped(callback.func)
+            _, title, pickled, reached, more = _wrapped(callback.func)
             made[name] = Hook(pickled, title, callback.timeout)
+            codes += more
         own |= reached
     record = _placed(payload, label, own, _environment(env), made, salt)
+    # No part of the key: how it runs is the same.
+    record = msgspec.structs.replace(record, sources=sources.of(codes), imports=captures.imports_of(call, codes))
     return Function(call, label, signature_of(call), record)
 
 
-def _wrapped(function: object) -> tuple[Callable[..., Any] | None, str, bytes, dict[str, str]]:
-    """(the callable if it is here, its name, its pickle, digests of the user's modules that it reaches)."""
+def _wrapped(function: object) -> tuple[Callable[..., Any] | None, str, bytes, dict[str, str], list[CodeType]]:
+    """(the callable if it is here, its name, its pickle, digests of the modules and the codes that it reaches)."""
     if isinstance(function, str):
         call, thing, label = _named(function)
     elif callable(function):
@@ -80,7 +86,8 @@ def _wrapped(function: object) -> tuple[Callable[..., Any] | None, str, bytes, d
         )
     reach = captures.Reach(call) if call is not None else None
     payload = _pickled(thing, label, reach)
-    return call, label, payload, _reached(function, reach, payload)
+    codes = reach.codes if reach is not None else []
+    return call, label, payload, _reached(function, reach, payload), codes
 
 
 def _named(name: str) -> tuple[Callable[..., Any] | None, Any, str]:

@@ -12,6 +12,7 @@ from nbqueue.checks import check_name
 from nbqueue.client.batch import Batch
 from nbqueue.client.job import Job
 from nbqueue.client.session import Session
+from nbqueue.client.spoolfile import Birth
 from nbqueue.client.watch import Watch
 from nbqueue.errors import BadSignature, Expired, NoSuchJob
 from nbqueue.model import Spec, decode
@@ -46,11 +47,18 @@ def shown_spec(session: Session, view: BatchView) -> Spec:
 def _handle(session: Session, view: BatchView, spec: Spec) -> Batch[Any]:
     watch = Watch(view.id, view.queue, "", spec)
     watch.payloads, watch.foreign = None, view.session != session.id
+    watch.birth = _birth(session, view, spec) if view.signer in session.sealer.keyring.ids else None
     watch.known, watch.tally, watch.created_us = True, view.tally, view.created_us
     watch.open, watch.cut, watch.expires_us = view.open, view.cut, view.expires_us
     batch: Batch[Any] = Batch(session, watch, spec, name=view.name)
     batch.shown_in = None
     return batch
+
+
+def _birth(session: Session, view: BatchView, spec: Spec) -> Birth:
+    where = (session.server, session.settings.namespace, "")
+    facts = (view.queue, view.name, spec.label, *where, view.created_us, view.n, view.single)
+    return Birth(view.id, view.nonce, view.spec, *facts)
 
 
 # ---------------------------------------------------------------- one job
@@ -63,6 +71,11 @@ def fetch(session: Session, name: str) -> Job[Any]:
     if (found := session.here.get(batch)) is not None:
         return _job(found, name, digits if colon else "", session)
     view = session.ask(lambda broker: broker.view(batch))
+    if view is None or view.expired:
+        from nbqueue.client import recall
+
+        if (spooled := recall.quietly(session, batch)) is not None:
+            return _job(spooled, name, digits if colon else "", session)
     if view is None:
         raise NoSuchJob(name=name, server=session.server)
     opened = handle(session, view)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
 from nbqueue import settings as settings_module
+from nbqueue.checks import size
 from nbqueue.client import session as session_module
 from nbqueue.client.session import Session
 from nbqueue.errors import BadOption, NoServer
 from nbqueue.launch import local
 from nbqueue.store import server
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\Z", re.IGNORECASE)
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 class Local:
@@ -60,13 +56,3 @@ class Local:
             session_module.tell(f"nbqueue: the private server did not answer ({why})")
         self.session.disconnect()
         server.stop(folder)
-
-
-def size(option: str, value: int | str | None) -> int | None:
-    """A size in bytes: a number, or text such as '500MB' or '2GB' (powers of 1024). Raises BadOption."""
-    if value is None:
-        return None
-    match = _SIZE.match(str(value).strip()) if not isinstance(value, bool) else None
-    if match is None or float(match[1]) <= 0:
-        raise BadOption(message=f"{option}={value!r} is no size: give bytes, or text such as '500MB' or '2GB'.")
-    return int(float(match[1]) * _UNITS[match[2].lower()])

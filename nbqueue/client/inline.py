@@ -127,7 +127,9 @@ class Inline:
         def note(kind: int, payload: bytes) -> None:
             self.watch.notes[index] = noted(self.watch.notes.get(index), kind, payload, spec.meta)
 
-        with current.inside(job, spec.seed, index, present, note):
+        from nbqueue.client import replay
+
+        with replay.sown(spec.seed, index), current.inside(job, spec.seed, index, present, note):
             if self.mode is True:
                 return self._straight(index, attempt), None
             return self._collected(index, attempt, job, retried)
@@ -138,7 +140,7 @@ class Inline:
         begun_us, begun = _now_us(), time.monotonic()
         value = self.function(*args, **kwargs)
         if isinstance(value, CoroutineType):
-            value = _awaited(value)
+            value = awaited(value)
         runtime_us = int((time.monotonic() - begun) * 1e6)
         data = wire.dumps(value, self.spec.max_result, "The result")
         self._respond(index, callbacks.SUCCESS, callbacks.Ending(data))
@@ -198,7 +200,8 @@ def _tally(watch: Watch, n: int) -> Tally:
     return Tally(n=n, **counts)
 
 
-def _awaited(value: CoroutineType[Any, Any, Any]) -> Any:
+def awaited(value: CoroutineType[Any, Any, Any]) -> Any:
+    """What a coroutine gives; on a thread of its own where this one runs an event loop."""
     return _aside(lambda: asyncio.run(value)) if _in_loop() else asyncio.run(value)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbqueue import wire
@@ -132,9 +132,28 @@ class Job(Facts[R]):
         JobFailed where the exception cannot be rebuilt, JobCanceled, NotDone after `timeout` seconds.
         """
         self._await(timeout)
+        return self._value()
+
+    def _value(self) -> R:
         found = self.outcome
         assert found is not None
         return value_of(found, self.id)  # type: ignore[no-any-return]
+
+    def __await__(self) -> Generator[Any, None, R]:
+        """`await job` is as `wait()`; a notebook answers clicks and other tasks meanwhile."""
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> R:
+        from nbqueue.client import awaiting
+
+        self._look()
+        await awaiting.until(self.batch, self._ended, index=self.index)
+        if not self.batch.watch.has(self.index):
+            raise self._absence()
+        return self._value()
+
+    def _ended(self) -> bool:
+        return self.batch.watch.has(self.index) or self.batch.watch.settled
 
     @property
     def result(self) -> R | None:
@@ -165,7 +184,7 @@ class Job(Facts[R]):
     def _await(self, timeout: float | None) -> None:
         self._look()
         watch = self.batch.watch
-        met = waiting.until(self.batch, lambda: watch.has(self.index) or watch.settled, timeout, index=self.index)
+        met = waiting.until(self.batch, self._ended, timeout, index=self.index)
         if not met:
             raise NotDone(what=f"Job {self.id}", seconds=timeout, tally=str(self.batch.tally))
         if not watch.has(self.index):
@@ -210,6 +229,15 @@ class Job(Facts[R]):
         return tail.decode("utf-8", "replace")
 
     # ------------------------------------------------------------ verbs
+
+    def replay(self, func: Callable[..., R] | None = None) -> R:
+        """Makes this call again, here: same function (or `func`), arguments and random numbers; nothing is stored.
+
+        What it raises comes untouched, so that %debug goes to where it happened. Raises Expired, BadInput.
+        """
+        from nbqueue.client import replay
+
+        return replay.replay(self, func)  # type: ignore[no-any-return]
 
     def cancel(self, *, running: bool = True) -> bool:
         """Cancels it, unless it has ended; `running=False` spares it once it runs. True: it was canceled."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.checks import check_name
-from nbqueue.client import handles
+from nbqueue.client import handles, recall
 from nbqueue.client.batch import Batch
 from nbqueue.client.session import Session
-from nbqueue.errors import BadSignature, Expired, NoSuchBatch
-from nbqueue.model import State, utc
+from nbqueue.client.spoolfile import Birth
+from nbqueue.client.spoolhouse import Kept
+from nbqueue.errors import BadSignature, Expired, NoSuchBatch, SetupError
+from nbqueue.model import Spec, State, Tally, utc
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,12 +20,23 @@ if TYPE_CHECKING:
     from nbqueue.store.records import BatchView
 
 _COUNTS = ("n", *State)
-COLUMNS = ("id", "name", "function", "queue", *_COUNTS, "created_at", "expires_at", "owner")
+COLUMNS = ("id", "name", "function", "queue", *_COUNTS, "created_at", "expires_at", "bytes", "spooled", "owner")
 
 
 def attach(session: Session, name: str | None) -> Batch[Any]:
-    """The batch of this name or id; None: the latest. Raises NoSuchBatch, Expired or UnknownKey."""
-    view = _latest(session) if name is None else _find(session, check_name("batch", name.rpartition(":")[0] or name))
+    """The batch of this name or id; None: the latest. What the server has no more is taken from the spool.
+
+    Raises NoSuchBatch, Expired or UnknownKey.
+    """
+    wanted = None if name is None else check_name("batch", name.rpartition(":")[0] or name)
+    try:
+        view = _latest(session) if wanted is None else _find(session, wanted)
+    except SetupError as why:
+        if (spooled := recall.attached(session, wanted, why)) is None:
+            raise
+        return spooled
+    if (view is None or view.expired) and (spooled := recall.attached(session, wanted)) is not None:
+        return spooled
     if view is None:
         raise NoSuchBatch(name=name or "at all", server=session.server)
     batch = handles.handle(session, view)
@@ -31,7 +45,7 @@ def attach(session: Session, name: str | None) -> Batch[Any]:
 
         raise Expired(what=view.id, ttl=lifetime(batch.spec.result_ttl))
     session.attend()
-    batch.watch.epoch = session.ask(lambda broker: broker.epoch())
+    recall.resume(batch, view)
     session.collector.follow(batch.watch)
     return batch
 
@@ -49,23 +63,44 @@ def _latest(session: Session) -> BatchView | None:
 
 
 def batches(session: Session) -> pd.DataFrame:
-    """All batches on the server, the latest first."""
+    """All batches on the server and those that the spool has besides, the latest first.
+
+    `bytes` is about what a batch takes on the server, `spooled` what its copy takes here. What the server has no more
+    has no `expires_at`, and 0 bytes. Single jobs are not measured.
+    """
     import pandas as pd
 
-    views = sorted(session.ask(lambda broker: broker.batches()), key=lambda view: -view.created_us)
-    frame = pd.DataFrame([_row(session, view) for view in views if not view.expired], columns=list(COLUMNS))
+    views = [view for view in session.ask(lambda broker: broker.batches()) if not view.expired]
+    many = [view.id for view in views if not view.single]  # a million single jobs are not asked about one by one
+    sizes = dict(zip(many, session.ask(lambda broker: broker.sizes(many)), strict=True))
+    copies = recall.copies(session)
+    rows = [_row(session, view, sizes.get(view.id), copies.pop(view.id, None)) for view in views]
+    rows += [_spooled(kept, birth, spec) for kept, birth, spec in copies.values()]
+    place = COLUMNS.index("created_at")
+
+    rows.sort(key=itemgetter(place), reverse=True)
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame["bytes"] = frame["bytes"].astype("Int64")
     for name in ("created_at", "expires_at"):
         frame[name] = pd.to_datetime(frame[name], utc=True)
     return frame
 
 
-def _row(session: Session, view: BatchView) -> tuple[Any, ...]:
+def _spooled(kept: Kept, birth: Birth, spec: Spec) -> tuple[Any, ...]:
+    standing = kept.standing()
+    tally = standing.tally if standing is not None else Tally(n=birth.n)
+    counts = tuple(getattr(tally, name) for name in _COUNTS)
+    facts = (utc(birth.created_us), None, 0, kept.size, spec.owner)
+    return birth.batch, birth.name, birth.label, birth.queue, *counts, *facts
+
+
+def _row(session: Session, view: BatchView, size: int | None, copy: tuple[Kept, Birth, Spec] | None) -> tuple[Any, ...]:
     try:
         spec = handles.spec_of(session, view)
         label, owner = spec.label, spec.owner
     except BadSignature:
         label, owner = "", f"someone else (key {view.signer})"
-    tally = view.tally
+    tally, copied = view.tally, 0 if copy is None else copy[0].size
     counts = tuple(getattr(tally, name) for name in _COUNTS)
     expires = None if view.expires_us is None else utc(view.expires_us)
-    return view.id, view.name, label, view.queue, *counts, utc(view.created_us), expires, owner
+    return view.id, view.name, label, view.queue, *counts, utc(view.created_us), expires, size, copied, owner

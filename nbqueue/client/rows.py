@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbqueue import perform, wire
-from nbqueue.client import looking, notes
+from nbqueue.client import looking, notes, recall
 from nbqueue.errors import BadSignature, NbqueueError, NoSuchBatch, SetupError
 from nbqueue.model import Cause, Notes, Outcome, Spec, State, job_id
 
@@ -60,10 +60,14 @@ class Rows:
         """When each could first be taken, in us; 0 where that is not known."""
         found = [0] * self.n
         views: dict[str, int] = {}
-        asked = [group.batch for group in self.groups if not group.batch.inline]
+        asked = [group.batch for group in self.groups if not group.batch.inline and not group.batch.watch.gone]
         for start in range(0, len(asked), PART // 2):
             part = [batch.id for batch in asked[start : start + PART // 2]]
-            told = asked[0].session.ask(lambda broker, part=part: broker.views(part))  # type: ignore[misc]
+            try:
+                told = asked[0].session.ask(lambda broker, part=part: broker.views(part))  # type: ignore[misc]
+            except SetupError as why:
+                warnings.warn(f"When jobs were queued is not known at the moment: {why}", stacklevel=5)
+                break
             views |= {view.id: view.queued_us or view.created_us for view in told if view is not None}
         for batch, _, places in self.groups:
             for place in places:
@@ -88,9 +92,9 @@ def of_batch(batch: Batch[Any]) -> Rows:
     labels = _labels(batch, n) if spec.labeled else None
     return Rows(
         batch,
-        [batch.id] if batch.single else [job_id(batch.id, index) for index in range(n)],
-        [Group(batch, range(n), range(n))],
-        [_outcome(batch, index) for index in range(n)],
+        [batch.id] if batch.single else [job_id(batch.id, index) for index in batch.indexes],
+        [Group(batch, batch.indexes, range(n))],
+        [_outcome(batch, index) for index in batch.indexes],
         payloads(batch, n),
         [spec] * n,
         labels,
@@ -133,9 +137,13 @@ def _states(jobs: list[Job[Any]]) -> list[State]:
 
 
 def _noted(batch: Batch[Any], indexes: Sequence[int]) -> list[Notes]:
-    if batch.inline:
+    if batch.inline or batch.watch.gone:
         return [batch.watch.notes.get(index, Notes()) for index in indexes]
-    blobs = batch.session.ask(lambda broker: broker.metas(batch.id, indexes))
+    try:
+        blobs = batch.session.ask(lambda broker: broker.metas(batch.id, indexes))
+    except SetupError as why:
+        warnings.warn(f"What jobs said of themselves is not known at the moment: {why}", stacklevel=5)
+        return [Notes()] * len(indexes)
     found = []
     for index, blob in zip(indexes, blobs, strict=True):
         try:
@@ -154,7 +162,7 @@ def payload(batch: Batch[Any], index: int) -> bytes | None:
     with watch.changed:
         if watch.payloads is not None and index < len(watch.payloads):
             return watch.payloads[index]
-    return None if batch.inline or watch.gone else _fetched(batch, [index])[0]
+    return None if batch.inline else _fetched(batch, [index])[0]
 
 
 def _payloads_of(jobs: Sequence[Job[Any]]) -> list[bytes | None]:
@@ -172,7 +180,9 @@ def _payloads_of(jobs: Sequence[Job[Any]]) -> list[bytes | None]:
         pairs = [(jobs[place].batch.id, jobs[place].index) for place in part]
         blobs = jobs[part[0]].batch.session.ask(lambda broker, pairs=pairs: broker.arguments_of(pairs))  # type: ignore[misc]
         for place, blob in zip(part, blobs, strict=True):
-            found[place] = _unsealed(jobs[place].batch, jobs[place].index, blob)
+            job = jobs[place]
+            sealed = blob if blob is not None else recall.arguments(job.batch, [job.index])[0]
+            found[place] = _unsealed(job.batch, job.index, sealed)
     return found
 
 
@@ -180,22 +190,29 @@ def payloads(batch: Batch[Any], n: int) -> list[bytes | None]:
     """The arguments of all jobs as they were sent; None for those that neither memory nor the store has."""
     watch = batch.watch
     with watch.changed:
-        found: list[bytes | None] = [*(watch.payloads or [])]
+        found: list[bytes | None] = [*((watch.payloads if watch.given is None else watch.given) or [])]
     del found[n:]
-    if batch.inline or watch.gone:
+    if batch.inline:
         return found + [None] * (n - len(found))
     try:
         for start in range(len(found), n, PART):
-            found += _fetched(batch, list(range(start, min(n, start + PART))))
+            found += _fetched(batch, list(batch.indexes[start : min(n, start + PART)]))
     except NbqueueError as why:
         warnings.warn(f"Some arguments are missing here: {why}", stacklevel=5)
     return found + [None] * (n - len(found))
 
 
 def _fetched(batch: Batch[Any], indexes: list[int]) -> list[bytes | None]:
+    """From the spool, the others from the store."""
     if batch.spec.source:
         return [_result(batch, index, blob) for index, blob in zip(indexes, _results(batch, indexes), strict=True)]
-    sealed = batch.session.ask(lambda broker: broker.arguments(batch.id, indexes))
+    sealed = recall.arguments(batch, indexes)
+    missing = [place for place, blob in enumerate(sealed) if blob is None]
+    if missing and not batch.watch.gone:
+        asked = [indexes[place] for place in missing]
+        blobs = batch.session.ask(lambda broker: broker.arguments(batch.id, asked))
+        for place, blob in zip(missing, blobs, strict=True):
+            sealed[place] = blob
     return [_unsealed(batch, index, blob) for index, blob in zip(indexes, sealed, strict=True)]
 
 
@@ -211,7 +228,11 @@ def _unsealed(batch: Batch[Any], index: int, blob: bytes | None) -> bytes | None
 def _results(batch: Batch[Any], indexes: list[int]) -> list[bytes | None]:
     """The stored outcomes of what a batch runs on."""
     source = batch.spec.source
-    return batch.session.ask(lambda broker: broker.outcomes(source, indexes))
+    gone = batch.watch.gone
+    found: list[bytes | None] = (
+        [None] * len(indexes) if gone else batch.session.ask(lambda b: b.outcomes(source, indexes))
+    )
+    return found if None not in found else recall.merged(found, batch.session, source, indexes)
 
 
 def _result(batch: Batch[Any], index: int, blob: bytes | None) -> bytes | None:
@@ -250,8 +271,9 @@ def _labels(batch: Batch[Any], n: int) -> list[Any]:
 def _source(batch: Batch[Any]) -> Batch[Any] | None:
     from nbqueue.client import handles
 
-    view = batch.session.ask(lambda broker: broker.view(batch.spec.source))
+    if (view := batch.session.ask(lambda broker: broker.view(batch.spec.source))) is None:
+        return recall.quietly(batch.session, batch.spec.source)
     try:
-        return None if view is None else handles.handle(batch.session, view)
+        return handles.handle(batch.session, view)
     except (BadSignature, NoSuchBatch):
         return None

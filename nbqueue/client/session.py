@@ -17,7 +17,8 @@ from nbqueue import settings as settings_module
 from nbqueue import wire
 from nbqueue.checks import check_name
 from nbqueue.client.collector import Collector
-from nbqueue.errors import BadInput, NoServer, WrongPassword
+from nbqueue.client.spool import Spool
+from nbqueue.errors import BadInput, NbqueueError, NoServer, WrongPassword
 from nbqueue.launch import local
 from nbqueue.model import new_id
 from nbqueue.settings import Settings
@@ -47,6 +48,7 @@ class Session:
         self.slots: int | None = settings.slots
         self.memory: int | None = None
         self.asleep = False  # the private server was stopped on purpose: only a verb starts it again
+        self.spool = Spool(settings.spool, settings.spool_cap, tell)
         self.collector = Collector(self)
         self.here = weakref.WeakValueDictionary[str, "Batch[Any]"]()  # what ran inline: no server knows it
         self.sealer = wire.Sealer(wire.Keyring.load(settings.home), settings.namespace)
@@ -127,6 +129,13 @@ class Session:
                 raise
             self.revive()
             return question(self.broker)
+
+    def again(self, batch: str, index: int) -> bytes | None:
+        """The outcome of a job as it lies in the store; None where it has none, or cannot be asked."""
+        try:
+            return self.ask(lambda broker: broker.outcomes(batch, [index]))[0]
+        except NbqueueError:
+            return None
 
     # ------------------------------------------------------------ local mode
 

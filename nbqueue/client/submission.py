@@ -7,18 +7,23 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
+import msgspec
+
 from nbqueue import current, settings, wire
-from nbqueue.client import inline, items, notes, progress, terms, uploader
+from nbqueue.client import inline, items, likeness, notes, progress, terms, uploader
 from nbqueue.client.batch import Batch
 from nbqueue.client.function import Function, describe
 from nbqueue.client.items import Calls
-from nbqueue.client.session import Session
+from nbqueue.client.marks import Marks
+from nbqueue.client.part import Part
+from nbqueue.client.session import Session, tell
+from nbqueue.client.spoolfile import Birth
 from nbqueue.client.watch import Watch
-from nbqueue.errors import InsideJob, InUse
+from nbqueue.errors import BadOption, InsideJob, InUse
 from nbqueue.model import Notes, Options, Spec, State, Tally, encode, new_id
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import NewBatch, Submitted
@@ -68,8 +73,21 @@ class Submission:
             salt = session.sealer.keyring.key
             self.function = describe(function, env=options.env, salt=salt, hooks=terms.hooks(options))
         self.calls = calls(self.function)
+        self.marks: Marks | None = None  # of a batch with a name, which may be submitted again
+        self._packed: list[bytes] | None = None
+        _check_again(options)
+        if options.name is not None and not self.mode:
+            self._recognizable(str(function))
         self.spec = self._spec()
         self.nonce = secrets.token_hex(8)
+
+    def _recognizable(self, name: str) -> None:
+        """From now on its function and its calls can be compared with those of another session."""
+        self.marks = Marks(self.session.sealer.keyring.key, secrets.token_bytes(16))
+        self.calls = replace(self.calls, rows=self.marks.reading(self.calls.rows))
+        alike = likeness.likeness(self.function.call, name)
+        record = msgspec.structs.replace(self.function.record, likeness=alike)
+        self.function = replace(self.function, record=record)
 
     def _spec(self) -> Spec:
         options = self.options
@@ -99,21 +117,49 @@ class Submission:
             hooks=tuple(sorted(self.function.record.hooks)),
             depends_on=self.waits.ids,
             source="" if self.source is None else self.source.id,
+            salt=b"" if self.marks is None else self.marks.salt,
         )
 
     def run(self) -> Batch[Any]:
         """Submits, and shows the batch. Raises what is wrong with the items, or with the store."""
+        if self.mode and self.source is None:
+            return self._inline(self.packed())
+        if self.marks is None:
+            return self._shown(self.made())
+        from nbqueue.client import naming
+
+        return self._shown(naming.submit(self))
+
+    @property
+    def once(self) -> bool:
+        """Whether its items can be read but once: those of an iterator that goes out as it is read."""
+        return self.source is None and self.calls.n is None and self._packed is None
+
+    def packed(self) -> list[bytes]:
+        """All calls as bytes; an iterator is read to its end. Raises what is wrong with them."""
+        if self._packed is None:
+            self._packed = list(items.payloads(self.function, self.calls))
+        return self._packed
+
+    def made(self) -> Batch[Any]:
+        """A new batch. Raises InUse."""
         if self.source is not None:
-            return self._shown(self._follower(self.source))
-        payloads = items.payloads(self.function, self.calls)
-        if self.mode:
-            return self._inline(list(payloads))
-        return self._shown(self._whole(list(payloads)) if self.calls.n is not None else self._stream(payloads))
+            return self._follower(self.source)
+        if self.marks is not None:
+            self.marks.salt = self.spec.salt
+        if self.once:
+            return self._stream(items.payloads(self.function, self.calls))
+        return self._whole(self.packed())
+
+    def _span(self, start: int, stop: int) -> bytes:
+        return b"" if self.marks is None else self.marks.span(start, stop)
 
     def _shown(self, batch: Batch[Any]) -> Batch[Any]:
         batch.visible = progress.wanted(batch, self.options.progress) and not self.single
         if batch.visible:
             progress.announce(batch)
+        if batch.told and progress.shell() is None:
+            tell(f"nbqueue: {batch.name}: {batch.told}.")
         return batch
 
     def _batch(self, watch: Watch) -> Batch[Any]:
@@ -124,10 +170,21 @@ class Submission:
 
     def _watch(self, batch: str, told: Submitted | None = None) -> Watch:
         epoch = "" if told is None else told.epoch
-        watch = Watch(batch, self.options.queue, epoch, self.spec, max_failed=self.options.max_failed)
+        facts, most = (batch, self.options.queue, epoch, self.spec), self.options.max_failed
+        rows = None if self.source is None else self.source.watch.rows
+        if self._packed is not None and self.marks is not None and not self.single:
+            rows = range(len(self._packed))  # what another call adds to a named batch is no part of this one
+        watch = Watch(*facts, max_failed=most) if rows is None else Part(*facts, rows, max_failed=most)
         if told is not None:
+            watch.birth = self._birth(batch, told)
             watch.tally = Tally(n=told.n, **{str(told.state): told.n})
         return watch
+
+    def _birth(self, batch: str, told: Submitted) -> Birth:
+        session, options = self.session, self.options
+        facts = (options.name, self.function.label, session.server, session.settings.namespace, told.epoch)
+        now = time.time_ns() // 1000
+        return Birth(batch, self.nonce, self._spec_blob, options.queue, *facts, now, told.n, self.single)
 
     def _inline(self, payloads: list[bytes]) -> Batch[Any]:
         watch = self._watch(self.options.job_id or new_id(self.function.label))
@@ -161,8 +218,9 @@ class Submission:
         watch.expected = len(payloads)
         batch = self._held(watch, payloads)
         watch.over = not payloads  # an empty batch is done from the start
+        self._spooled(watch, sealed)
         self.session.collector.follow(watch)
-        uploader.send_parts(self.session, watch, sealed, self.nonce, begun)
+        uploader.send_parts(self.session, watch, sealed, self.nonce, begun, marks=self._span(0, len(payloads)))
         return batch
 
     def _held(self, watch: Watch, payloads: list[bytes]) -> Batch[Any]:
@@ -172,6 +230,13 @@ class Submission:
         with watch.changed:
             watch.remember(payloads)
         return self._batch(watch)
+
+    def _spooled(self, watch: Watch, sealed: list[list[bytes]]) -> None:
+        """Lets the spool have the arguments as they are sent."""
+        start = 0
+        for part in sealed:
+            self.session.spool.arguments(watch, start, part)
+            start += len(part)
 
     def _own_id(self, payloads: list[bytes]) -> str | None:
         """The id that the user gave, or that `unique` makes of function and arguments; None: any will do."""
@@ -197,20 +262,23 @@ class Submission:
         raise AssertionError("the loop above returns or raises")
 
     def _fresh_id(self, attempt: int = 0) -> str:
-        return new_id(self.function.label, (8 if self.single else 4) + attempt)
+        name = new_id(self.function.label, (8 if self.single else 4) + attempt)
+        # Where the spool has an older batch of this id, one could be taken for the other.
+        return self._fresh_id(attempt + 1) if not self.single and self.session.spool.knows(name) else name
 
     def _send(self, name: str, part: list[bytes], broker: Broker, *, last: bool) -> Submitted:
-        return broker.submit(self._new(name), part, last=last)
+        return broker.submit(self._new(name), part, last=last, marks=self._span(0, len(part)))
 
     def _new(self, batch: str) -> NewBatch:
         record, sealer, options = self.function.record, self.session.sealer, self.options
+        self._spec_blob = sealer.seal(wire.SPEC, batch, -1, encode(self.spec))
         return NewBatch(
             id=batch,
             queue=options.queue,
             session=self.session.id,
             name=options.name,
             nonce=self.nonce,
-            spec=sealer.seal(wire.SPEC, batch, -1, encode(self.spec)),
+            spec=self._spec_blob,
             function=sealer.seal(wire.FUNCTION, batch, -1, self._function),
             key=record.key,
             signer=sealer.keyring.current.hex(),
@@ -238,11 +306,13 @@ class Submission:
         """(what submit_many takes: the batch and its sealed arguments; the arguments themselves)."""
         payload = next(items.payloads(self.function, self.calls))
         name = self._own_id([payload]) or self._fresh_id()
-        return self._new(name), self.session.sealer.seal(wire.ARGUMENTS, name, 0, payload), payload
+        self._sealed = self.session.sealer.seal(wire.ARGUMENTS, name, 0, payload)
+        return self._new(name), self._sealed, payload
 
     def sent(self, name: str, payload: bytes, told: Submitted) -> Batch[Any]:
         """The batch, after submit_many has sent it."""
         batch = self._held(self._watch(name, told), [payload])
+        self._spooled(batch.watch, [[self._sealed]])
         self.session.collector.follow(batch.watch)
         return batch
 
@@ -269,19 +339,28 @@ class Submission:
         reader = uploader.Reader(payloads)
         first = reader.first(FIRST)
         try:
-            watch, _ = self._submit(
+            watch, sealed = self._submit(
                 lambda batch: [self.session.sealer.seal_all(wire.ARGUMENTS, batch, 0, first)], last=False
             )
         except BaseException:
             reader.abandon()
             raise
         watch.open = True
-        upload = uploader.Upload(self.session, watch, self.nonce, len(first))
+        upload = uploader.Upload(self.session, watch, self.nonce, len(first), self._span)
         watch.upload = upload
+        self._spooled(watch, sealed)
         batch = self._held(watch, first)
         self.session.collector.follow(watch)
         reader.drain(upload, watch)
         return batch
+
+
+def _check_again(options: Options) -> None:
+    for word in ("update", "fresh"):
+        if getattr(options, word) and options.name is None:
+            raise BadOption(message=f"{word}=True is for a batch with a name that is there already: give name= too.")
+    if options.update and options.fresh:
+        raise BadOption(message="update=True keeps the batch of this name, fresh=True makes another: give one of them.")
 
 
 def _owner() -> str:

@@ -20,6 +20,12 @@ def _is(value: Any, library: str, *names: str) -> bool:
     return isinstance(value, kinds)
 
 
+def is_a(value: Any, library: str, name: str, *, exact: bool = False) -> bool:
+    """Whether it is an instance of this class of a library, which need not be imported; `exact`: of no subclass."""
+    kind = _kind(library, name)
+    return kind is not None and (type(value) is kind if exact else isinstance(value, kind))
+
+
 def is_frame(value: Any) -> bool:
     """Whether it is a pandas DataFrame."""
     return _is(value, "pandas", "DataFrame")

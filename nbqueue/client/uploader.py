@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PART = 1_000
 PART_BYTES = 4 << 20
+MARK = 16  # bytes of the mark of a job
 AT_ONCE = 0.5  # seconds that `map` may spend sending
 STALE = 0.05  # seconds that an item may wait for company
 BEAT = 8.0  # seconds between signs of life of an upload; its lease is 30 s
@@ -39,25 +40,38 @@ def parts(payloads: list[bytes]) -> Iterator[list[bytes]]:
         yield payloads[start:]
 
 
-def send_parts(session: Session, watch: Watch, sealed: list[list[bytes]], nonce: str, since: float) -> None:
-    """Sends sealed parts 1.. of a batch (part 0 went with the submission); after AT_ONCE seconds on a thread."""
-    start = len(sealed[0])
+def send_parts(
+    session: Session,
+    watch: Watch,
+    sealed: list[list[bytes]],
+    nonce: str,
+    since: float,
+    *,
+    first: int = 0,
+    marks: bytes = b"",
+) -> None:
+    """Sends sealed parts 1.. of a batch (part 0 went before, to index `first`); after AT_ONCE seconds on a thread."""
+    start = first + len(sealed[0])
     for place in range(1, len(sealed)):
         if time.monotonic() - since > AT_ONCE:
-            _begin(watch, lambda: _rest(session, watch, sealed, nonce, place), daemon=False)  # noqa: B023 - the loop ends here
+            _begin(watch, lambda: _rest(session, watch, sealed, nonce, place, first, marks), daemon=False)  # noqa: B023 - the loop ends here
             return
-        if not session.broker.extend(watch.batch, start, sealed[place], nonce=nonce, last=place == len(sealed) - 1):
+        own, last = marks[MARK * (start - first) :], place == len(sealed) - 1
+        if not session.broker.extend(watch.batch, start, sealed[place], nonce=nonce, last=last, marks=own):
             return
         start += len(sealed[place])
 
 
-def _rest(session: Session, watch: Watch, sealed: list[list[bytes]], nonce: str, begin: int) -> None:
-    start = sum(len(part) for part in sealed[:begin])
+def _rest(
+    session: Session, watch: Watch, sealed: list[list[bytes]], nonce: str, begin: int, first: int, marks: bytes
+) -> None:
+    start = first + sum(len(part) for part in sealed[:begin])
     for place in range(begin, len(sealed)):
         part, last = sealed[place], place == len(sealed) - 1
 
         def send(start: int = start, part: list[bytes] = part, last: bool = last) -> bool:
-            return session.broker.extend(watch.batch, start, part, nonce=nonce, last=last)
+            own = marks[MARK * (start - first) :]
+            return session.broker.extend(watch.batch, start, part, nonce=nonce, last=last, marks=own)
 
         if not patiently(send):
             return  # canceled
@@ -98,8 +112,10 @@ def _begin(watch: Watch, work: Callable[[], None], *, daemon: bool) -> None:
 class Upload:
     """An open upload. `add`, `tend` and `close` may be called from several threads."""
 
-    def __init__(self, session: Session, watch: Watch, nonce: str, sent: int) -> None:
-        self._session, self._watch, self._nonce, self._sent = session, watch, nonce, sent
+    def __init__(
+        self, session: Session, watch: Watch, nonce: str, sent: int, marks: Callable[[int, int], bytes]
+    ) -> None:
+        self._session, self._watch, self._nonce, self._sent, self._marks = session, watch, nonce, sent, marks
         self._lock = threading.Lock()
         self._buffer: list[bytes] = []
         self._bytes = 0
@@ -138,10 +154,13 @@ class Upload:
         sealed = self._session.sealer.seal_all(wire.ARGUMENTS, watch.batch, start, buffer)
 
         def extend() -> bool:
-            return self._session.broker.extend(watch.batch, start, sealed, nonce=self._nonce, last=last)
+            marks = self._marks(start, start + len(buffer))
+            return self._session.broker.extend(watch.batch, start, sealed, nonce=self._nonce, last=last, marks=marks)
 
         if not self.canceled:
             self.canceled = not patiently(extend)
+        if not self.canceled:
+            self._session.spool.arguments(watch, start, sealed)
         with watch.changed:
             watch.remember(buffer)
         self._sent += len(buffer)

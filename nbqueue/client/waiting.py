@@ -30,12 +30,8 @@ def until(batch: Batch[Any], met: Callable[[], bool], timeout: float | None, *, 
     watch, begun = batch.watch, time.monotonic()
     advice = Advice(batch.session, watch)
     try:
-        if met():
-            return True
-        if not watch.followed and not batch.inline:
-            batch.session.attend()
-            batch.session.collector.follow(watch)
-        with _awaiting(watch, index), progress.in_terminal(batch) as show:
+        prepare(batch, met)
+        with awaiting(watch, index), progress.in_terminal(batch) as show:
             while not met():
                 raise_trouble(batch, index)
                 passed = time.monotonic() - begun
@@ -49,16 +45,28 @@ def until(batch: Batch[Any], met: Callable[[], bool], timeout: float | None, *, 
                 if passed > ADVISE:
                     advice.give()
     except KeyboardInterrupt:
-        tell(
-            f"nbqueue: stopped waiting; {batch.id} goes on running. "
-            f"nbqueue.attach({batch.name or batch.id!r}) finds it again, .cancel() stops it."
-        )
+        tell(stopped(batch))
         raise
     return True
 
 
+def prepare(batch: Batch[Any], met: Callable[[], bool]) -> None:
+    """Makes sure that the collector brings what is waited for."""
+    if not (met() or batch.watch.followed or batch.inline):
+        batch.session.attend()
+        batch.session.collector.follow(batch.watch)
+
+
+def stopped(batch: Batch[Any]) -> str:
+    """What to say to who stops waiting."""
+    return (
+        f"nbqueue: stopped waiting; {batch.id} goes on running. "
+        f"nbqueue.attach({batch.name or batch.id!r}) finds it again, .cancel() stops it."
+    )
+
+
 @contextmanager
-def _awaiting(watch: Watch, index: int | None) -> Iterator[None]:
+def awaiting(watch: Watch, index: int | None) -> Iterator[None]:
     """Says that somebody waits for one job: the collector then looks without a pause."""
     by = int(index is not None)
     with watch.changed:
@@ -112,15 +120,24 @@ class Advice:
 
     def give(self) -> None:
         """Looks (every few seconds) whether anyone serves the queue, and says what to run if not."""
+        if self.due():
+            self.say(self.message())
+
+    def due(self) -> bool:
+        """Whether it is time to look: every few seconds, until something was said."""
         if self._given or time.monotonic() < self._next:
-            return
+            return False
         self._next = time.monotonic() + ADVISE
-        message = self._message()
+        return True
+
+    def say(self, message: str) -> None:
+        """Says it, if there is something to say."""
         if message:
             self._given = True
             tell(f"nbqueue: {message}")
 
-    def _message(self) -> str:
+    def message(self) -> str:
+        """What keeps this batch from moving, and what to do; empty where a worker that fits is up."""
         session, queue = self._session, self._watch.queue
         try:
             if session.local:
@@ -132,14 +149,16 @@ class Advice:
             return f"still waiting: {why}"
         if session.local:
             return f"no local worker has joined yet; its log is {session.settings.local / 'worker.log'}"
+        return f"no live worker serves the queue {queue!r} on {session.server}. Start one: {self.command()}"
+
+    def command(self) -> str:
+        """The line that starts a worker for this batch."""
+        session = self._session
         space = session.settings.namespace
         prefix = f"NBQUEUE_NAMESPACE={space} " if space != "nbq" else ""
         prefix += "NBQUEUE_URL=... " if "***" in session.server and not session.filed else ""
         url = "" if "***" in session.server or session.filed else f"--url {session.server} "
-        return (
-            f"no live worker serves the queue {queue!r} on {session.server}. "
-            f"Start one: {prefix}nbqueue worker {url}{queue}"
-        )
+        return f"{prefix}nbqueue worker {url}{self._watch.queue}"
 
     def _misfits(self) -> str:
         """What is wrong with the workers that there are; empty if one of them fits."""

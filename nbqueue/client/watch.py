@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from nbqueue import wire
+from nbqueue.client import spoolfile
+from nbqueue.client.spoolfile import Birth, Standing
 from nbqueue.errors import BadSignature
 from nbqueue.model import Cause, Echo, Notes, Outcome, Spec, State, Tally, decode
 from nbqueue.store.records import Stored
 
 if TYPE_CHECKING:
+    from nbqueue.client.spoolbook import Tale
     from nbqueue.client.uploader import Upload
     from nbqueue.store.decoding import Progress
 
+PORTION = 16 << 20  # bytes of outcomes to copy at a time
+HOLD = 256 << 20  # bytes of outcomes that stay in memory when their copies on disk are removed
 KEPT_ARGUMENTS = 64 << 20  # bytes of arguments that a session remembers, a batch
 
 
@@ -36,6 +43,8 @@ class Watch:
 
     def __init__(self, batch: str, queue: str, epoch: str, spec: Spec, *, max_failed: float | None = None) -> None:
         self.batch, self.queue, self.epoch = batch, queue, epoch
+        self.rows: Sequence[int] | None = None  # the jobs of one call, in its order; None: all, in theirs
+        self.others = False  # whether the batch holds jobs that are not among these
         self.ttl = spec.result_ttl
         self.dependent = bool(spec.depends_on or spec.source)
         self.max_failed = max_failed
@@ -58,9 +67,11 @@ class Watch:
         self.position = self.generation = 0
         self.behind: deque[int] = deque()  # ended, but the outcome is not copied yet
         self.ended: list[int | range] = []  # in the order in which they ended
+        self.undone: list[int] = []  # whose outcomes a retry withdrew, in that order
         self.payloads: list[bytes] | None = []  # arguments as sent, while they are few
+        self.given: list[bytes] | None = None  # those of `rows`, in their order, as this call named them
         self._bytes = 0
-        self._blobs: dict[int, bytes] = {}
+        self._begin_copies()
         self._opened: dict[int, Outcome] = {}  # those of an inline run, which never were bytes
         self._cuts: list[range] = []
         self._causes: dict[range, Cause] = {}
@@ -68,6 +79,19 @@ class Watch:
         self.notes: dict[int, Notes] = {}  # of an inline run: what its jobs said of themselves,
         self.echoes: dict[int, list[Echo]] = {}  # what became of their callbacks,
         self.past: dict[int, list[Outcome]] = {}  # and their earlier runs
+
+    def _begin_copies(self) -> None:
+        self._blobs: dict[int, bytes | int] = {}  # outcomes, or their places in the spool
+        self.weight = 0  # bytes of those that are here
+        self.typical = PORTION // 20  # bytes of an outcome, by those that were copied last
+        self.birth: Birth | None = None  # what the spool says of it; None: it is not spooled
+        self.recalled = False  # whether some of it came from the spool
+        self.stood: Standing | None = None  # how it stood there
+        self.again: Callable[[str, int], bytes | None] = lambda _batch, _index: None  # asks the store for an outcome
+        self.lacks: list[int] = []  # whose arguments the spool has not, of a batch that another session submitted
+        self.tale: Tale | None = None  # what the spool tells of it, once it was asked
+        self.shelves: list[Path] = []  # the spool's files that places are in
+        self.taken_back: list[tuple[int, bytes | int]] = []  # outcomes that a retry withdrew; the spool is told next
 
     # ------------------------------------------------------------ reading
 
@@ -77,10 +101,24 @@ class Watch:
         tally = self.tally.n
         return tally if self.over or self.expected is None else max(self.expected, tally)
 
+    def holds(self, index: int) -> bool:
+        """Whether there is such a job, and it is one of these."""
+        return 0 <= index < self.n
+
     def attempt(self, index: int) -> int:
         """The attempt of a job's outcome; 0 for one that never ran."""
-        blob = self._blobs.get(index)
-        return _header(blob)[1] if blob is not None else 0
+        found = self._blobs.get(index)
+        return _header(found)[1] if found is not None else 0
+
+    @property
+    def collected(self) -> int:
+        """The number of jobs whose outcomes are here."""
+        return len(self._blobs) + len(self._opened) + sum(map(len, self._cuts)) - len(self._withdrawn)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the outcomes of all jobs that arrived are here."""
+        return 0 < self.n <= self.collected and not self.open
 
     @property
     def settled(self) -> bool:
@@ -98,18 +136,18 @@ class Watch:
         """How a job ended, by its unsigned header; None while it has not."""
         if index in self._opened:
             return self._opened[index].state
-        blob = self._blobs.get(index)
-        if blob is not None:
-            return _header(blob)[0]
+        found = self._blobs.get(index)
+        if found is not None:
+            return _header(found)[0]
         return State.CANCELED if self._is_cut(index) else None
 
     def outcome(self, index: int, sealer: wire.Sealer) -> Outcome | None:
         """The outcome of a job, its signature checked; None while there is none. Raises BadSignature."""
         if index in self._opened:
             return self._opened[index]
-        blob = self._blobs.get(index)
-        if blob is not None:
-            return opened(sealer, self.batch, index, blob)
+        found = self._blobs.get(index)
+        if found is not None:
+            return self._outcome(index, found, sealer)
         if self._is_cut(index):
             cause = next((cause for cut, cause in self._causes.items() if index in cut), Cause.USER)
             return Outcome(State.CANCELED, cause, 0, 0, 0)
@@ -118,6 +156,50 @@ class Watch:
     def barred(self, index: int) -> bool:
         """Whether a job may have been canceled with what it depends on; where that runs again, so does this job."""
         return self.dependent and self.state(index) is State.CANCELED
+
+    def _outcome(self, index: int, found: bytes | int, sealer: wire.Sealer) -> Outcome:
+        try:
+            return opened(sealer, self.batch, index, self.blob(found))
+        except BadSignature:
+            # What came from the spool, and is damaged there, the store may still have.
+            asked = self.again(self.batch, index) if self.recalled or isinstance(found, int) else None
+            if asked is None:
+                raise
+            with self.changed:
+                self.keep(index, asked)
+            return opened(sealer, self.batch, index, asked)
+
+    def blob(self, found: bytes | int) -> bytes:
+        """An outcome as it lay in the store, read from the spool if need be. Raises BadSignature."""
+        if isinstance(found, bytes):
+            return found
+        where = spoolfile.span(found)
+        try:
+            return spoolfile.read(self.shelves[where.file], where.offset, where.size)
+        except OSError as why:
+            raise BadSignature(what=f"An outcome of {self.batch}", why=f"the spool has lost it ({why})") from why
+
+    def stored(self, index: int) -> bytes | None:
+        """The outcome of a job as it lay in the store; None where it is not here. Raises BadSignature."""
+        found = self._blobs.get(index)
+        return None if found is None else self.blob(found)
+
+    def portion(self, most: int) -> int:
+        """How many outcomes to copy at a time, so that they are some MB: few before any was seen."""
+        return most if self.typical == 0 else max(1, min(most, PORTION // self.typical))
+
+    def standing(self, now: float) -> Standing:
+        """How it stands, for the spool."""
+        cuts = [
+            (
+                cut.start,
+                cut.stop,
+                next((cause for each, cause in self._causes.items() if cut.start in each), Cause.USER),
+            )
+            for cut in self._cuts
+        ]
+        facts = (self.open, self.cut, self.over, self.expires_us, cuts, sorted(self._withdrawn), self.epoch, self.tally)
+        return Standing(now, self.position, self.n, *facts)
 
     def ends(self, start: int, stop: int) -> Iterator[int]:
         """The indexes that ended, from entry `start` of the order up to `stop`."""
@@ -174,14 +256,24 @@ class Watch:
 
     def withdraw(self, index: int) -> None:
         """A retry has withdrawn this job's outcome."""
-        self._blobs.pop(index, None)
+        found = self._blobs.pop(index, None)
+        if found is not None:
+            self.weight -= len(found) if isinstance(found, bytes) else 0
+            self.taken_back += [(index, found)] if self.birth is not None else []
         self._opened.pop(index, None)
+        self.undone.append(index)
         if any(index in cut for cut in self._cuts):
             self._withdrawn.add(index)
 
-    def put(self, index: int, blob: bytes) -> None:
-        """An outcome as it lies in the store."""
-        self._blobs[index] = blob
+    def shelf(self, path: Path) -> int:
+        """The number of a file of the spool."""
+        if path not in self.shelves:
+            self.shelves.append(path)
+        return self.shelves.index(path)
+
+    def put(self, index: int, found: bytes | int) -> None:
+        """An outcome as it lies in the store, or its place in the spool."""
+        self.keep(index, found)
         self.ended.append(index)
 
     def put_opened(self, index: int, outcome: Outcome) -> None:
@@ -193,7 +285,7 @@ class Watch:
         """The outcome of a batch of one, which says all that there is to say; False: a retry came in between."""
         if generation != self.generation:
             return False
-        self._blobs[0] = blob
+        self.keep(0, blob)
         if not self.ended:
             self.ended.append(0)
         self.behind.clear()
@@ -201,12 +293,34 @@ class Watch:
         self.known = self.over = True
         return True
 
-    def keep(self, index: int, found: bytes | Outcome) -> None:
+    def keep(self, index: int, found: bytes | int | Outcome) -> None:
         """What was read before it was heard of, or of a batch that nobody follows."""
-        if isinstance(found, bytes):
-            self._blobs[index] = found
-        else:
+        if isinstance(found, Outcome):
             self._opened[index] = found
+            return
+        before = self._blobs.get(index)
+        if isinstance(before, bytes):
+            self.weight -= len(before)
+        if isinstance(found, bytes):
+            self.weight += len(found)
+        self._blobs[index] = found
+
+    def hold(self) -> None:
+        """Reads what lies in the spool into memory, before it is removed there; HOLD bytes at most."""
+        for index, found in list(self._blobs.items()):
+            if isinstance(found, int) and self.weight < HOLD:
+                with contextlib.suppress(BadSignature):  # what cannot be read is told when it is asked for
+                    self.keep(index, self.blob(found))
+
+    def recall(self, standing: Standing | None) -> None:
+        """Takes over how it stood when it was spooled."""
+        self.recalled, self.stood = True, standing
+        if standing is not None:
+            self._cuts = [range(low, high) for low, high, _ in standing.cuts]
+            self._causes = {range(low, high): cause for low, high, cause in standing.cuts}
+            self._withdrawn = set(standing.back)
+            self.ended += self._cuts
+            self.open, self.cut, self.expires_us = standing.open, standing.cut, standing.expires_us
 
     def orphaned(self) -> None:
         """In a forked child: whoever followed, showed, fed or locked it has stayed with the parent."""
@@ -221,10 +335,10 @@ class Watch:
         self.expires_us = None
 
 
-def _header(blob: bytes) -> tuple[State, int]:
+def _header(found: bytes | int) -> tuple[State, int]:
     """State and attempt of a stored outcome; one that is damaged counts as failed, and says why when it is opened."""
     try:
-        stored = Stored.parse(blob)
+        stored = Stored.parse(found if isinstance(found, bytes) else spoolfile.head_of(found))
     except BadSignature:
         return State.FAILED, 0
     return stored.state, stored.attempt

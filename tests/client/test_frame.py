@@ -3,6 +3,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import pickle
+import sys
 
 import numpy as np
 import pandas as pd
@@ -76,6 +77,9 @@ def test_rows_that_are_not_done_are_shown_too(session, hands):
     found = batch.to_frame(wait=False)
     assert list(found["status"]) == ["finished", "queued", "queued"]
     assert str(found["result"].dtype) == "Int64"
+    assert isinstance(found["status"].dtype, pd.CategoricalDtype)
+    assert pd.concat([found, collect(echo, [4]).to_frame()])["status"].dtype == found["status"].dtype
+    assert found["status"].value_counts()["queued"] == 2
     batch.cancel()
 
 
@@ -152,6 +156,71 @@ def test_a_result_that_cannot_be_opened_costs_one_cell():
     assert found["result"][1] == 2
     with pytest.raises(pickle.UnpicklingError):
         batch[0].wait()
+
+
+def test_a_result_whose_class_is_missing_here_costs_one_cell(tmp_path, monkeypatch):
+    (tmp_path / "shapes.py").write_text("class Disk:\n    pass\n\ndef make(x):\n    return Disk() if x else 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    batch = nbqueue.map("shapes.make", [0, 1], inline="collect")
+    monkeypatch.undo()
+    monkeypatch.delitem(sys.modules, "shapes")
+    found = batch.to_frame()["result"]
+    assert found[0] == 0
+    assert "cannot be opened here: ModuleNotFoundError: No module named 'shapes'" in found[1]
+
+
+class Touchy(dict):
+    def __iter__(self):
+        raise RuntimeError("not me")
+
+
+def test_no_result_makes_a_frame_raise():
+    found = collect(lambda x: Touchy(a=1) if x else pd.Series([1, 2], index=[1, "1"]), [1, 0]).to_frame()
+    assert isinstance(found["result"][0], Touchy)
+    assert found["result"][1].tolist() == [1, 2]
+
+
+def test_html_in_names_and_labels_is_shown_as_text():
+    bad = "<script>alert(1)</script>"
+    items = pd.Series([1], index=pd.Index([bad + "label"], name=bad + "index"))
+    shown = collect(lambda x: {bad + "key": bad + "value"}, items).to_frame(meta=True)._repr_html_()
+    assert "<script>" not in shown
+    assert all(f"&lt;/script&gt;{word}" in shown for word in ("label", "index", "key", "value"))
+
+
+# ---------------------------------------------------------------- concat
+
+
+def test_frames_are_stacked_with_the_arguments_beside_them():
+    def table(x, tag="t"):
+        return pd.DataFrame({"x": [x, -x], "y": list("ab")}, index=pd.Index(["p", "q"], name="place"))
+
+    items = pd.DataFrame({"x": [1, 2], "tag": ["u", "v"]}, index=pd.Index(["one", "two"], name="who"))
+    found = collect(table, items).concat()
+    assert list(found.columns) == ["x", "tag", "res_x", "y"]
+    assert found.index.names == ["who", "place"]
+    assert found.loc["two"].to_dict("list") == {"x": [2, 2], "tag": ["v", "v"], "res_x": [2, -2], "y": ["a", "b"]}
+    assert found.index.tolist()[1] == ("one", "q")
+
+
+def test_series_are_stacked_and_what_has_no_result_is_left_out():
+    batch = collect(lambda x: pd.Series([1 / x, x], name="half" if x == 2 else None), [2, 0, [3], 2])
+    with pytest.warns(UserWarning, match="2 of 4 jobs .* have no result"):
+        found = batch.concat()
+    assert list(found.columns) == ["x", "half"]
+    assert found.index.tolist() == [(0, 0), (0, 1), (3, 0), (3, 1)]
+    assert found["x"].tolist() == [2, 2, 2, 2]
+    with pytest.warns(UserWarning, match="1 of 1"):
+        assert list(collect(lambda x: 1 / x, [0]).concat().columns) == ["x"]
+
+
+def test_what_cannot_be_stacked_is_named(session):
+    with pytest.raises(nbqueue.NbqueueError, match=r":1 is of type int.*to_frame\(\)"):
+        collect(lambda x: pd.DataFrame({"a": [1]}) if x else 7, [1, 0]).concat()
+    batch = nbqueue.map(echo, [1])
+    with pytest.raises(nbqueue.NotDone):
+        batch.concat(timeout=0)
+    batch.cancel()
 
 
 def test_rows_of_starmap_with_other_arguments_share_columns():

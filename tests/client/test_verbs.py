@@ -6,6 +6,7 @@ import threading
 
 import pandas as pd
 import pytest
+from hands import Hands
 
 import nbqueue
 from nbqueue import current
@@ -17,7 +18,6 @@ from nbqueue.errors import (
     BadName,
     BadOption,
     InsideJob,
-    InUse,
     NoServer,
     NoSuchBatch,
     NotPicklable,
@@ -89,16 +89,6 @@ def test_nothing_is_sent_for_bad_items(session):
     assert session.broker.batches() == []
 
 
-def test_a_name_that_is_taken_is_in_use(session):
-    batch = nbqueue.map(square, [1], name="words")
-    with pytest.raises(InUse, match=r"nbqueue.attach\('words'\)"):
-        nbqueue.map(square, [1], name="words")
-    with pytest.raises(InUse):
-        nbqueue.map(square, iter([1]), name="words")
-    assert nbqueue.attach("words") == batch
-    batch.cancel()
-
-
 def test_attach_finds_by_name_by_id_and_the_latest(session, busy):
     first = nbqueue.map(square, [1, 2], name="one")
     second = nbqueue.map(square, [3])
@@ -151,7 +141,24 @@ def test_retry_runs_failed_rows_with_another_function_and_limits(session, busy):
     assert batch.tally.failed == 1
     assert nbqueue.attach(batch.id).spec.timeout == 300
     with pytest.raises(BadOption, match="retry"):
-        batch.retry(queue="x")
+        batch.retry(name="x")
+
+
+def test_rows_of_a_query_run_again_in_another_queue(session, busy):
+    batch, lonely = nbqueue.map(fail, [1, 2, 3]), nbqueue.map(square, [1], queue="lonely")
+    with pytest.raises(BadInput, match=r"retry\(queue=...\) waits for the end"):
+        lonely.retry([], queue="big")
+    assert batch.wait(10)
+    big = Hands(session, ("big",)).start()
+    rows = batch.to_frame().query("x > 1 and status == 'failed'")
+    assert batch.retry(rows, func=square, queue="big", timeout=9).wait(10)
+    assert batch.to_frame()["result"].fillna(0).tolist() == [0, 4, 9]
+    assert (batch.queue, nbqueue.attach(batch.id).queue, batch.tally.failed) == ("big", "big", 1)
+    assert {batch[index].worker_name for index in (1, 2)} == {big.id}
+    batch.retry(batch.to_frame().iloc[0], func=square, queue="default")
+    assert batch[0].wait(10) == 1
+    big.stop()
+    lonely.cancel()
 
 
 def test_rows_to_retry_are_named_in_many_ways(session, busy):

@@ -57,7 +57,7 @@ def test_a_batch_is_a_sequence_of_jobs_and_iterating_never_waits(session):
     assert [job.id for job in batch[1:]] == [f"{batch.id}:1", f"{batch.id}:2"]
     with pytest.raises(IndexError):
         batch[3]
-    assert repr(batch) == f"<Batch {batch.id}: 3 queued>"
+    assert repr(batch) == f"<Batch {batch.id}: 3 queued, seed {batch.seed}>"
     assert batch.cancel() == 3
 
 
@@ -219,6 +219,7 @@ def test_a_server_that_forgot_is_named_and_nobody_waits_for_ever(session):
 
 
 def test_results_that_expired_say_so(session, hands):
+    session.spool.folder, session.spool.why = None, "off"
     batch = nbqueue.map(square, [1, 2], result_ttl=1, failure_ttl=1)
     hands.work()
     assert batch.results(timeout=10) == [1, 4]

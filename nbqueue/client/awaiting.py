@@ -1,0 +1,69 @@
+"""`await batch` and `await job`: waiting that leaves the event loop free, so that a notebook answers clicks meanwhile.
+
+No thread is made for it: the collector's news wake the loop, which looks now and then anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from nbqueue.client import progress, waiting
+from nbqueue.client.kernel import shell
+from nbqueue.client.session import tell
+from nbqueue.client.watch import Watch
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
+
+LOOK = 0.1  # seconds between two looks without news
+
+
+class _Bell:
+    """Stands among the bars of a watch, and wakes the loop that waits."""
+
+    def __init__(self) -> None:
+        self._loop, self._rung = asyncio.get_running_loop(), asyncio.Event()
+
+    def update(self, watch: Watch) -> None:
+        """Takes news, from any thread."""
+        del watch
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
+            self._loop.call_soon_threadsafe(self._rung.set)
+
+    async def heard(self, seconds: float) -> None:
+        """Waits for news, at most so long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._rung.wait(), seconds)
+        self._rung.clear()
+
+
+async def until(batch: Batch[Any], met: Callable[[], bool], *, index: int | None = None) -> None:
+    """As waiting.until, for a running event loop. A task that is canceled leaves the batch running."""
+    waiting.prepare(batch, met)
+    begun, advice = time.monotonic(), waiting.Advice(batch.session, batch.watch)
+    try:
+        with _listening(batch.watch) as bell, waiting.awaiting(batch.watch, index), progress.in_terminal(batch) as show:
+            while not met():
+                waiting.raise_trouble(batch, index)
+                await bell.heard(LOOK)
+                show()
+                if time.monotonic() - begun > waiting.ADVISE and advice.due():
+                    advice.say(await asyncio.to_thread(advice.message))  # it asks the server, which may be slow
+    except asyncio.CancelledError:
+        if shell() is not None:  # there it was the interrupt of this cell
+            tell(waiting.stopped(batch))
+        raise
+
+
+@contextlib.contextmanager
+def _listening(watch: Watch) -> Iterator[_Bell]:
+    bell = _Bell()
+    watch.bars.append(bell)
+    try:
+        yield bell
+    finally:
+        watch.bars.remove(bell)
