@@ -22,6 +22,21 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def local_home(home):
+    """A home whose private server and worker are stopped at the end."""
+    yield home
+    sessions._current = None
+    nbqueue.local().stop()
+    sessions._current = None
+
+
+@pytest.fixture
+def no_copy(monkeypatch):
+    """The store is all there is: no copy on this disk answers in its place."""
+    monkeypatch.setenv("NBQUEUE_SPOOL", "0")
+
+
+@pytest.fixture
 def session(server, home):
     """A session on the test server, in a namespace of its own."""
     opened = nbqueue.connect(server.url, namespace=f"t{secrets.token_hex(4)}")

@@ -1,20 +1,15 @@
 """What a newcomer runs: the demo, the example, the notebook, the commands that look."""
 
 import contextlib
-import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import nbclient
-import nbformat
 import pytest
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client import session as sessions
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,15 +22,6 @@ def run(*words, cwd=None, code=0):
 
 def command(*words, code=0):
     return run(sys.executable, "-m", "nbqueue", *words, code=code)
-
-
-@pytest.fixture
-def local_home(home):
-    """A home whose private server and worker are stopped at the end."""
-    yield home
-    sessions._current = None
-    nbqueue.local().stop()
-    sessions._current = None
 
 
 def test_the_demo(home):
@@ -84,15 +70,6 @@ def test_the_example(local_home, tmp_path):
     assert re.search(r"3\s+finished", shown)
     shown = run(sys.executable, str(ROOT / "examples/count_words.py"))
     assert "12 finished, 1 failed" in shown
-
-
-def test_the_quickstart_notebook(local_home):
-    notebook = nbformat.read(ROOT / "notebooks/quickstart.ipynb", as_version=4)
-    os.environ["NBQUEUE_PROGRESS"] = "1"
-    nbclient.NotebookClient(notebook, timeout=90, kernel_name="python3").execute()
-    shown = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
-    assert "ZeroDivisionError" in shown
-    assert "measuring 0" in shown
 
 
 def test_info_and_batches(session, fleet):

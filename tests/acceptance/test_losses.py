@@ -213,7 +213,7 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-def test_poisoned_meta_and_results_run_no_code_where_one_looks(q, session, fleet, tmp_path):
+def test_poisoned_meta_and_results_run_no_code_where_one_looks(no_copy, q, session, fleet, tmp_path):
     fleet.start("low").up()
     job = q.enqueue(str.upper, "a", meta={"user": "anna"})
     assert job.wait(20) == "A"

@@ -49,7 +49,7 @@ def test_a_worker_without_the_key_leaves_the_batch_to_others(session, fleet, tmp
     assert batch.results() == [0, 2, 4]
 
 
-def test_a_forged_outcome_is_refused(session, fleet):
+def test_a_forged_outcome_is_refused(no_copy, session, fleet):
     fleet.start().up()
     batch = nbqueue.map(double, range(3))
     assert batch.results() == [0, 2, 4]

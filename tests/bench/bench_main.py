@@ -68,11 +68,15 @@ def import_ms(code):
     return 1e3 * float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
-def frame_seconds(n):
-    batch = nbqueue.map(nothing, range(n))
+def point(value):
+    return {"x": value, "half": value / 2}
+
+
+def frame_seconds(n, function, **options):
+    batch = nbqueue.map(function, range(n))
     batch.wait()
     began = time.perf_counter()
-    batch.to_frame()
+    batch.to_frame(**options)
     seconds = time.perf_counter() - began
     batch.forget()
     return seconds
@@ -86,7 +90,9 @@ def main():
         print(f"the same, isolate        {statistics.median(forked):10,.0f}")
         print(f"map of {CALLS:,} returns   {statistics.median(mapped for _, mapped in shared):10.2f} s")
         print(f"Redis bytes a job        {bytes_a_job(session):10,.0f}")
-        print(f"to_frame of {CALLS:,}      {frame_seconds(CALLS):10.2f} s")
+        print(f"to_frame of {CALLS:,}      {frame_seconds(CALLS, nothing):10.2f} s")
+        print(f"the same, of dicts       {frame_seconds(CALLS, point):10.2f} s")
+        print(f"the same, meta=True      {frame_seconds(CALLS, nothing, meta=True):10.2f} s")
     for code in ("import nbqueue", "import nbqueue; nbqueue.map"):
         print(f"{code:<34}{statistics.median(import_ms(code) for _ in range(9)):10.1f} ms")
 
