@@ -120,7 +120,7 @@ class Output:
     def _add(self, part: bytes) -> None:
         self._tail += part
         if len(self._tail) > 2 * TAIL_FAILED:
-            del self._tail[:-TAIL_FAILED]
+            del self._tail[: -TAIL_FAILED - 1]  # over the limit by a byte, so that it will be cut at a line
 
     def close(self) -> None:
         """Closes the pipe: who still writes into it gets SIGPIPE."""

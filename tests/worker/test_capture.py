@@ -90,3 +90,12 @@ def test_a_mark_is_found_wherever_it_is_cut():
         assert output.last() == b"rest"
         output.close()
         os.close(writing)
+
+
+def test_a_tail_is_cut_at_a_line_also_where_nothing_came_after_it_was_shortened():
+    read, write = os.pipe()
+    output = capture.Output(read, b"0123456789abcdef")
+    output._split(b"line 12345\n" * 20_000 + b"0123456789abcdef")
+    assert capture.tail_for(output.take(), failed=True).startswith(b"line 12345\n")
+    output.close()
+    os.close(write)
