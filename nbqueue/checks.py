@@ -182,6 +182,19 @@ CHECKS: dict[str, Any] = {
 }
 
 
+def counted(number: int, word: str) -> str:
+    """So many of something: `1 job`, `1,000 jobs`."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def in_units(seconds: float, days: str, hours: str, minutes: str) -> str:
+    """A duration in the largest of these units of which it has two; empty where that is none of them."""
+    for size, unit in ((DAY, days), (3600.0, hours), (60.0, minutes)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return ""
+
+
 def size_text(count: float) -> str:
     """A number of bytes as people say it, in powers of 1024: `64 MB`."""
     for unit in ("bytes", "kB", "MB"):

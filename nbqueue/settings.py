@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -40,6 +41,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 def host() -> str:
     """This machine's name: the scheduler's word for it where several nodes share a hostname."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def python_version() -> str:
+    """This Python's version, as cloudpickle cares for it: `3.11`."""
+    return ".".join(platform.python_version_tuple()[:2])
 
 
 def home_folder(environ: Mapping[str, str] = os.environ) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nbqueue.checks import in_units
 from nbqueue.cli.common import console, duration, print_json, reach, server_options
 from nbqueue.errors import BadSignature, NoServer
 from nbqueue.model import Spec, WorkerInfo, decode, utc
@@ -217,10 +218,7 @@ def _ago(stamp: str) -> str:
     from datetime import datetime
 
     age = max(0.0, time.time() - datetime.fromisoformat(stamp).timestamp())
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if age >= 2 * size:
-            return f"{age / size:.0f} {unit}"
-    return f"{age:.0f} s"
+    return in_units(age, "d", "h", "min") or f"{age:.0f} s"
 
 
 def _row(table: Table, *cells: object) -> None:

@@ -9,17 +9,13 @@ from typing import Any
 
 import click
 
+from nbqueue.checks import counted
 from nbqueue.cli.common import duration, reach, server_options, session
 from nbqueue.errors import BadInput, NbqueueError
 
 
 def _all_queues(url: str | None, namespace: str | None, config: Path | None) -> list[str]:
     return sorted(reach(url, namespace, config).broker.queues())
-
-
-def jobs(count: int) -> str:
-    """So many jobs, in words."""
-    return f"{count:,} job{'s' if count != 1 else ''}"
 
 
 def _each(names: tuple[str, ...], act: Callable[[str], Any]) -> int:
@@ -58,7 +54,7 @@ def requeue(
     if everything:
         chosen = queues or tuple(_all_queues(url, namespace, config))
         count = sum(Queue(name).failed.requeue() for name in chosen)
-        click.echo(f"{jobs(count)} to run again")
+        click.echo(f"{counted(count, 'job')} to run again")
         return
 
     def act(name: str) -> None:
@@ -82,7 +78,7 @@ def empty(
         raise BadInput(message="Name queues to empty, or say --all.")
     session(url, namespace, config)
     for name in queues or _all_queues(url, namespace, config):
-        click.echo(f"{jobs(Queue(name).empty())} canceled in {name}")
+        click.echo(f"{counted(Queue(name).empty(), 'job')} canceled in {name}")
 
 
 @click.command()
@@ -103,7 +99,7 @@ def cancel(
             count = int(Job.fetch(name).cancel(running=not keep_running))
         else:
             count = attach(name).cancel(running=not keep_running)
-        click.echo(f"{jobs(count)} of {name} canceled")
+        click.echo(f"{counted(count, 'job')} of {name} canceled")
 
     sys.exit(bool(_each(ids, act)))
 

@@ -36,8 +36,12 @@ class _Bell:
 
     async def heard(self, seconds: float) -> None:
         """Waits for news, at most so long."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._rung.wait(), seconds)
+        # Not wait_for: before Python 3.12 it swallows a cancellation, which is the user's interrupt, that meets the news.
+        late = self._loop.call_later(seconds, self._rung.set)
+        try:
+            await self._rung.wait()
+        finally:
+            late.cancel()
         self._rung.clear()
 
 

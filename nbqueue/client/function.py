@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import os
 import pkgutil
-import platform
 import re
 import sys
 import warnings
@@ -225,7 +224,7 @@ def _here() -> str:
 def _placed(
     payload: bytes, label: str, own: dict[str, str], env: dict[str, str], hooks: dict[str, Hook], salt: bytes
 ) -> FunctionRecord:
-    python = ".".join(platform.python_version_tuple()[:2])
+    python = settings.python_version()
     path, cwd = added_path(), _here()
     parts: list[bytes | str] = [payload, python, cwd, sys.executable, *path, "modules", *_flat(own), "env", *_flat(env)]
     for name in sorted(hooks):

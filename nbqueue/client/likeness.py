@@ -7,11 +7,11 @@ digests only.
 from __future__ import annotations
 
 import functools
-import platform
 from collections.abc import Callable, Iterator
 from types import FunctionType, MethodType
 from typing import Any
 
+from nbqueue import settings
 from nbqueue.client import captures
 from nbqueue.client.digests import Digester, Doubt, Skeleton, joined, members, plain, used
 from nbqueue.model import FunctionRecord, Likeness, Part
@@ -29,11 +29,7 @@ def likeness(call: Callable[..., Any] | None, name: str) -> Likeness:
         parts["named"] = Part(joined("named", name.encode()), name)
     else:
         _Walk(call, parts, lines).all()
-    return Likeness(_python(), parts, lines)
-
-
-def _python() -> str:
-    return ".".join(platform.python_version_tuple()[:2])
+    return Likeness(settings.python_version(), parts, lines)
 
 
 class _Walk:

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from nbqueue.checks import DAY
+from nbqueue.checks import DAY, in_units
 from nbqueue.model import Tally
 
 if TYPE_CHECKING:
@@ -99,10 +99,7 @@ def line(tally: Tally, n: int, eta: float | None) -> str:
 
 def span(seconds: float) -> str:
     """A duration in a word."""
-    for size, word in ((DAY, "days"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {word}"
-    return f"{seconds:.0f} s"
+    return in_units(seconds, "days", "h", "min") or f"{seconds:.0f} s"
 
 
 def lifetime(seconds: float) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from nbqueue.checks import counted
 from nbqueue.client import earlier
 from nbqueue.client.groups import Groups, Kind
 from nbqueue.client.pace import Pace, clock, lifetime, rate_words, span
@@ -89,11 +90,7 @@ def _served(serving: Serving) -> str:
     if not serving.workers:
         return "No worker yet"
     hosts = ", ".join(serving.hosts[:3]) + (f" and {len(serving.hosts) - 3} more" if len(serving.hosts) > 3 else "")
-    return f"{_count(serving.slots, 'slot')} of {_count(serving.workers, 'worker')} on {hosts}"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
+    return f"{counted(serving.slots, 'slot')} of {counted(serving.workers, 'worker')} on {hosts}"
 
 
 # ---------------------------------------------------------------- from batches
@@ -132,7 +129,7 @@ def look(
         seed=f"Seed {first.seed}" if len(batches) == 1 and first.seed is not None else "",
         trouble=tuple(dict.fromkeys(word for batch in batches if (word := trouble_of(batch)))),
         failures=tuple(Failures(kind, len(kind.members), failed) for kind in kinds if kind in listed),
-        more=f"and {hidden:,} of {_count(len(kinds) - KINDS, 'other kind')}" if hidden else "",
+        more=f"and {hidden:,} of {counted(len(kinds) - KINDS, 'other kind')}" if hidden else "",
         retry=sum(watch.tally.failed for watch in watches if not watch.gone and not watch.fault),
     )
 
@@ -189,7 +186,7 @@ def safety(watch: Watch, missing: int, why: str = "") -> str:
     if watch.expires_us is not None:
         until = f"until {datetime.fromtimestamp(watch.expires_us / 1e6, tz=UTC).astimezone():%d %b %Y, %H:%M}"
     if missing:
-        return f"{_count(missing, 'result')} not copied here yet: safe on the server {until}"
+        return f"{counted(missing, 'result')} not copied here yet: safe on the server {until}"
     spooled = watch.birth is not None and not why
     place = "copied to this disk" if spooled else f"in memory here{f' only ({why})' if why else ''}"
     if watch.gone:

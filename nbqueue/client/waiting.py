@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from nbqueue.checks import DAY, seconds
+from nbqueue.checks import in_units, seconds
 from nbqueue.client import progress
 from nbqueue.client.session import Session, tell
 from nbqueue.client.watch import Watch
@@ -104,10 +104,7 @@ def absence(watch: Watch, session: Session, what: str) -> NbqueueError:
 
 def lifetime(span: float) -> str:
     """A duration, in seconds, as people say it."""
-    for size, word in ((DAY, "days"), (3600.0, "hours"), (60.0, "minutes")):
-        if span >= 2 * size:
-            return f"{span / size:.0f} {word}"
-    return f"{span:g} s"
+    return in_units(span, "days", "hours", "minutes") or f"{span:g} s"
 
 
 class Advice:

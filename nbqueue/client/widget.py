@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from nbqueue.checks import counted
 from nbqueue.client import details, markup
 from nbqueue.client.acts import Acts
 from nbqueue.client.groups import Kind
@@ -93,7 +94,7 @@ class Controls:
             return
         self._asking = self._asking and not view.ended
         left = view.n - view.tally.over
-        self._yes.description = f"Yes, cancel {left:,} job{'' if left == 1 else 's'}"
+        self._yes.description = f"Yes, cancel {counted(left, 'job')}"
         self._retry.description = f"Retry {view.retry:,} failed"
         _display(self._cancel, on=not view.ended and not self._asking)
         _display(self._yes, on=self._asking)

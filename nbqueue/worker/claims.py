@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from nbqueue.settings import host
+from nbqueue.settings import host, python_version
 from nbqueue.store.records import Claimed, Fitness
 from nbqueue.worker.ledger import Task
 from nbqueue.worker.score import Score
 from nbqueue.worker.settling import MOST_PENDING, Settler
 from nbqueue.worker.stables import Stables
-from nbqueue.worker.tenure import Tenure, python_version
+from nbqueue.worker.tenure import Tenure
 
 UNBEGUN = 1.0  # seconds after which a held job that has not begun is given back
 
@@ -65,7 +65,7 @@ class Claims:
         return claimed
 
     def _answered(self, claimed: Claimed) -> None:
-        self.tenure.clock(claimed.now_us)
+        self.settler.clock(claimed.now_us)
         self.tenure.due_in(claimed.due)
         self._take(claimed)
         skipped = ", ".join(f"{count} batches wait for {reason}" for reason, count in sorted(claimed.skipped.items()))

@@ -16,6 +16,7 @@ from nbqueue.errors import BadSignature, NoSuchWorker
 from nbqueue.model import decode, encode
 from nbqueue.store.broker import Broker
 from nbqueue.wire import MAIL, Sealer
+from nbqueue.worker.score import Score
 
 LOOK = b"look"
 STOP, SHUTDOWN = "stop", "shutdown"
@@ -49,6 +50,14 @@ class Mailbox:
 
     sealer: Sealer
     _seen: dict[str, int] = field(default_factory=dict)  # nonces of the last LATE seconds
+
+    def heard(self, worker: str, blob: bytes, now_us: float, score: Score) -> Message | None:
+        """The message in `blob`; None for one that was refused, which the log then says."""
+        try:
+            return self.read(worker, blob, now_us)
+        except BadSignature as why:
+            score.line("!!", f"a message was refused: {why}")
+            return None
 
     def read(self, worker: str, blob: bytes, now_us: float) -> Message:
         """The message in `blob`. Raises BadSignature: not signed, for another worker, too old, or seen before."""

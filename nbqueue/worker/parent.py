@@ -7,7 +7,7 @@ import socket
 import time
 from selectors import DefaultSelector
 
-from nbqueue.errors import BadSignature, LeaseEnded, SetupError
+from nbqueue.errors import LeaseEnded, SetupError
 from nbqueue.model import new_id
 from nbqueue.settings import cpus, host
 from nbqueue.store.broker import Broker
@@ -174,10 +174,8 @@ class Parent:
             self.claims.rung = True
 
     def _told(self, letter: bytes) -> None:
-        try:
-            message = self.mailbox.read(self.tenure.id, letter, self.settler.now_us)
-        except BadSignature as why:
-            self.score.line("!!", f"a message was refused: {why}")
+        message = self.mailbox.heard(self.tenure.id, letter, self.settler.now_us, self.score)
+        if message is None:
             return
         if message.verb == mail.SHUTDOWN:
             self.score.line("--", "told to shut down")

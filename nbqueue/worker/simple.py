@@ -15,9 +15,9 @@ import time
 from collections.abc import Sequence
 from selectors import DefaultSelector
 
-from nbqueue.errors import BadSignature, LeaseEnded, SetupError
-from nbqueue.model import DEFAULT_QUEUE, Echo, Ride, encode, new_id
-from nbqueue.settings import host
+from nbqueue.errors import LeaseEnded, SetupError
+from nbqueue.model import Echo, Ride, encode, new_id
+from nbqueue.settings import host, python_version
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import Fitness
 from nbqueue.wire import Sealer
@@ -32,7 +32,7 @@ from nbqueue.worker.rider import Handler, Rider, Urgent
 from nbqueue.worker.score import Score
 from nbqueue.worker.settling import Settler
 from nbqueue.worker.signals import Signals
-from nbqueue.worker.tenure import LATE, describe, python_version
+from nbqueue.worker.tenure import LATE, describe, queues_of
 
 _AGAIN = 0.25  # seconds between two tries to leave, and to reach a server that is away
 
@@ -107,18 +107,14 @@ class Simple:
     def _enter(self) -> None:
         """Joins under the present id; again, to serve other queues."""
         plan = self.plan
-        if ALL_QUEUES in plan.queues:
-            self._queues = tuple(sorted({DEFAULT_QUEUE, *self.broker.queues()}))
+        self._queues = queues_of(plan, self.broker)
         info = describe(plan, self.id, 1, self._queues, self.sealer.keyring)
-        self._clock(self.broker.join(self.id, encode(info), self._queues, 1, lease=plan.lease, beat=plan.beat))
+        self.settler.clock(self.broker.join(self.id, encode(info), self._queues, 1, lease=plan.lease, beat=plan.beat))
 
     def _stop_pulse(self) -> None:
         if self._pulse is not None:
             self._pulse.stop()
             self._pulse = None
-
-    def _clock(self, now_us: int) -> None:
-        self.settler.offset = now_us - time.monotonic() * 1e6
 
     @staticmethod
     def _urge() -> None:
@@ -180,7 +176,7 @@ class Simple:
         token = f"{self.id}:{self._claims + 1}"
         claimed = self.broker.claim(self.id, token, self._queues, free=1, want=1, fit=fit)
         self._claims += 1
-        self._clock(claimed.now_us)
+        self.settler.clock(claimed.now_us)
         self._due_in(claimed.due)
         self._thirsty = bool(claimed.grants)
         self.score.once("suspended", "--", "suspended: it takes no jobs until `nbqueue resume`" * claimed.suspended)
@@ -276,10 +272,8 @@ class Simple:
         self._thirsty = self._thirsty or time.monotonic() - began >= self.plan.beat
 
     def _told(self, letter: bytes) -> None:
-        try:
-            message = self._mailbox.read(self.id, letter, self.settler.now_us)
-        except BadSignature as why:
-            self.score.line("!!", f"a message was refused: {why}")
+        message = self._mailbox.heard(self.id, letter, self.settler.now_us, self.score)
+        if message is None:
             return
         if message.verb == mail.SHUTDOWN:
             self.score.line("--", "told to shut down")

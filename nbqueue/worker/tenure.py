@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import time
 from dataclasses import dataclass, field
 from importlib import metadata
 
 from nbqueue.errors import LeaseEnded
 from nbqueue.model import DEFAULT_QUEUE, WorkerInfo, encode, new_id
-from nbqueue.settings import host
+from nbqueue.settings import host, python_version
 from nbqueue.store.broker import Broker
 from nbqueue.wire import Keyring
 from nbqueue.worker import limits
@@ -60,18 +59,15 @@ class Tenure:
 
     def join(self) -> None:
         """Joins under the present id; again, to serve other queues."""
-        if ALL_QUEUES in self.plan.queues:
-            self.queues = tuple(sorted({DEFAULT_QUEUE, *self.broker.queues()}))
+        self.queues = queues_of(self.plan, self.broker)
         info = describe(self.plan, self.id, self.slots, self.queues, self.keyring)
         before = limits.fence_clock()
         plan = self.plan
-        self.clock(self.broker.join(self.id, encode(info), self.queues, self.slots, lease=plan.lease, beat=plan.beat))
+        self.settler.clock(
+            self.broker.join(self.id, encode(info), self.queues, self.slots, lease=plan.lease, beat=plan.beat)
+        )
         self._leased(before)
         self.ears.attend(self.id)
-
-    def clock(self, now_us: int) -> None:
-        """Takes Redis's time: outcomes are dated by it, whatever this machine's clock says."""
-        self.settler.offset = now_us - time.monotonic() * 1e6
 
     def _leased(self, before: float) -> None:
         lease = self.plan.lease
@@ -87,7 +83,7 @@ class Tenure:
         self.aftermath.fallen(task for task in tasks if task.lease in fallen)
         # Always: a stable may have reached its fence while the renewal was on its way.
         self.stables.thaw()
-        self.clock(renewed.now_us)
+        self.settler.clock(renewed.now_us)
         self._leased(before)
         # What the store says we hold and we know nothing of: a claim whose answer never came, or a server that went
         # back to an older state. Once the rest is done we leave, which gives it back, and join anew.
@@ -132,6 +128,13 @@ class Tenure:
         self.join()
 
 
+def queues_of(plan: Plan, broker: Broker) -> tuple[str, ...]:
+    """The queues to serve: those named, or all that there are by now."""
+    if ALL_QUEUES not in plan.queues:
+        return plan.queues
+    return tuple(sorted({DEFAULT_QUEUE, *broker.queues()}))
+
+
 def describe(plan: Plan, worker: str, slots: int, queues: tuple[str, ...], keyring: Keyring) -> WorkerInfo:
     """What a worker says of itself."""
     return WorkerInfo(
@@ -146,8 +149,3 @@ def describe(plan: Plan, worker: str, slots: int, queues: tuple[str, ...], keyri
         version=metadata.version("nbqueue"),
         local=plan.local,
     )
-
-
-def python_version() -> str:
-    """This Python's version, as cloudpickle cares for it: `3.11`."""
-    return ".".join(platform.python_version_tuple()[:2])
