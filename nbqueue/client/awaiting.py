@@ -36,7 +36,7 @@ class _Bell:
 
     async def heard(self, seconds: float) -> None:
         """Waits for news, at most so long."""
-        # Not wait_for: before Python 3.12 it swallows a cancellation, which is the user's interrupt, that meets the news.
+        # Not wait_for: before Python 3.12 it swallows a cancellation (the user's interrupt) that meets the news.
         late = self._loop.call_later(seconds, self._rung.set)
         try:
             await self._rung.wait()
