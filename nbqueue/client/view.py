@@ -126,7 +126,7 @@ def look(
         safe=safety(_first_to_go(watches), missing if pace.lags or over else 0, first.session.spool.why),
         notes=_notes(batches),
         earlier=0 if over else len(_earlier(batches)),
-        seed=f"Seed {first.seed}" if len(batches) == 1 and first.seed is not None else "",
+        seed=f"seed {first.seed}" if len(batches) == 1 and first.seed is not None else "",
         trouble=tuple(dict.fromkeys(word for batch in batches if (word := trouble_of(batch)))),
         failures=tuple(Failures(kind, len(kind.members), failed) for kind in kinds if kind in listed),
         more=f"and {hidden:,} of {counted(len(kinds) - KINDS, 'other kind')}" if hidden else "",
