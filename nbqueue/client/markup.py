@@ -34,7 +34,7 @@ _PLAIN = {  # for frontends that clean HTML, and drop what they cannot judge
 }
 _TEXT = "var(--jp-ui-font-color1,var(--vscode-foreground,inherit))"
 _MUTED = "opacity:.75"
-_SMALL = "font-size:11px;opacity:.8;white-space:nowrap"
+_SMALL = "font-size:11px;opacity:.7;white-space:nowrap"
 _NONE = "display:none !important"
 _LINE = "rgba(128,128,128,.35)"
 _FONT = "var(--jp-ui-font-family,system-ui,sans-serif)"
@@ -64,10 +64,11 @@ def lines(view: View) -> str:
 def _top(view: View) -> str:
     about = f" <span style='{_MUTED}'>{_safe(view.about)}</span>" if view.about else ""
     title = f"<span><b>{_safe(view.title)}</b>{about}</span><span style='margin-left:auto'>{_safe(view.pace)}</span>"
+    seed = f"<span style='margin-left:auto;{_SMALL}'>{_safe(view.seed)}</span>" if view.seed else ""
     parts = [
         f"<div style='display:flex;flex-wrap:wrap;column-gap:16px'>{title}</div>",
         _bar(view),
-        f"<div style='display:flex;flex-wrap:wrap;column-gap:16px'>{_legend(view)}</div>",
+        f"<div style='display:flex;flex-wrap:wrap;column-gap:16px'>{_legend(view)}{seed}</div>",
         *(_going(each) for each in view.going),
     ]
     return "".join(parts)
@@ -78,8 +79,7 @@ def _lines(view: View) -> str:
     found += [_note(text, "started", command) for text, command in view.notes]
     found += [_note(each.advice, "started", each.command) for each in view.serving if each.advice]
     said = _safe("".join(f"{part.rstrip('.')}. " for part in (view.served, view.safe) if part))
-    seed = f"<span style='{_SMALL}'>{_safe(view.seed)}</span>" if view.seed else ""
-    return "".join(found) + (f"<div style='{_MUTED}'>{said}{seed}</div>" if said or seed else "")
+    return "".join(found) + (f"<div style='{_MUTED}'>{said.rstrip()}</div>" if said else "")
 
 
 def _page(inner: str) -> str:

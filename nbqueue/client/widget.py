@@ -22,7 +22,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 _STYLE = (
     "<style>.nbq-controls .jupyter-button{height:auto;min-height:26px;line-height:1.6;padding:1px 10px}"
     ".nbq-controls .jupyter-button:focus-visible{outline:2px solid var(--jp-brand-color1,#1976d2);outline-offset:1px}"
-    ".nbq-controls .nbq-kind{text-align:left;white-space:normal;border-left:3px solid var(--jp-error-color1,#d32f2f)}"
+    ".nbq-controls .nbq-kind{text-align:left;white-space:normal;overflow-wrap:anywhere;"
+    "border-left:3px solid var(--jp-error-color1,#d32f2f)}"
     ".nbq-controls .widget-html-content{line-height:normal}</style>"
 )
 
@@ -167,7 +168,8 @@ class Row:
         self._told = ipywidgets.HTML()
         self._arguments = _button("Show its arguments", self._ask, "Unpickles and shows the arguments of this job")
         self._next = _button("Next job", self._further, "Shows another job that failed like this")
-        self._body = ipywidgets.VBox([self._told, ipywidgets.HBox([self._arguments, self._next])])
+        below = ipywidgets.HBox([self._arguments, self._next], layout={"margin": "0 0 8px"})
+        self._body = ipywidgets.VBox([self._told, below])
         self.box = ipywidgets.VBox([self._button])
 
     def take(self, each: Failures) -> None:
