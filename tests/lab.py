@@ -18,6 +18,12 @@ ARTEFACTS = Path(__file__).parents[1] / "artefacts"
 SIZE = {"width": 1100, "height": 900}
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 TOKEN = "a-token-of-the-test"
+# The first cell of a notebook on the test's server.
+BEGIN = """import os, time; from pathlib import Path
+os.environ["NBQUEUE_HOME"] = {home!r}
+import nbqueue
+session = nbqueue.connect({url!r}, namespace={space!r})
+here = Path({here!r})"""
 
 _RESTORED = "async () => { const a = window.jupyterapp; if (!a) return false; await a.restored; return true }"
 _READY = """async () => {
@@ -160,11 +166,27 @@ class Page:
         return self.cell(place).locator(".jp-OutputArea-child").count()
 
     def sees(self, place, *words, seconds=20):
-        wait_until(lambda: all(word in self.text(place) for word in words), seconds, 0.05)
+        try:
+            wait_until(lambda: all(word in self.text(place) for word in words), seconds, 0.05)
+        except AssertionError as why:
+            raise AssertionError(f"{words} not seen in {self.text(place)!r}") from why
 
     def button(self, place, name):
         """The button whose words begin so."""
         return self.cell(place).get_by_role("button").filter(has_text=re.compile(rf"^\W*{re.escape(name)}"))
+
+    def focused(self):
+        """The words of what has the keyboard's focus."""
+        return self.page.evaluate("document.activeElement.innerText ?? ''").lstrip("▸▾ ").strip()
+
+    def tab_to(self, words, most=25):
+        """Presses Tab until what begins with these words has the focus."""
+        for _ in range(most):
+            if self.focused().startswith(words):
+                return
+            self.page.keyboard.press("Tab")
+        message = f"Tab does not lead to {words!r}, but to {self.focused()!r}"
+        raise AssertionError(message)
 
     def restart_kernel(self):
         self.page.evaluate(_RESTART)

@@ -9,6 +9,7 @@ from nbqueue.client import recall
 from nbqueue.client.job import Job, text_of
 from nbqueue.client.pace import clock
 from nbqueue.errors import BadSignature, NbqueueError
+from nbqueue.model import Cause
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
@@ -35,7 +36,7 @@ def told(batch: Batch[Any], index: int, *, log: bool = False) -> Told | None:
         return Told(job.id, "cause signature", str(why))
     if outcome is None:
         return None
-    facts = [f"cause {outcome.cause}"] if outcome.cause else []
+    facts = [f"cause {outcome.cause}"] if outcome.cause not in {None, Cause.ERROR} else []  # of errors it says nothing
     facts += [f"ran {clock(outcome.runtime_us / 1e6)}"] if outcome.runtime_us else []
     facts += [f"peak memory {outcome.max_rss_kb / 1024:,.0f} MB"] if outcome.max_rss_kb else []
     facts += [f"on {outcome.host}"] if outcome.host else []

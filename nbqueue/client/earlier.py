@@ -51,7 +51,8 @@ def words(batches: list[Batch[Any]]) -> list[tuple[str, str]]:
     for batch in batches:
         command = f"nbqueue.attach({batch.id!r}).cancel()"
         text = (
-            f"This cell has been run before, and {batch.id} of then still runs ({batch.tally}): {command} cancels it."
+            f"This cell has been run before, and what it submitted then still runs: {batch.id} ({batch.tally})."
+            f" {command} cancels it."
         )
         found.append((text, command))
     return found

@@ -34,6 +34,7 @@ _PLAIN = {  # for frontends that clean HTML, and drop what they cannot judge
 }
 _TEXT = "var(--jp-ui-font-color1,var(--vscode-foreground,inherit))"
 _MUTED = "opacity:.75"
+_SMALL = "font-size:11px;opacity:.7;white-space:nowrap"
 _NONE = "display:none !important"
 _LINE = "rgba(128,128,128,.35)"
 _FONT = "var(--jp-ui-font-family,system-ui,sans-serif)"
@@ -45,21 +46,40 @@ def _safe(text: str) -> str:
 
 
 def head(view: View) -> str:
-    """Title, pace, bar, counts, and the lines below them."""
+    """All that is seen without a click: what moves, and the lines below it."""
+    return _page(_top(view) + _lines(view))
+
+
+def top(view: View) -> str:
+    """What moves: title, pace, bar, counts, and how far running jobs are."""
+    return _page(_top(view))
+
+
+def lines(view: View) -> str:
+    """The lines below, which seldom change: whoever selects a command in them keeps the selection."""
+    text = _lines(view)
+    return _page(text) if text else ""
+
+
+def _top(view: View) -> str:
     about = f" <span style='{_MUTED}'>{_safe(view.about)}</span>" if view.about else ""
-    top = f"<span><b>{_safe(view.title)}</b>{about}</span><span style='margin-left:auto'>{_safe(view.pace)}</span>"
-    lines = [
-        f"<div style='display:flex;flex-wrap:wrap;column-gap:16px'>{top}</div>",
+    title = f"<span><b>{_safe(view.title)}</b>{about}</span><span style='margin-left:auto'>{_safe(view.pace)}</span>"
+    seed = f"<span style='margin-left:auto;{_SMALL}'>{_safe(view.seed)}</span>" if view.seed else ""
+    parts = [
+        f"<div style='display:flex;flex-wrap:wrap;column-gap:16px'>{title}</div>",
         _bar(view),
-        f"<div style='display:flex;flex-wrap:wrap;column-gap:16px'>{_legend(view)}</div>",
+        f"<div style='display:flex;flex-wrap:wrap;column-gap:16px'>{_legend(view)}{seed}</div>",
+        *(_going(each) for each in view.going),
     ]
-    lines += [_going(each) for each in view.going]
-    lines += [_note(text, "failed") for text in view.trouble]
-    lines += [_note(text, "started", command) for text, command in view.notes]
-    lines += [_note(each.advice, "started", each.command) for each in view.serving if each.advice]
-    below = ". ".join(part.rstrip(".") for part in (view.served, view.safe, view.seed) if part)
-    lines += [f"<div style='{_MUTED}'>{_safe(below)}.</div>"] if below else []
-    return _page("".join(lines))
+    return "".join(parts)
+
+
+def _lines(view: View) -> str:
+    found = [_note(text, "failed") for text in view.trouble]
+    found += [_note(text, "started", command) for text, command in view.notes]
+    found += [_note(each.advice, "started", each.command) for each in view.serving if each.advice]
+    said = _safe("".join(f"{part.rstrip('.')}. " for part in (view.served, view.safe) if part))
+    return "".join(found) + (f"<div style='{_MUTED}'>{said.rstrip()}</div>" if said else "")
 
 
 def _page(inner: str) -> str:
@@ -103,11 +123,15 @@ def _going(each: Going) -> str:
 
 def _note(text: str, hue: str, command: str = "") -> str:
     """A line that asks for attention; the command in it stands out, and can be selected with one click."""
-    told = _safe(text[:1].upper() + text[1:])
-    if command:
-        code = f"font-family:{_CODE};user-select:all;padding:0 4px;border:1px solid {_LINE};border-radius:3px"
-        told = told.replace(_safe(command), f"<code style='{code}'>{_safe(command)}</code>")
+    told = _told(text[:1].upper() + text[1:], command)
     return f"<div style='border-left:3px solid {_HUES[hue]};padding-left:8px;margin:3px 0'>{told}</div>"
+
+
+def _told(text: str, command: str) -> str:
+    if not command:
+        return _safe(text)
+    style = f"font-family:{_CODE};user-select:all;padding:0 4px;border:1px solid {_LINE};border-radius:3px"
+    return _safe(text).replace(_safe(command), f"<code style='{style}'>{_safe(command)}</code>")
 
 
 def message(text: str, *, wrong: bool = False) -> str:
@@ -137,8 +161,11 @@ def _pre(text: str) -> str:
 # ---------------------------------------------------------------- the saved form
 
 
-def static(view: View, examples: Mapping[int, Told] | None = None, *, asof: str = "") -> str:
-    """The whole as HTML without a kernel; `examples` has a job for each place in `view.failures`."""
+def static(view: View, examples: Mapping[int, Told] | None = None, *, asof: str = "", again: str = "") -> str:
+    """The whole as HTML without a kernel; `examples` has a job for each place in `view.failures`.
+
+    `asof` says of which moment it is, and may hold a command, `again`.
+    """
     parts = [_kind(each, (examples or {}).get(place)) for place, each in enumerate(view.failures)]
     if view.failures and view.more:
         parts.append(_page(f"<div style='{_MUTED}'>{_safe(view.more)}</div>"))
@@ -146,7 +173,7 @@ def static(view: View, examples: Mapping[int, Told] | None = None, *, asof: str 
         code = f"<code style='font-family:{_CODE}'>batch.retry()</code>"
         parts.append(_page(f"<div>{code} runs what failed again.</div>"))
     kinds = f"<div class='nbq-kinds'>{''.join(parts)}</div>" if parts else ""
-    below = _page(f"<div style='{_MUTED}'>{_safe(asof)}</div>") if asof else ""
+    below = _page(f"<div style='{_MUTED}'>{_told(asof, again)}</div>") if asof else ""
     return head(view) + kinds + below
 
 

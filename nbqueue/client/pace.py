@@ -93,7 +93,7 @@ def line(tally: Tally, n: int, eta: float | None) -> str:
     waiting += f"{tally.scheduled:,} scheduled, " if tally.scheduled else ""
     counts = f"{tally.queued:,} queued, {tally.started:,} started, {tally.finished:,} finished, {tally.failed:,} failed"
     canceled = f", {tally.canceled:,} canceled" if tally.canceled else ""
-    left = f", about {span(eta)} left" if eta is not None and tally.over < n else ""
+    left = f", about {left_words(eta)} left" if eta is not None and tally.over < n else ""
     return f"{tally.over:,} of {n:,}: {waiting}{counts}{canceled}{left}"
 
 
@@ -102,13 +102,20 @@ def span(seconds: float) -> str:
     return in_units(seconds, "days", "h", "min") or f"{seconds:.0f} s"
 
 
+def left_words(seconds: float) -> str:
+    """How long it may take, in a word; never nothing."""
+    return span(max(1.0, seconds))
+
+
 def lifetime(seconds: float) -> str:
     """How long something is kept, in a word."""
     return "a year" if seconds < 0 else span(seconds)
 
 
 def clock(seconds: float) -> str:
-    """`0.4 s`, `42 s`, `12:05`, `1:05:12`."""
+    """`21 ms`, `0.4 s`, `42 s`, `12:05`, `1:05:12`."""
+    if 0 < seconds < 0.095:
+        return f"{max(1.0, seconds * 1e3):.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 9.95 and seconds != int(seconds) else f"{seconds:.0f} s"
     minutes, left = divmod(int(seconds), 60)

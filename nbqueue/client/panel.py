@@ -139,12 +139,13 @@ class Panel:
         self._first.update(self._bundle(seen), raw=True)
 
     def _bundle(self, seen: View) -> dict[str, str]:
-        examples, asof = {}, ""
+        examples, asof, again = {}, "", ""
         if seen.ended:
             examples = {place: told for place, each in enumerate(seen.failures) if (told := self._example(each.kind))}
         else:
-            asof = f"As of {time.strftime('%d %b %Y, %H:%M:%S')}; it went on after that."
-        text = markup.static(seen, examples, asof=asof)
+            again = f"nbqueue.attach({self._batches[0].name or self._batches[0].id!r})"
+            asof = f"As of {time.strftime('%d %b %Y, %H:%M:%S')}; it went on after that, and {again} shows it."
+        text = markup.static(seen, examples, asof=asof, again=again)
         if self._live:
             text = markup.beside(self._ident, text, final=seen.ended)
         return {"text/html": text, "text/plain": line(seen.tally, seen.n, seen.eta)}

@@ -17,6 +17,7 @@ from nbqueue import settings as settings_module
 from nbqueue import wire
 from nbqueue.checks import check_name
 from nbqueue.client.collector import Collector
+from nbqueue.client.kernel import shell
 from nbqueue.client.spool import Spool
 from nbqueue.errors import BadInput, NbqueueError, NoServer, WrongPassword
 from nbqueue.launch import local
@@ -208,8 +209,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def tell(message: str) -> None:
-    """One line to the user, beside the results."""
-    print(message, file=sys.stderr, flush=True)  # noqa: T201 - this is what it is for
+    """One line to the user, beside the results: in a notebook, where stderr is red, as what is printed."""
+    print(message, file=sys.stderr if shell() is None else sys.stdout, flush=True)
 
 
 # ---------------------------------------------------------------- the session of this process

@@ -29,6 +29,7 @@ from nbqueue.store.broker import Broker
 from nbqueue.store.records import NewBatch, Submitted
 
 FIRST = 1.0  # seconds that `map` waits for the first item of an iterator, so that its faults are raised by `map`
+DRAWN = 48  # bits of a seed that is drawn: enough never to meet again, and few enough to be read out
 TRIES = 8  # fresh ids, where others have the same
 
 
@@ -102,7 +103,7 @@ class Submission:
             slice=options.slice,
             preload=options.preload,
             max_result=options.max_result,
-            seed=secrets.randbits(63) if options.seed is None else options.seed,
+            seed=secrets.randbits(DRAWN) if options.seed is None else options.seed,
             env=options.env,
             result_ttl=options.result_ttl,
             failure_ttl=options.failure_ttl,

@@ -11,7 +11,7 @@ import msgspec
 from nbqueue.checks import counted
 from nbqueue.client import earlier
 from nbqueue.client.groups import Groups, Kind
-from nbqueue.client.pace import Pace, clock, lifetime, rate_words, span
+from nbqueue.client.pace import Pace, clock, left_words, lifetime, rate_words
 from nbqueue.client.rounds import Going
 from nbqueue.client.serving import Serving
 from nbqueue.model import Tally
@@ -73,7 +73,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         """`118 of 1,000, 3.2/s, about 3 min left, 42 s elapsed`."""
         parts = [f"{self.tally.over:,} of {self.n:,}{'+' if self.open else ''}"]
         parts += [rate_words(self.rate)] if self.rate and not self.ended else []
-        parts += [f"about {span(self.eta)} left"] if self.eta is not None and not self.ended else []
+        parts += [f"about {left_words(self.eta)} left"] if self.eta is not None and not self.ended else []
         if self.elapsed is not None:
             parts.append(f"took {clock(self.elapsed)}" if self.ended else f"{clock(int(self.elapsed))} elapsed")
         return ", ".join(parts)
@@ -108,7 +108,7 @@ def look(
     first = batches[0]
     about = f"and {len(batches) - 1} more" if len(batches) > 1 else first.id if first.name else ""
     kinds = groups.kinds()
-    listed = sorted(kinds, key=lambda kind: -len(kind.members))[:KINDS]
+    listed = sorted(kinds, key=lambda kind: -_weight(kind, exact=over))[:KINDS]
     hidden = sum(len(kind.members) for kind in kinds) - sum(len(kind.members) for kind in listed)
     failed = len(groups)
     return View(
@@ -126,12 +126,18 @@ def look(
         safe=safety(_first_to_go(watches), missing if pace.lags or over else 0, first.session.spool.why),
         notes=_notes(batches),
         earlier=0 if over else len(_earlier(batches)),
-        seed=f"Seed {first.seed}" if len(batches) == 1 and first.seed is not None else "",
+        seed=f"seed {first.seed}" if len(batches) == 1 and first.seed is not None else "",
         trouble=tuple(dict.fromkeys(word for batch in batches if (word := trouble_of(batch)))),
         failures=tuple(Failures(kind, len(kind.members), failed) for kind in kinds if kind in listed),
-        more=f"and {hidden:,} of {counted(len(kinds) - KINDS, 'other kind')}" if hidden else "",
+        more=f"and {hidden:,} more, of {counted(len(kinds) - KINDS, 'other kind')}" if hidden else "",
         retry=sum(watch.tally.failed for watch in watches if not watch.gone and not watch.fault),
     )
+
+
+def _weight(kind: Kind, *, exact: bool) -> int:
+    """What decides which kinds are listed. While they grow side by side, the list shall not change all the time."""
+    size = len(kind.members)
+    return size if exact else size.bit_length()
 
 
 def _earlier(batches: Sequence[Batch[Any]]) -> list[Batch[Any]]:

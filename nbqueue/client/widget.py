@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nbqueue.checks import counted
@@ -22,7 +22,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 _STYLE = (
     "<style>.nbq-controls .jupyter-button{height:auto;min-height:26px;line-height:1.6;padding:1px 10px}"
     ".nbq-controls .jupyter-button:focus-visible{outline:2px solid var(--jp-brand-color1,#1976d2);outline-offset:1px}"
-    ".nbq-controls .nbq-kind{text-align:left;white-space:normal;border-left:3px solid var(--jp-error-color1,#d32f2f)}"
+    ".nbq-controls .nbq-kind{text-align:left;white-space:normal;overflow-wrap:anywhere;"
+    "border-left:3px solid var(--jp-error-color1,#d32f2f)}"
     ".nbq-controls .widget-html-content{line-height:normal}</style>"
 )
 
@@ -37,9 +38,11 @@ class Controls:
         self._asking = False
         self._view: View | None = None
         self._lock = threading.RLock()
-        self._rows: dict[Kind, Row] = {}
-        self._head = ipywidgets.HTML()
+        self._working = False  # on a click; buttons are not disabled then: they would lose the keyboard's focus
+        self._rows: list[Row] = []
+        self._head, self._lines = ipywidgets.HTML(), ipywidgets.HTML()
         self._head.add_class("nbq-head")
+        self._lines.add_class("nbq-head")
         self._cancel = _button("Cancel", self._ask, "Cancels what has not ended; asks once more")
         self._yes = _button("Yes, cancel", self._confirmed, "Cancels all that has not ended", "danger")
         self._keep = _button("Keep running", self._declined, "Cancels nothing")
@@ -48,7 +51,7 @@ class Controls:
         self._note, self._more = ipywidgets.HTML(), ipywidgets.HTML()
         self._kinds = ipywidgets.VBox()
         self._buttons = ipywidgets.HBox([self._cancel, self._yes, self._keep, self._retry, self._before])
-        parts = [ipywidgets.HTML(_STYLE), self._head, self._buttons, self._note, self._kinds, self._more]
+        parts = [ipywidgets.HTML(_STYLE), self._head, self._lines, self._buttons, self._note, self._kinds, self._more]
         self.box = ipywidgets.VBox(parts, layout={"max_width": "860px"})
         self.box.add_class(f"nbq-live-{ident}")
         self.box.add_class("nbq-controls")
@@ -62,7 +65,7 @@ class Controls:
     def close(self) -> None:
         """Takes it away, in every frontend that shows it."""
         self.acts.drop()
-        for row in self._rows.values():
+        for row in self._rows:
             row.close()
         _close(self.box)
 
@@ -72,21 +75,27 @@ class Controls:
         """Shows `view`. What has not changed is not sent."""
         with self._lock:
             self._view = view
-            self._head.value = markup.head(view)
+            self._head.value, self._lines.value = markup.top(view), markup.lines(view)
             self._arrange()
-            shown = {each.kind: self._row(each) for each in view.failures}
-            if list(shown) != list(self._rows):
-                gone = [row for kind, row in self._rows.items() if kind not in shown]
-                self._rows = shown
-                self._kinds.children = [row.box for row in shown.values()]
-                for row in gone:
-                    row.close()
+            self._list(view.failures)
             self._more.value = markup.message(view.more) if view.more else ""
 
-    def _row(self, each: Failures) -> Row:
-        row = self._rows.get(each.kind) or Row(each.kind, self.acts)
-        row.name(each)
-        return row
+    def _list(self, failures: Sequence[Failures]) -> None:
+        """Rows stay where they are, so that none loses the focus or closes; those without a kind are hidden."""
+        rows = {row.kind: row for row in self._rows}
+        listed = {each.kind for each in failures}
+        for row in self._rows:
+            if row.kind is not None and row.kind not in listed and not (row.open and row.kind.members):
+                row.leave()
+        free = [row for row in self._rows if row.kind is None]
+        for each in failures:
+            row = rows.get(each.kind) or (free.pop(0) if free else self._new())
+            row.take(each)
+
+    def _new(self) -> Row:
+        self._rows.append(Row(self.acts))
+        self._kinds.children = [row.box for row in self._rows]
+        return self._rows[-1]
 
     def _arrange(self) -> None:
         view = self._view
@@ -119,7 +128,7 @@ class Controls:
             self._arrange()
 
     def _confirmed(self) -> None:
-        self._turn(asking=False)
+        self._declined()
         self._work(self.acts.cancel, "Canceling ...")
 
     def _again(self) -> None:
@@ -129,30 +138,29 @@ class Controls:
         self._work(self.acts.cancel_earlier, "Canceling the earlier batch ...")
 
     def _work(self, act: Callable[[], str], words: str) -> None:
-        self._note.value = markup.message(words)
-        for button in (self._cancel, self._retry):
-            button.disabled = True
+        if self._working:
+            return
+        self._working, self._note.value = True, markup.message(words)
 
         def run() -> None:
             try:
-                self._note.value = markup.message(act())
+                told = markup.message(act())
             except Exception as why:  # noqa: BLE001 - a thread has no caller: whatever it is, the user reads it here
-                self._note.value = markup.message(f"{type(why).__name__}: {why}", wrong=True)
-            finally:
-                for button in (self._cancel, self._retry):
-                    button.disabled = False
+                told = markup.message(f"{type(why).__name__}: {why}", wrong=True)
+            self._working, self._note.value = False, told
 
         _aside(run)
 
 
 class Row:
-    """One kind of failure: a button that opens one of its jobs."""
+    """One kind of failure: a button that opens one of its jobs. `kind` is None while it stands by, hidden."""
 
-    def __init__(self, kind: Kind, acts: Acts) -> None:
+    def __init__(self, acts: Acts) -> None:
         import ipywidgets
 
-        self._kind, self._acts = kind, acts
-        self._text, self._place, self._open = "", 0, False
+        self.kind: Kind | None = None
+        self.open = False
+        self._acts, self._text, self._place = acts, "", 0
         self._asked = False  # for the arguments of the job that is shown
         self._button = _button("", self._toggle, "Shows or hides one of these jobs")
         self._button.layout = {"width": "auto"}
@@ -160,14 +168,32 @@ class Row:
         self._told = ipywidgets.HTML()
         self._arguments = _button("Show its arguments", self._ask, "Unpickles and shows the arguments of this job")
         self._next = _button("Next job", self._further, "Shows another job that failed like this")
-        self._body = ipywidgets.VBox([self._told, ipywidgets.HBox([self._arguments, self._next])])
+        below = ipywidgets.HBox([self._arguments, self._next], layout={"margin": "0 0 8px"})
+        self._body = ipywidgets.VBox([self._told, below])
         self.box = ipywidgets.VBox([self._button])
 
-    def name(self, each: Failures) -> None:
-        """Takes the kind's present count and words."""
+    def take(self, each: Failures) -> None:
+        """Shows a kind, with its present count and words."""
+        if self.kind is not each.kind:
+            self.kind, self._place, self._asked = each.kind, 0, False
+            _display(self.box, on=True)
         self._text = each.text
-        self._button.description = f"{'▾' if self._open else '▸'} {each.text}"
+        self._name()
         _display(self._next, on=each.size > 1)
+
+    def leave(self) -> None:
+        """Hides the row, until there is another kind for it."""
+        self.kind, self.open = None, False
+        _display(self.box, on=False)
+        self._fold()
+
+    def _name(self) -> None:
+        self._button.description = f"{'▾' if self.open else '▸'} {self._text}"
+
+    def _fold(self) -> None:
+        self._name()
+        self.box.children = [self._button, self._body] if self.open else [self._button]
+        self._told.value = ""
 
     def close(self) -> None:
         """Takes it away."""
@@ -175,10 +201,9 @@ class Row:
         _close(self._body)
 
     def _toggle(self) -> None:
-        self._open = not self._open
-        self._button.description = f"{'▾' if self._open else '▸'} {self._text}"
-        self.box.children = [self._button, self._body] if self._open else [self._button]
-        if self._open:
+        self.open = not self.open
+        self._fold()
+        if self.open:
             self._fill()
 
     def _further(self) -> None:
@@ -187,25 +212,25 @@ class Row:
         self._fill()
 
     def _ask(self) -> None:
-        self._asked = True
+        self._asked = not self._asked
         self._fill()
 
     def _fill(self) -> None:
-        _display(self._arguments, on=not self._asked)
-        place, asked = self._place, self._asked
+        self._arguments.description = f"{'Hide' if self._asked else 'Show'} its arguments"  # the button keeps the focus
+        kind, place, asked = self.kind, self._place, self._asked
 
         def run() -> None:
             try:
-                text = self._read(place, asked=asked)
+                text = self._read(kind, place, asked=asked)
             except Exception as why:  # noqa: BLE001 - a thread has no caller: whatever it is, the user reads it here
                 text = markup.message(f"{type(why).__name__}: {why}", wrong=True)
-            if (place, asked) == (self._place, self._asked):
+            if (kind, place, asked) == (self.kind, self._place, self._asked):
                 self._told.value = text
 
         _aside(run)
 
-    def _read(self, place: int, *, asked: bool) -> str:
-        member = self._kind.member(place)
+    def _read(self, kind: Kind | None, place: int, *, asked: bool) -> str:
+        member = None if kind is None else kind.member(place)
         if member is None:
             return markup.message("It runs again.")
         batch, index = self._acts.batch_of(member), member[1]

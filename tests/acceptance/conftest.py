@@ -4,6 +4,7 @@ import secrets
 
 import pytest
 from fleet import Fleet
+from lab import BEGIN, Lab, Page
 
 import nbqueue
 from nbqueue.client import session as sessions
@@ -67,3 +68,39 @@ class Diary:
     @property
     def lines(self):
         return self.path.read_text().splitlines()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """One JupyterLab and one browser for all tests that drive a notebook."""
+    with Lab(tmp_path_factory.mktemp("lab")) as found:
+        yield found
+
+
+@pytest.fixture
+def opened(lab):
+    """Opens a notebook of these cells in a tab of its own; its kernel ends with the test."""
+    pages = []
+
+    def open_it(name, *cells, dark=False):
+        lab.write(name, cells)
+        pages.append(Page(lab, name, dark=dark))
+        return pages[-1]
+
+    yield open_it
+    for page in pages:
+        page.close()
+    lab.kill_kernels()
+
+
+@pytest.fixture
+def notebook(opened, server, session, home, tmp_path):
+    """As opened; the first cell connects to the test's server and has run."""
+
+    def open_it(name, *cells, dark=False):
+        facts = {"home": str(home), "url": server.url, "space": session.settings.namespace, "here": str(tmp_path)}
+        page = opened(name, BEGIN.format(**facts), *cells, dark=dark)
+        page.run(0)
+        return page
+
+    return open_it

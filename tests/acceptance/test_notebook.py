@@ -3,15 +3,10 @@
 import nbformat
 import pytest
 from helpers import wait_until
-from lab import Lab, Page, missing
+from lab import Page, missing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(missing()), reason=missing() or "-")]
 
-BEGIN = """import os, time; from pathlib import Path
-os.environ["NBQUEUE_HOME"] = {home!r}
-import nbqueue
-session = nbqueue.connect({url!r}, namespace={space!r})
-here = Path({here!r})"""
 FETCH = """def fetch(page):
     print("fetching", page)
     time.sleep(0.1)
@@ -26,30 +21,6 @@ READ = """def read(n):
         time.sleep(0.05)
     if n == 1: raise KeyError("title")"""
 BUSY = "while not (here / 'enough').exists(): time.sleep(0.05)"
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with Lab(tmp_path_factory.mktemp("lab")) as found:
-        yield found
-
-
-@pytest.fixture
-def notebook(lab, server, session, home, tmp_path):
-    """Opens a notebook of these cells; the first connects to the test's server and has run."""
-    opened = []
-
-    def open_it(name, *cells, dark=False):
-        facts = {"home": str(home), "url": server.url, "space": session.settings.namespace, "here": str(tmp_path)}
-        lab.write(name, [BEGIN.format(**facts), *cells])
-        opened.append(Page(lab, name, dark=dark))
-        opened[-1].run(0)
-        return opened[-1]
-
-    yield open_it
-    for page in opened:
-        page.close()
-    lab.kill_kernels()
 
 
 def count(page, place):

@@ -64,12 +64,12 @@ def test_what_the_cell_left_running_has_a_button_of_its_own(session):
     batch.earlier = [before]
     shown = Shown(batch)
     assert set(shown.buttons) == {"Cancel", "Cancel the earlier batch"}
-    assert f"{before.id} of then still runs (5 queued)" in shown.controls._head.value
+    assert f"still runs: {before.id} (5 queued)" in shown.controls._lines.value
     shown.buttons["Cancel the earlier batch"].click()
     wait_until(lambda: f"5 canceled of {before.id}" in shown.note)
     wait_until(lambda: before.done)
     assert set(shown.draw().buttons) == {"Cancel"}
-    assert "still runs" not in shown.controls._head.value
+    assert "still runs" not in shown.controls._lines.value
     assert not batch.tally.canceled
     batch.cancel()
 
@@ -90,7 +90,7 @@ def test_a_kind_opens_shows_the_next_job_and_arguments_only_on_request(session, 
     shown = Shown(nbqueue.map(halves, range(6)))
     assert shown.batch.wait(20)
     shown.draw()
-    (row,) = shown.controls._rows.values()
+    (row,) = shown.controls._rows
     assert row._button.description.startswith("▸ 3 of 3: ValueError: odd: …")
     row._button.click()
     wait_until(lambda: "said something" in row._told.value)
@@ -123,10 +123,9 @@ def test_a_click_blocks_nobody_and_what_goes_wrong_is_said_in_the_widget(own_ser
     shown.controls._yes.click()
     assert time.monotonic() - begun < 0.5
     assert "Canceling" in shown.note
-    assert shown.controls._cancel.disabled
+    shown.controls._yes.click()  # while it works, a second click does nothing
     os.kill(pid, signal.SIGCONT)
     wait_until(lambda: "5 canceled" in shown.note)
-    wait_until(lambda: not shown.controls._cancel.disabled)
     program.stop(own_server)
     again = Shown(shown.batch)
     shown.batch.watch.over = False
@@ -158,3 +157,32 @@ def test_a_kernel_keeps_so_many_widgets_and_no_more(session):
     assert len(widget._kept) == widget.KEPT
     assert first.box.comm is None
     shown[0].batch.cancel()
+
+
+def grows(x):
+    raise (KeyError if x else ValueError)("none")
+
+
+def test_rows_stay_where_they_are_while_kinds_come_grow_and_go(session, busy):
+    shown = Shown(nbqueue.map(grows, [0, 1, 1]))
+    assert shown.batch.wait(20)
+    shown.draw()
+    first, second = shown.controls._rows
+    second._button.click()
+    wait_until(lambda: "KeyError" in second._told.value)
+    boxes = shown.controls._kinds.children
+    shown.groups._drop((0, 0))  # as when it is run again
+    shown.draw()
+    assert shown.controls._kinds.children == boxes
+    assert first.box.layout.display == "none"
+    assert second.open
+    assert "KeyError" in second._told.value
+    for index in (1, 2):
+        shown.groups._drop((0, index))
+    shown.draw()
+    assert not second.open
+    shown.groups._place((0, 2), shown.batch)
+    shown.draw()
+    assert shown.controls._kinds.children == boxes
+    assert first._button.description.startswith("▸ 1 of 1: KeyError")
+    assert (first.box.layout.display, second.box.layout.display) == (None, "none")

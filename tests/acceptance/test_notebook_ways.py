@@ -1,0 +1,133 @@
+"""What people do in a notebook, in a real browser: the quickstart, a restart, a cell run twice, a keyboard alone."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from helpers import wait_until
+from lab import missing
+
+pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(missing()), reason=missing() or "-")]
+
+QUICKSTART = Path(__file__).parents[2] / "notebooks/quickstart.ipynb"
+ALONE = "import os; os.environ |= {{'NBQUEUE_HOME': {home!r}, 'NBQUEUE_SLOTS': '2', 'SLURM_JOB_ID': '1'}}"
+WRITE = """def write(n):
+    with (here / "diary").open("a") as diary: diary.write(f"{n}\\n")
+    while n > 3 and not (here / "enough").exists(): time.sleep(0.05)
+    return n * n"""
+FRAME = "frame = nbqueue.attach('squares').to_frame(); print('sum', frame.result.sum())"
+MIXED = """def mixed(n):
+    while n > 30 and not (here / "enough").exists(): time.sleep(0.05)
+    time.sleep(0.02)
+    if n % 3 == 0: raise KeyError("title")
+    if n % 7 == 0: raise ValueError("none")"""
+
+
+def test_the_quickstart(opened, local_home):
+    cells = [cell.source for cell in nbformat.read(QUICKSTART, 4).cells if cell.cell_type == "code"]
+    page = opened("quickstart.ipynb", ALONE.format(home=str(local_home)), *cells)
+    for place in range(len(cells) + 1):
+        page.run(place)
+    page.sees(3, "8 of 8", "8 finished", "All results are copied to this disk")
+    page.cell(3).scroll_into_view_if_needed()
+    page.shot("quickstart-light")
+    page.sees(4, "ZeroDivisionError", "failed")
+    page.sees(6, "measuring 0", "division by zero")
+    page.sees(8, "4527.83")
+    assert not any("of 8" in page.text(place) for place in range(len(cells) + 1) if place != 3)
+
+
+def test_a_restarted_kernel_finds_its_batch_and_a_flushed_server_costs_no_result(notebook, fleet, session, tmp_path):
+    fleet.start().up()
+    cells = WRITE, "batch = nbqueue.map(write, range(6), name='squares')", "nbqueue.attach('squares')", FRAME
+    page = notebook("again.ipynb", *cells)
+    page.run(1)
+    page.run(2)
+    page.sees(2, "4 of 6", "2 started")
+    page.restart_kernel()
+    page.sees(2, "As of", "nbqueue.attach('squares') shows it")
+    for place in (0, 1, 2, 3):
+        page.run(place)
+    page.sees(2, "6 of 6 jobs were there already; nothing new runs", "4 of 6", "2 started")
+    page.sees(3, "4 of 6", "2 started")
+    (tmp_path / "enough").touch()
+    page.sees(2, "6 finished")
+    page.sees(3, "6 finished", "All results are copied to this disk")
+    page.shot("again-light")
+    assert sorted((tmp_path / "diary").read_text().split()) == list("012345")
+
+    page.restart_kernel()
+    client = session.broker.client
+    client.delete(*client.scan_iter(match=session.broker.keys.prefix + "b:*", count=1000))
+    client.delete(session.broker.keys.at("batches"), session.broker.keys.at("name", "squares"))
+    page.run(0)
+    page.run(4)
+    page.sees(4, "sum 55")
+    assert "write-" in page.text(4)
+
+
+def test_a_cell_that_is_run_twice_says_what_still_runs_and_cancels_it(notebook, fleet):
+    fleet.start().up()
+    page = notebook("twice.ipynb", "batch = nbqueue.map(lambda x: time.sleep(0.2), range(200))", "batch.id")
+    page.run(1)
+    page.sees(1, "started")
+    page.run(2)
+    first = page.text(2).split("'")[1]
+    page.run(1)
+    page.sees(1, "This cell has been run before", f"nbqueue.attach('{first}').cancel()")
+    page.shot("earlier-light")
+    page.button(1, "Cancel the earlier batch").click()
+    page.sees(1, f"canceled of {first}.")
+    wait_until(lambda: "has been run before" not in page.text(1), 20)
+    page.run(2)
+    second = page.text(2).split("'")[1]
+    page.sees(1, second)
+    assert "canceled" not in page.text(1).partition("slots of")[0]
+    page.button(1, "Cancel").click()
+    page.button(1, "Yes, cancel").click()
+    page.sees(1, "200 of 200")
+
+
+def test_all_of_a_panel_is_reached_by_keyboard_and_an_update_takes_no_focus(notebook, fleet, tmp_path):
+    fleet.start().up()
+    page = notebook("keys.ipynb", MIXED, "batch = nbqueue.map(mixed, range(40))")
+    page.run(1)
+    page.run(2)
+    page.sees(2, "KeyError", "Retry")
+    page.button(2, "Cancel").focus()
+    page.tab_to("Retry")
+    page.tab_to("1")  # the kind: `11 of 15: KeyError`, which has the focus while its count moves
+    page.page.keyboard.press("Enter")
+    page.sees(2, "Traceback", "Show its arguments")
+    wait_until(lambda: "31 of 40" in page.text(2), 20)
+    assert "KeyError" in page.focused()
+    page.tab_to("Traceback")
+    page.tab_to("Show its arguments")
+    page.page.keyboard.press("Space")
+    page.sees(2, "n = 0")
+    assert page.focused() == "Hide its arguments"
+    page.tab_to("Next job")
+    page.page.keyboard.press("Enter")
+    page.sees(2, ":3")
+    page.shot("keys-light")
+    began = page.text(2).partition(" elapsed")[0]
+    wait_until(lambda: page.text(2).partition(" elapsed")[0] != began)  # it was drawn anew meanwhile
+    assert page.focused() == "Next job"
+    assert "Traceback" in page.text(2)
+
+    page.button(2, "Cancel").focus()
+    page.page.keyboard.press("Space")
+    wait_until(lambda: page.focused() == "Keep running")
+    page.page.keyboard.press("Enter")
+    wait_until(lambda: page.focused() == "Cancel")
+    page.page.keyboard.press("Enter")
+    wait_until(lambda: page.focused() == "Keep running")
+    page.page.keyboard.press("Shift+Tab")
+    assert page.focused().startswith("Yes, cancel")
+    page.page.keyboard.press("Space")
+    page.sees(2, "40 of 40", "canceled")
+    assert "Traceback" in page.text(2)
+    (tmp_path / "enough").touch()
+    page.tab_to("Retry")
+    page.page.keyboard.press("Enter")
+    page.sees(2, "run again")
