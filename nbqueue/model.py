@@ -245,6 +245,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     depends_on: tuple[str, ...] = ()  # ids of jobs and batches
     source: str = ""  # the batch whose results are the arguments, job by job
     salt: bytes = b""  # of a named batch: goes into the marks of its jobs
+    restored: int = 0  # how often it was brought back to a server that had forgotten it; each time its log began anew
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbqueue import wire
-from nbqueue.client import captures, inline, likeness, looking, tables
+from nbqueue.client import captures, inline, likeness, looking, restoring, tables
 from nbqueue.client.function import describe
 from nbqueue.client.job import Job
 from nbqueue.errors import BadInput, BadOption, Expired
@@ -27,7 +27,10 @@ def retry(
     batch: Batch[Any], rows: Any, func: Callable[..., Any] | str | None, limits: dict[str, Any], *, warn: bool = True
 ) -> int:
     """Runs rows of `batch` again; answers how many. Raises BadInput or BadOption."""
+    lost = None if batch.inline or not batch.watch.gone else restoring.revived(batch)
     indexes = chosen(batch, rows)
+    if lost and rows is None:
+        indexes = sorted({*indexes, *lost})
     spec, queue = limited(batch.spec, limits)
     if func is None and warn and (told := changed(batch)):
         warnings.warn(told, stacklevel=3)
@@ -43,6 +46,8 @@ def retry(
     session.attend()
     count = session.ask(lambda broker: broker.retry(batch.id, seen, nonce=nonce, **changes)) if seen else 0
     batch.spec = spec
+    if count and ("function" in changes or "spec" in changes):
+        session.spool.function(watch, changes.get("function", b""), changes.get("spec", b""))
     with watch.changed:
         watch.reopen()
         if queue is not None and count:

@@ -15,6 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from nbqueue.client.singles import Singles
+from nbqueue.client.spoolfile import Kind
 from nbqueue.errors import NbqueueError, NoServer, ServerRefused, WrongPassword
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ OUTAGE = 0.5  # seconds between two tries while the server is away
 SHORT = 60.0  # seconds; results that are kept no longer may expire before anyone saw the batch end
 SLOTS = 1.0  # seconds between two counts of a queue's slots
 SHOW = 0.1  # seconds between two movements of a bar
+
+
+KINDS = {"tail": Kind.TAILS, "meta": Kind.METAS, "past": Kind.PASTS}  # what of the store the spool has by which name
+Parts = dict[str, list[tuple[int, bytes]]]
 
 
 class Collector:
@@ -203,7 +208,9 @@ class Collector:
         generations = [watch.generation for watch in asked]
         blobs = broker.outcomes_of([(watch.batch, 0) for watch in asked]) if asked else []
         ended = [(watch, blob) for watch, blob in zip(asked, blobs, strict=True) if blob is not None]
-        self._session.spool.keep_singles(ended)
+        fresh = [(watch, blob) for watch, blob in ended if not watch.spooled] if self._session.spool.on else []
+        said = broker.said_of([watch.batch for watch, _ in fresh])
+        self._session.spool.keep_singles([(*each, _of_one(parts)) for each, parts in zip(fresh, said, strict=True)])
         for watch, generation, blob in zip(asked, generations, blobs, strict=True):
             if blob is not None:
                 self._end_single(watch, generation, blob)
@@ -244,7 +251,7 @@ class Collector:
             wanted = [watch.behind[place] for place in range(min(watch.portion(PART), len(watch.behind)))]
         if wanted or watch.taken_back:
             self._copy(broker, watch, wanted)
-        if watch.lacks:
+        if watch.lacks or watch.lacks_facts:
             self._copy_arguments(broker, watch)
         self._session.spool.stands(watch)
         self._limit(broker, watch)
@@ -260,9 +267,9 @@ class Collector:
 
     def _copy(self, broker: Broker, watch: Watch, wanted: list[int]) -> None:
         generation = watch.generation
-        blobs = broker.outcomes(watch.batch, wanted)
+        blobs, said = self._read(broker, watch, wanted)
         pairs = [(index, blob) for index, blob in zip(wanted, blobs, strict=True) if blob is not None]
-        places = self._session.spool.keep(watch, pairs)
+        places = self._session.spool.keep(watch, pairs, [(KINDS[part], each) for part, each in said.items()])
         if pairs:
             watch.typical = max(1, sum(len(blob) for _, blob in pairs) // len(pairs))
         with watch.changed:
@@ -274,11 +281,22 @@ class Collector:
                 watch.behind.popleft()  # others only append
             watch.changed.notify_all()
 
+    def _read(self, broker: Broker, watch: Watch, wanted: list[int]) -> tuple[list[bytes | None], Parts]:
+        """Outcomes, and what goes into the spool with them."""
+        if watch.birth is None or not self._session.spool.on:
+            return broker.outcomes(watch.batch, wanted), {}
+        return broker.landed(watch.batch, wanted)
+
     def _copy_arguments(self, broker: Broker, watch: Watch) -> None:
         """Those of a batch that another session submitted: its frame is to outlive the server, too."""
+        spool = self._session.spool
+        if watch.lacks_facts:
+            watch.lacks_facts = False
+            spool.function(watch, broker.function(watch.batch) or b"")
+            spool.marks(watch, 0, broker.marks(watch.batch))
         part, watch.lacks = watch.lacks[:FEW], watch.lacks[FEW:]
         pairs = zip(part, broker.arguments(watch.batch, part), strict=True)
-        self._session.spool.keep_arguments(watch, [(index, blob) for index, blob in pairs if blob is not None])
+        spool.keep_arguments(watch, [(index, blob) for index, blob in pairs if blob is not None])
 
     def _limit(self, broker: Broker, watch: Watch) -> None:
         """Cancels the rest of a batch in which more failed than `max_failed` allows."""
@@ -319,6 +337,10 @@ class Collector:
                 watch.changed.notify_all()
             for bar in list(watch.bars):
                 bar.update(watch)
+
+
+def _of_one(parts: dict[str, bytes]) -> list[tuple[Kind, list[tuple[int, bytes]]]]:
+    return [(KINDS[part], [(0, blob)]) for part, blob in parts.items()]
 
 
 def _window(watches: list[Watch], size: int, turn: int) -> list[Watch]:

@@ -11,6 +11,7 @@ import msgspec
 
 from nbqueue import perform, wire
 from nbqueue.client import notes
+from nbqueue.client.spoolfile import Kind
 from nbqueue.client.watch import opened
 from nbqueue.errors import BadSignature
 from nbqueue.model import Cause, Echo, Notes, Outcome, State, utc
@@ -258,10 +259,12 @@ class Facts(Generic[R]):
 
     def results(self) -> list[Run]:
         """All runs that have ended, the latest first: retries and repeats too."""
+        from nbqueue.client import recall
+
         found, batch = self.outcome, self.batch
         before = batch.watch.past.get(self.index, [])
         if not batch.inline:
-            blob = batch.session.ask(lambda broker: broker.pasts(batch.id, [self.index]))[0]
+            blob = recall.asked(batch, Kind.PASTS, self.index)
             before = [opened(batch.session.sealer, batch.id, self.index, one) for one in past(blob or b"") if one]
         return [Run(self.id, outcome) for outcome in [*([found] if found is not None else []), *reversed(before)]]
 
@@ -322,6 +325,7 @@ class Facts(Generic[R]):
             return
         blob = notes.sealed(batch.session.sealer, batch.id, self.index, found.meta, found.progress)
         batch.session.ask(lambda broker: broker.save(batch.id, self.index, blob))
+        batch.session.spool.keep_said(batch.watch, [(Kind.METAS, [(self.index, blob)])])
 
     @property
     def progress(self) -> tuple[float, float | None, str] | None:
@@ -329,9 +333,11 @@ class Facts(Generic[R]):
         return self._read_notes().progress
 
     def _read_notes(self) -> Notes:
+        from nbqueue.client import recall
+
         batch = self.batch
         if batch.inline:
             found = batch.watch.notes.get(self.index)
             return found or notes.opened(batch.session.sealer, batch.spec, batch.id, self.index, None)
-        blob = batch.session.ask(lambda broker: broker.metas(batch.id, [self.index]))[0]
+        blob = recall.asked(batch, Kind.METAS, self.index)
         return notes.opened(batch.session.sealer, batch.spec, batch.id, self.index, blob)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nbqueue import wire
 from nbqueue.client import looking, waiting
 from nbqueue.client.facts import Facts
+from nbqueue.client.spoolfile import Kind
 from nbqueue.errors import (
     BadInput,
     BadSignature,
@@ -218,11 +219,13 @@ class Job(Facts[R]):
     @property
     def log(self) -> str:
         """The last of what it wrote to stdout and stderr (4 kB when finished, 64 kB when failed)."""
+        from nbqueue.client import recall
+
         batch = self.batch
         found = self.outcome
         if found is None or batch.inline:
             return ""
-        blob = batch.session.ask(lambda broker: broker.tails(batch.id, [self.index]))[0]
+        blob = recall.asked(batch, Kind.TAILS, self.index)
         if not blob:
             return ""
         tail = batch.session.sealer.unseal(wire.TAIL, batch.id, self.index, blob, found.attempt)

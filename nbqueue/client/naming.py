@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbqueue import wire
-from nbqueue.client import handles, likeness, marks, progress, uploader
+from nbqueue.client import handles, likeness, marks, progress, recall, spoolnames, uploader
 from nbqueue.client.again import LIMITS
 from nbqueue.client.batch import Batch
 from nbqueue.client.part import Part
@@ -41,13 +41,19 @@ def submit(asked: Submission) -> Batch[Any]:
             if view is None or fresh:
                 if view is not None:
                     _set_aside(asked, view)
+                if view is None and not fresh and (kept := spoolnames.remembered(asked)) is not None:
+                    batch = kept.answer()
+                    if batch is not None:
+                        return batch
+                    if kept.back:
+                        continue
                 fresh = False
                 return asked.made()
             return Again(asked, view).run()
         except InUse as why:
             # Another session has just taken the name, or the end of the batch: we find it now. What is read from an
             # iterator cannot be read again.
-            if why.facts["what"] not in {"name", "batch"} or (view is None and asked.once):
+            if why.facts["what"] not in {"name", "batch", "id"} or (view is None and asked.once):
                 raise
         except NoSuchBatch:
             continue  # it expired this moment
@@ -83,6 +89,7 @@ class Again:
         self._spec = handles.spec_of(self._session, view)
         self._new: list[int] = []  # calls that no job has the arguments of
         self._first = view.n  # where these go
+        self._replaced: tuple[bytes, bytes] | None = None  # the function and the description that it has from now on
 
     def run(self) -> Batch[Any]:
         """Raises Changed, and InUse where another session extends the batch at this moment."""
@@ -101,7 +108,11 @@ class Again:
         rows = self._rows()
         spec = self._update(rows) if told else self._spec
         watch = self._watch(spec, rows, payloads)
+        if self._replaced is not None:
+            self._session.spool.function(watch, *self._replaced)
         batch = self._batch(watch, spec, len(rows) - len(self._new))
+        recall.resume(batch, self._view)
+        self._look_at(watch, rows)
         if self._new:
             self._extend(watch, [payloads[place] for place in self._new])
         self._session.collector.follow(watch)
@@ -203,6 +214,7 @@ class Again:
         changes["function"] = sealer.seal(wire.FUNCTION, view.id, -1, encode(record))
         changes["spec"] = sealer.seal(wire.SPEC, view.id, -1, encode(spec))
         ask(lambda broker: broker.retry(view.id, seen, **changes))
+        self._replaced = changes["function"], changes["spec"]
         return spec
 
     def _watch(self, spec: Spec, rows: list[int], payloads: list[bytes]) -> Part:
@@ -213,11 +225,16 @@ class Again:
         watch.others = self._first + len(self._new) > len(rows)
         watch.tally = Tally(n=len(rows), queued=len(rows)) if watch.others or self._new else view.tally
         _fill(watch, self._session, view)
-        if watch.others and len(rows) <= PART:  # the counts of the whole say nothing of these
-            for row, blob in zip(rows, self._session.ask(lambda broker: broker.outcomes(view.id, rows)), strict=True):
+        return watch
+
+    def _look_at(self, watch: Part, rows: list[int]) -> None:
+        """Reads the ends of a few jobs where there are others, since the counts of the whole say nothing of these."""
+        asked = [row for row in rows if not watch.has(row)]
+        if watch.others and len(asked) <= PART:
+            blobs = self._session.ask(lambda broker: broker.outcomes(watch.batch, asked))
+            for row, blob in zip(asked, blobs, strict=True):
                 if blob is not None:
                     watch.keep(row, blob)
-        return watch
 
     def _batch(self, watch: Part, spec: Spec, kept: int) -> Batch[Any]:
         asked = self._asked
@@ -249,6 +266,7 @@ class Again:
         start = first
         for run in sealed:
             session.spool.arguments(watch, start, run)
+            session.spool.marks(watch, start, own[uploader.MARK * (start - first) :][: uploader.MARK * len(run)])
             start += len(run)
         uploader.send_parts(session, watch, sealed, asked.nonce, begun, first=first, marks=own)
 

@@ -90,6 +90,12 @@ class Part(Watch):
         super().keep(index, found)
         self._count(index)
 
+    def recall(self, standing: Standing | None) -> None:
+        """As of any batch."""
+        super().recall(standing)
+        for index in self.rows if standing is not None and standing.cuts else ():
+            self._count(index)
+
     def withdraw(self, index: int) -> None:
         """As of any batch."""
         super().withdraw(index)

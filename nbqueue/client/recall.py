@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import wire
 from nbqueue.client import spoolfile, spoolhouse
+from nbqueue.client.part import Part
 from nbqueue.client.session import Session, tell
 from nbqueue.client.spoolbook import Book, Tale
-from nbqueue.client.spoolfile import Birth
+from nbqueue.client.spoolfile import Birth, Kind
 from nbqueue.client.spoolhouse import Kept
 from nbqueue.client.watch import Watch
 from nbqueue.errors import BadSignature, SetupError
 from nbqueue.model import Spec, State, Tally, decode
+from nbqueue.store.broker import Broker
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
@@ -33,6 +35,8 @@ def find(session: Session, name: str | None) -> Tale | None:
     if folder is None:
         return None
     session.spool.drain()
+    if not session.spool.answers():
+        return None
     births = [birth for birth in _births(session, folder, name) if _spec(session, birth) is not None]
     birth = max(births, key=lambda each: each.created_us, default=None)
     return None if birth is None else tale(session, birth)
@@ -43,9 +47,8 @@ def _births(session: Session, folder: Path, name: str | None) -> Iterator[Birth]
         for path in spoolhouse.files_of(folder, name):
             yield from spoolfile.births(path)
         for book in _singles(session, folder):
-            entry = book.entries.get(name)
-            if entry is not None and entry.birth is not None:
-                yield entry.birth
+            births = (entry.birth for entry in book.entries.values() if entry.birth is not None)
+            yield from (birth for birth in births if name in {birth.batch, birth.name})
     found = (birth for one in spoolhouse.kept(folder) if (birth := one.birth()) is not None)
     yield from (birth for birth in found if name is None or birth.name == name)
 
@@ -58,6 +61,12 @@ def _spec(session: Session, birth: Birth) -> Spec | None:
         return decode(Spec, session.sealer.unseal(wire.SPEC, birth.batch, -1, birth.spec), "A description")
     except BadSignature:
         return None
+
+
+def spec_of(session: Session, found: Tale) -> Spec:
+    """The description of a batch as it was last. Raises BadSignature."""
+    blob = found.spec()
+    return decode(Spec, session.sealer.unseal(wire.SPEC, found.birth.batch, -1, blob), "A description")
 
 
 def tale(session: Session, birth: Birth) -> Tale | None:
@@ -119,14 +128,20 @@ def copies(session: Session) -> dict[str, tuple[Kept, Birth, Spec]]:
 # ---------------------------------------------------------------- a batch that the server does not tell of
 
 
-def batch(session: Session, found: Tale, gone: str) -> Batch[Any] | None:
-    """The Batch in the spool. `gone` says why the server has it no more; empty: it cannot be asked at the moment."""
+def batch(session: Session, found: Tale, gone: str, rows: Sequence[int] | None = None) -> Batch[Any] | None:
+    """The Batch in the spool, or these jobs of it.
+
+    `gone` says why the server has it no more; empty: it cannot be asked at the moment.
+    """
     from nbqueue.client.batch import Batch  # whose frames read arguments from here
 
-    birth, spec = found.birth, _spec(session, found.birth)
-    if spec is None:
+    birth = found.birth
+    try:
+        spec = spec_of(session, found)
+    except BadSignature:
         return None
-    watch = Watch(birth.batch, birth.queue, birth.epoch, spec)
+    facts = birth.batch, birth.queue, birth.epoch, spec
+    watch = Watch(*facts) if rows is None else Part(*facts, rows)
     watch.birth, watch.payloads, watch.created_us = birth, None, birth.created_us
     watch.known, watch.followed, watch.gone, watch.foreign = True, True, gone, True
     watch.again = session.again
@@ -160,7 +175,7 @@ def quietly(session: Session, name: str) -> Batch[Any] | None:
 def why_gone(session: Session, found: Tale) -> str:
     """`lost` where the server is not the one that knew the batch, or has forgotten everything; else `expired`."""
     epoch, standing = session.ask(lambda broker: broker.epoch()), found.standing
-    known = found.birth.epoch or (standing.epoch if standing is not None else "")
+    known = (standing.epoch if standing is not None else "") or found.birth.epoch
     return "lost" if known and known != epoch else "expired"
 
 
@@ -169,18 +184,18 @@ def _fill(session: Session, watch: Watch, found: Tale) -> None:
         if found.position >= watch.position:
             watch.recall(found.standing)
         for index, path, each in found.outcomes():
-            if not watch.has(index):
+            if not watch.has(index) and (watch.rows is None or watch.holds(index)):
                 light = each.blob if each.blob is not None and session.spool.light(each.blob) else None
                 place = light or spoolfile.place(watch.shelf(path), each.offset, each.size, each.head)
                 watch.put(index, place)
 
 
 def _count(watch: Watch, found: Tale) -> None:
-    n = max(found.n, watch.tally.n)
+    indexes = range(max(found.n, watch.tally.n)) if watch.rows is None else watch.rows
     counts = dict.fromkeys(State, 0)
-    for index in range(n):
+    for index in indexes:
         counts[watch.state(index) or State.QUEUED] += 1
-    watch.tally = Tally(n=n, **{str(state): count for state, count in counts.items()})
+    watch.tally = Tally(n=len(indexes), **{str(state): count for state, count in counts.items()})
 
 
 # ---------------------------------------------------------------- a batch that the server knows
@@ -192,13 +207,16 @@ def resume(batch: Batch[Any], view: BatchView) -> None:
     watch.epoch = batch.session.ask(lambda broker: broker.epoch())
     if batch.single or watch.birth is None or batch.session.spool.folder is None:
         return
+    batch.session.spool.drain()
     found = tale(batch.session, watch.birth)
     if batch.session.spool.on and not batch.spec.source:
         there = set() if found is None else found.argued()
         watch.lacks = [index for index in range(view.n) if index not in there]
+        watch.lacks_facts = found is None or found.function() is None
     if found is None or found.damaged or not 0 < found.position <= view.log_length:
         return
-    if (standing := found.standing) is not None and standing.epoch in {"", watch.epoch}:
+    standing = found.standing
+    if standing is not None and standing.epoch in {"", watch.epoch} and standing.restored == batch.spec.restored:
         _fill(batch.session, watch, found)
         watch.position = found.position
 
@@ -217,19 +235,55 @@ def mend(session: Session, watch: Watch) -> None:
 
 def arguments(batch: Batch[Any], indexes: Sequence[int]) -> list[bytes | None]:
     """The sealed arguments of jobs, as far as the spool has them."""
+    return _told(batch, lambda known: [known.arguments(index) for index in indexes]) or [None] * len(indexes)
+
+
+def said(batch: Batch[Any], kind: Kind, indexes: Sequence[int]) -> list[bytes | None]:
+    """What the spool has of what jobs wrote or said, sealed."""
+    return _told(batch, lambda known: [known.said(kind, index) for index in indexes]) or [None] * len(indexes)
+
+
+_READS = {Kind.TAILS: Broker.tails, Kind.METAS: Broker.metas, Kind.PASTS: Broker.pasts}
+
+
+def asked(batch: Batch[Any], kind: Kind, index: int) -> bytes | None:
+    """What a job wrote or said, sealed: from the server; from the spool where that has it no more, or does not answer.
+
+    Raises SetupError where neither answers.
+    """
+    blob = None
+    if not batch.watch.gone:
+        try:
+            blob = batch.session.ask(lambda broker: _READS[kind](broker, batch.id, [index]))[0]
+        except SetupError:
+            if (spooled := said(batch, kind, [index])[0]) is not None:
+                return spooled
+            raise
+    return said(batch, kind, [index])[0] if blob is None else blob
+
+
+def function(batch: Batch[Any]) -> bytes | None:
+    """The sealed function, if the spool has it."""
+    return (_told(batch, lambda known: [known.function()]) or [None])[0]
+
+
+def _told(batch: Batch[Any], ask: Callable[[Tale], list[bytes | None]]) -> list[bytes | None]:
+    """What the spool's tale of a batch answers; where that lacks something, the files are read again if they grew."""
     watch, spool = batch.watch, batch.session.spool
     if watch.birth is None or spool.folder is None:
-        return [None] * len(indexes)
+        return []
     known = watch.tale
-    found = [None if known is None else known.arguments(index) for index in indexes]
+    found: list[bytes | None] = [None] if known is None else ask(known)
     if None in found:
+        if not spool.answers():
+            return found
         spool.drain()
         written = sum(path.stat().st_size for path in _paths(spool.folder, watch.birth))
         if known is None or known.size != written:
             known = watch.tale = tale(batch.session, watch.birth)
             if known is not None and not watch.single:
                 known.keep_arguments()
-            found = [None if known is None else known.arguments(index) for index in indexes]
+            found = [] if known is None else ask(known)
     return found
 
 

@@ -10,7 +10,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import current, perform, wire
-from nbqueue.client import inline, rows
+from nbqueue.client import inline, recall, rows
 from nbqueue.current import CurrentJob
 from nbqueue.errors import BadInput, Expired
 from nbqueue.model import FunctionRecord, decode
@@ -52,8 +52,10 @@ def replay(job: Job[Any], func: Callable[..., Any] | None) -> Any:
 
 def _sent(batch: Batch[Any]) -> Callable[..., Any]:
     """The function as it was sent, with what it took along then; this kernel's own where the server has it no more."""
-    if not batch.inline and not batch.watch.gone:
-        sealed = batch.session.ask(lambda broker: broker.function(batch.id))
+    if not batch.inline:
+        gone = batch.watch.gone
+        sealed = None if gone else batch.session.ask(lambda broker: broker.function(batch.id))
+        sealed = recall.function(batch) if sealed is None else sealed
         if sealed is not None:
             opened = batch.session.sealer.unseal(wire.FUNCTION, batch.id, -1, sealed)
             record = decode(FunctionRecord, opened, f"The function of {batch.id}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbqueue import perform, wire
 from nbqueue.client import looking, notes, recall
+from nbqueue.client.spoolfile import Kind
 from nbqueue.errors import BadSignature, NbqueueError, NoSuchBatch, SetupError
 from nbqueue.model import Cause, Notes, Outcome, Spec, State, job_id
 
@@ -137,10 +138,14 @@ def _states(jobs: list[Job[Any]]) -> list[State]:
 
 
 def _noted(batch: Batch[Any], indexes: Sequence[int]) -> list[Notes]:
-    if batch.inline or batch.watch.gone:
+    if batch.inline:
         return [batch.watch.notes.get(index, Notes()) for index in indexes]
     try:
-        blobs = batch.session.ask(lambda broker: broker.metas(batch.id, indexes))
+        blobs = (
+            recall.said(batch, Kind.METAS, indexes)
+            if batch.watch.gone
+            else batch.session.ask(lambda broker: broker.metas(batch.id, indexes))
+        )
     except SetupError as why:
         warnings.warn(f"What jobs said of themselves is not known at the moment: {why}", stacklevel=5)
         return [Notes()] * len(indexes)

@@ -66,6 +66,7 @@ class Session:
         """In a forked child: threads, sockets, held locks and the session's log are the parent's."""
         self.collector.orphaned()
         self.id = _new_id()
+        self.spool = Spool(self.settings.spool, self.settings.spool_cap, tell)  # files of its own
         self.collector, self._lock, self._broker = Collector(self), threading.RLock(), None
 
     @property

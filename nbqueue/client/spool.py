@@ -1,8 +1,8 @@
 """The spool: what this session collects, copied to disk as it lands, so that it outlives results, server and kernel.
 
 One file a batch and session, and one a session for all single jobs, so that no two processes ever write to the same.
-Blobs are copied as they lay in the store, sealed; nothing is opened here. A disk that fails is told of once; what comes
-then is kept in memory.
+Blobs are copied as they lay in the store, sealed; nothing is opened here. A disk that fails, or does not answer, is
+told of once; what comes then is kept in memory.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import threading
 import time
 import weakref
 import zlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,19 +24,46 @@ import msgspec
 from nbqueue.checks import size_text
 from nbqueue.client import spoolfile, spoolhouse
 from nbqueue.client.spoolbook import Book
-from nbqueue.client.spoolfile import Appender, Back, Birth, Births, Block, Kind, Standing
+from nbqueue.client.spooldesk import Desk, Hung
+from nbqueue.client.spoolfile import Back, Birth, Kind, Standing
+from nbqueue.client.spoolpen import Pen
 from nbqueue.errors import BadSignature
 
 if TYPE_CHECKING:
     from nbqueue.client.watch import Watch
 
 T = TypeVar("T")
+Said = Sequence[tuple[Kind, Sequence[tuple[int, bytes]]]]  # what jobs wrote and said, by its kind: (index, sealed)
 SMALL = 4_096  # bytes of an outcome, over which memory holds only its place
 HELD = 256 << 20  # bytes of smaller ones that a session holds; those that come then are read from disk, too
 STEP = 1.0  # seconds between two notes of how a batch stands
 LOOK = 32 << 20  # bytes between two looks at the size of the folder
-OPEN = 32  # files that are kept open for writing
 PART = 4 << 20  # bytes of arguments in a record
+FUNCTION = 64 << 20  # bytes of a function that is worth copying
+
+
+class _Sheet:
+    """What waits to be written, of a watch that is held weakly: of a job that nobody holds, nobody will ask."""
+
+    def __init__(self, watch: Watch, kind: Kind, start: int, blobs: Sequence[bytes]) -> None:
+        self.watch, self.kind, self.start, self.blobs = weakref.ref(watch), kind, start, blobs
+
+    def of(self, batch: str) -> bool:
+        """Whether it is of this batch."""
+        watch = self.watch()
+        return watch is not None and watch.batch == batch
+
+    @property
+    def birth(self) -> Birth | None:
+        """Of which batch it is; None: it is held no more."""
+        watch = self.watch()
+        return None if watch is None else watch.birth
+
+    @property
+    def indexes(self) -> list[int]:
+        """Those of the blobs."""
+        count = len(self.blobs)
+        return list(range(self.start, self.start + count)) if self.kind is Kind.ARGUMENTS else [self.start] * count
 
 
 class Spool:
@@ -51,15 +77,12 @@ class Spool:
         self._warned = False
         self._mark = secrets.token_hex(6)
         self._lock = threading.RLock()
-        # Weakly: of a job that nobody holds, nobody will ask for the arguments.
-        self._waiting: deque[tuple[weakref.ref[Watch], int, Sequence[bytes]]] = deque()
-        self._loose: list[tuple[weakref.ref[Watch], bytes]] = []  # arguments of single jobs
+        self._waiting: deque[_Sheet] = deque()
+        self._loose: list[_Sheet] = []  # of single jobs
         self._loose_bytes = 0
-        self._books: dict[str, Appender] = {}  # batch -> its file
-        self._open: OrderedDict[Appender, None] = OrderedDict()
+        self._pen = Pen(folder or Path(), self._mark)
+        self.desk = Desk()
         self._stood: dict[str, Standing] = {}
-        self._born: set[tuple[str, str]] = set()  # single jobs of which the file says what they are
-        self._since = 0  # bytes written since the folder's size was looked at
         self._ready = False
         self.read: dict[Path, tuple[int, Book]] = {}  # the files of single jobs as they were read last, by their size
 
@@ -72,94 +95,134 @@ class Spool:
 
     def arguments(self, watch: Watch, start: int, sealed: Sequence[bytes]) -> None:
         """Arguments from `start` on, as they are sent. Only remembers them: `drain` writes."""
-        if self.on and watch.birth is not None:
-            self._waiting.append((weakref.ref(watch), start, sealed))
+        if self.on and watch.birth is not None and sealed:
+            self._waiting.append(_Sheet(watch, Kind.ARGUMENTS, start, sealed))
+
+    def function(self, watch: Watch, function: bytes, spec: bytes = b"") -> None:
+        """The sealed function (empty: the same), and the description where it is another now. Only remembers them."""
+        if self.on and watch.birth is not None and len(function) <= FUNCTION:
+            self._waiting.append(_Sheet(watch, Kind.FUNCTION, time.time_ns() // 1000, [function, spec]))
+
+    def marks(self, watch: Watch, start: int, marks: bytes) -> None:
+        """The marks of a named batch, from a job on. Only remembers them."""
+        if self.on and watch.birth is not None and marks:
+            self._waiting.append(_Sheet(watch, Kind.MARKS, start, [marks]))
 
     def drain(self) -> None:
-        """Writes the arguments that wait."""
+        """Writes what waits."""
         with self._lock:
             while self._waiting:
-                held, start, sealed = self._waiting.popleft()
-                if (watch := held()) is None:
+                sheet = self._waiting.popleft()
+                if (birth := sheet.birth) is None:
                     continue
-                if watch.single:
-                    self._loose += [(held, blob) for blob in sealed]
-                    self._loose_bytes += sum(map(len, sealed))
+                if birth.single:
+                    self._loose.append(sheet)
+                    self._loose_bytes += sum(map(len, sheet.blobs))
                 else:
-                    self._guarded(lambda: self._write_arguments(watch, start, sealed))  # noqa: B023 - called at once
+                    self._write(birth, sheet.kind, sheet.indexes, sheet.blobs)
             if self._loose_bytes > PART:
                 self._drain_loose()
 
     def _drain_loose(self) -> None:
-        """Writes the arguments of single jobs; not before one has ended: a script that only enqueues leaves no file."""
-        loose = [(watch, blob) for held, blob in self._loose if (watch := held()) is not None]
+        """Writes what is of single jobs; not before one has ended: a script that only enqueues leaves no file."""
+        loose = [(birth, sheet) for sheet in self._loose if (birth := sheet.birth) is not None]
         self._loose, self._loose_bytes = [], 0
-        if loose:
-            self._guarded(lambda: self._write_singles(Kind.ARGUMENTS, loose))
+        given = [(birth, blob) for birth, sheet in loose if sheet.kind is Kind.ARGUMENTS for blob in sheet.blobs]
+        if given:
+            size = sum(len(blob) for _, blob in given)
+            births, blobs = zip(*given, strict=True)
+            self._guarded(lambda: self._pen.singles(Kind.ARGUMENTS, births, blobs), size)
+        for birth, sheet in loose:
+            if sheet.kind is not Kind.ARGUMENTS:
+                self._write(birth, sheet.kind, sheet.indexes, sheet.blobs)
 
-    def keep(self, watch: Watch, pairs: Sequence[tuple[int, bytes]]) -> dict[int, int]:
+    def keep(self, watch: Watch, pairs: Sequence[tuple[int, bytes]], said: Said = ()) -> dict[int, int]:
         """Writes outcomes of a batch that have landed, and what was withdrawn; answers the places of those on disk.
 
         Called before memory takes them: what anyone has seen is on disk.
         """
         with self._lock:
             self._watches.add(watch)
-            if not self.on or watch.birth is None or watch.gone:
+            birth = watch.birth
+            if not self.on or birth is None or watch.gone:
                 self._weigh(pairs)
                 return {}
             with watch.changed:
                 taken_back, watch.taken_back = watch.taken_back, []
             if taken_back:
-                self._guarded(lambda: self._write_back(watch, taken_back))
+                self._guarded(lambda: self._write_back(watch, birth, taken_back))
             if not pairs:
                 return {}
+            watch.spooled = watch.single
             if watch.single:
                 self._drain_loose()
-                return self._guarded(lambda: self._write_singles(Kind.OUTCOMES, [(watch, b) for _, b in pairs])) or {}
-            return self._guarded(lambda: self._write_outcomes(watch, pairs)) or {}
+            self._write_said(birth, said)
+            found = self._write(birth, Kind.OUTCOMES, [index for index, _ in pairs], [blob for _, blob in pairs])
+            if found is None:
+                self._weigh(pairs)
+                return {}
+            return self._places(watch, found[0], pairs, found[1])
 
-    def keep_singles(self, found: Sequence[tuple[Watch, bytes]]) -> None:
+    def keep_singles(self, found: Sequence[tuple[Watch, bytes, Said]]) -> None:
         """As keep, for batches of one."""
         with self._lock:
-            fresh = [(watch, blob) for watch, blob in found if watch.birth is not None and not watch.has(0)]
-            for watch, _ in fresh:
+            fresh = [each for each in found if each[0].birth is not None and not each[0].spooled]
+            for watch, _, _ in fresh:
                 self.keep(watch, ())
+                watch.spooled = True
             if fresh and self.on:
                 self._drain_loose()
-                self._guarded(lambda: self._write_singles(Kind.OUTCOMES, fresh))
+                births = [watch.birth for watch, _, _ in fresh if watch.birth is not None]
+                for birth, (_, _, said) in zip(births, fresh, strict=True):
+                    self._write_said(birth, said)
+                blobs = [blob for _, blob, _ in fresh]
+                self._guarded(lambda: self._pen.singles(Kind.OUTCOMES, births, blobs), sum(map(len, blobs)))
 
     def keep_arguments(self, watch: Watch, pairs: Sequence[tuple[int, bytes]]) -> None:
         """Writes arguments that were read from the store."""
-        block = Block([index for index, _ in pairs], [len(blob) for _, blob in pairs])
         with self._lock:
             if pairs and self.on and watch.birth is not None:
-                self._guarded(lambda: self._add(self._book(watch), Kind.ARGUMENTS, block, (b for _, b in pairs)))
+                indexes, blobs = zip(*pairs, strict=True)
+                self._write(watch.birth, Kind.ARGUMENTS, indexes, blobs)
+
+    def keep_said(self, watch: Watch, said: Said) -> None:
+        """Writes what jobs wrote or said, apart from their outcomes."""
+        with self._lock:
+            if self.on and watch.birth is not None:
+                self._write_said(watch.birth, said)
+
+    def restored(self, watch: Watch, made: Sequence[tuple[int, bytes]], standing: Standing) -> None:
+        """Notes that a batch is on a server again, and outcomes that were made for it."""
+        with self._lock:
+            if self.on and (birth := watch.birth) is not None:
+                if made:
+                    self._write(birth, Kind.OUTCOMES, [index for index, _ in made], [blob for _, blob in made])
+                self._guarded(lambda: self._pen.note(birth, Kind.STATE, standing))
 
     def stands(self, watch: Watch) -> None:
         """Notes how a batch stands, now and then, and at its end. Nothing of it may wait to be copied."""
         with self._lock:
-            if not self.on or watch.birth is None or watch.single or watch.behind:
+            birth = watch.birth
+            if not self.on or birth is None or watch.single or watch.behind:
                 return
             last, now = self._stood.get(watch.batch, watch.stood), time.time()
             if last is not None and last.over == watch.over and now - last.told < STEP:
                 return
             with watch.changed:
                 standing = watch.standing(now)
-            if last is None or standing != _again(last, now):
-                self._guarded(lambda: self._book(watch).append(Kind.STATE, standing))
+            if last is None or standing != msgspec.structs.replace(last, told=now):
+                self._guarded(lambda: self._write_standing(birth, standing))
                 self._stood[watch.batch] = standing
-                if watch.over and (book := self._books.get(watch.batch)) is not None:
-                    book.close()
-                    self._open.pop(book, None)
 
     def close(self) -> None:
         """Writes what waits, and closes the files."""
         self.drain()
         with self._lock:
-            if "" in self._books:
+            if self._pen.has_singles:
                 self._drain_loose()
-            for book in self._books.values():
-                book.close()
+            if self.folder is not None and self.on:
+                self._guarded(self._pen.close)
+            self.desk.leave()
 
     # ------------------------------------------------------------ what memory holds
 
@@ -188,44 +251,63 @@ class Spool:
 
     def knows(self, batch: str) -> bool:
         """Whether there is a batch of this id, from whenever."""
-        return self.folder is not None and bool(spoolhouse.files_of(self.folder, batch))
+        return bool(self._asked(lambda folder: spoolhouse.files_of(folder, batch)))
+
+    def answers(self) -> bool:
+        """Whether there is a spool whose disk answers."""
+        return bool(self._asked(lambda folder: [folder.exists()]))
+
+    def _asked(self, look: Callable[[Path], T]) -> T | None:
+        """What the folder says; None where there is none, or its disk does not answer."""
+        if (folder := self.folder) is None:
+            return None
+        try:
+            return self.desk.ask(lambda: look(folder))
+        except Hung as why:
+            self._hung(why)
+            return None
 
     # ------------------------------------------------------------ what goes out
 
     def forget(self, birth: Birth) -> None:
         """Removes the files of a batch; of a single job, notes that it is gone."""
         with self._lock:
-            self._waiting = deque(each for each in self._waiting if _is_of(each[0], birth.batch) is False)
-            self._loose = [each for each in self._loose if _is_of(each[0], birth.batch) is False]
-            if birth.single:
-                if self.folder is not None and spoolhouse.single_files(self.folder):
-                    gone = Block([0], [0], [f"{birth.batch}~{birth.nonce}"])
-                    self._guarded(lambda: self._singles().append(Kind.FORGOTTEN, gone))
-                self._born.discard((birth.batch, birth.nonce))
-                return
-            book = self._books.pop(birth.batch, None)
-            if book is not None:
-                book.close()
-                self._open.pop(book, None)
+            self._waiting = deque(each for each in self._waiting if not each.of(birth.batch))
+            self._loose = [each for each in self._loose if not each.of(birth.batch)]
             self._stood.pop(birth.batch, None)
-            if self.folder is not None:
-                spoolhouse.remove(spoolhouse.copies_of(self.folder, birth))
+            if birth.single:
+                self._guarded(lambda: self._pen.drop(birth))
+            else:
+                self._asked(lambda _: self._pen.drop(birth))
 
     # ------------------------------------------------------------ writing
 
-    def _guarded(self, write: Callable[[], T]) -> T | None:
-        """What `write` answers; None where it failed, which is told once."""
+    def _guarded(self, write: Callable[[], T], size: int = 0) -> T | None:
+        """What `write` answers; None where it failed, or took too long, which is told once."""
         if not self.on:
             return None
-        try:
+
+        def prepared() -> T | None:
             self._prepare()
             return write() if self.on else None
+
+        try:
+            return self.desk.ask(prepared, size)
+        except Hung as why:
+            self._hung(why)
         except OSError as why:
             assert self.folder is not None
             if isinstance(why, FileNotFoundError) and self.folder.is_dir():
                 return None  # someone has removed the file, and wants no copy of this batch
             self._fail(f"{why.strerror or why} ({self.folder})")
-            return None
+        return None
+
+    def _hung(self, why: Hung) -> None:
+        """The disk is left alone from now on, also by those who would read."""
+        folder, self.folder = self.folder, None
+        if self.on:
+            self._fail(f"{why.strerror} ({folder})")
+        self.desk.leave()
 
     def _fail(self, why: str) -> None:
         self.why = why
@@ -245,10 +327,9 @@ class Spool:
                 raise OSError(f"the folder belongs to user {facts.st_uid}, not to you")
             if stat.S_IMODE(facts.st_mode) & 0o077:
                 self.folder.chmod(0o700)
-        if not self._ready or self._since > min(LOOK, self.cap // 8):
-            self._ready, self._since = True, 0
-            keep = {book.path for book in self._open}
-            dropped, left = spoolhouse.shrink(self.folder, self.cap, keep)
+        if not self._ready or self._pen.since > min(LOOK, self.cap // 8):
+            self._ready, self._pen.since = True, 0
+            dropped, left = spoolhouse.shrink(self.folder, self.cap, self._pen.being_written)
             if dropped:
                 self._tell(
                     f"nbqueue: the spool is over its cap of {size_text(self.cap)}; the copies of "
@@ -258,52 +339,23 @@ class Spool:
             if left > self.cap:
                 self._fail(f"it is over its cap of {size_text(self.cap)}, and nothing in it is done")
 
-    def _book(self, watch: Watch) -> Appender:
-        """The file of a batch, begun with what the batch is."""
-        assert self.folder is not None
-        assert watch.birth is not None
-        book = self._books.get(watch.batch)
-        if book is None:
-            book = Appender(spoolhouse.path(self.folder, watch.batch, watch.birth.nonce, self._mark))
-            book.append(Kind.BORN, Births([watch.birth]))
-            self._books[watch.batch] = book
-        return self._used(book)
+    def _write(
+        self, birth: Birth, kind: Kind, indexes: Sequence[int], blobs: Sequence[bytes]
+    ) -> tuple[Path, list[int]] | None:
+        return self._guarded(lambda: self._pen.blobs(birth, kind, indexes, blobs), sum(map(len, blobs)))
 
-    def _singles(self) -> Appender:
-        assert self.folder is not None
-        book = self._books.get("")
-        if book is None:
-            book = self._books[""] = Appender(spoolhouse.path(self.folder, "", "", self._mark))
-        return self._used(book)
+    def _write_said(self, birth: Birth, said: Said) -> None:
+        for kind, pairs in said:
+            if pairs:
+                self._write(birth, kind, [index for index, _ in pairs], [blob for _, blob in pairs])
 
-    def _used(self, book: Appender) -> Appender:
-        self._open[book] = None
-        self._open.move_to_end(book)
-        if len(self._open) > OPEN:
-            self._open.popitem(last=False)[0].close()
-        return book
-
-    def _add(self, book: Appender, kind: Kind, block: Block, blobs: Iterable[bytes]) -> list[int]:
-        """Writes blobs; answers where each lies."""
-        before = book.size
-        start = book.append(kind, block, list(blobs))
-        self._since += book.size - before
-        return list(accumulate(block.sizes[:-1], initial=start))
-
-    def _write_arguments(self, watch: Watch, start: int, sealed: Sequence[bytes]) -> None:
-        block = Block(list(range(start, start + len(sealed))), list(map(len, sealed)))
-        if sealed:
-            self._add(self._book(watch), Kind.ARGUMENTS, block, sealed)
-
-    def _write_outcomes(self, watch: Watch, pairs: Sequence[tuple[int, bytes]]) -> dict[int, int]:
-        book = self._book(watch)
-        offsets = self._add(
-            book, Kind.OUTCOMES, Block([i for i, _ in pairs], [len(blob) for _, blob in pairs]), (b for _, b in pairs)
-        )
-        return self._places(watch, book.path, pairs, offsets)
+    def _write_standing(self, birth: Birth, standing: Standing) -> None:
+        self._pen.note(birth, Kind.STATE, standing)
+        if standing.over:
+            self._pen.rest(birth.batch)
 
     def _places(
-        self, watch: Watch, path: Path, pairs: Sequence[tuple[int, bytes]], offsets: list[int]
+        self, watch: Watch, path: Path, pairs: Sequence[tuple[int, bytes]], offsets: Iterable[int]
     ) -> dict[int, int]:
         """The places of those that memory need not hold."""
         if max(len(blob) for _, blob in pairs) <= SMALL and not self._over():
@@ -315,35 +367,12 @@ class Spool:
             if not self.light(blob)
         }
 
-    def _write_singles(self, kind: Kind, found: Sequence[tuple[Watch, bytes]]) -> dict[int, int]:
-        book = self._singles()
-        births = [watch.birth for watch, _ in found if watch.birth is not None]
-        if born := [birth for birth in births if (birth.batch, birth.nonce) not in self._born]:
-            book.append(Kind.BORN, Births(born))
-            self._born |= {(birth.batch, birth.nonce) for birth in born}
-        block = Block([0] * len(found), [len(blob) for _, blob in found], [watch.batch for watch, _ in found])
-        offsets = self._add(book, kind, block, (blob for _, blob in found))
-        if kind is Kind.ARGUMENTS or len(found) > 1:
-            return {}
-        return self._places(found[0][0], book.path, [(0, found[0][1])], offsets)
-
-    def _write_back(self, watch: Watch, taken: Sequence[tuple[int, bytes | int]]) -> None:
+    def _write_back(self, watch: Watch, birth: Birth, taken: Sequence[tuple[int, bytes | int]]) -> None:
         checks = []
         for _, found in taken:
             try:
                 checks.append(zlib.crc32(watch.blob(found)))
             except BadSignature:
                 checks.append(0)  # it cannot be read, so that no reader will take it either
-        names = [watch.batch] * len(taken) if watch.single else []
-        book = self._singles() if watch.single else self._book(watch)
-        book.append(Kind.BACK, Back([index for index, _ in taken], checks, names))
-
-
-def _is_of(held: weakref.ref[Watch], batch: str) -> bool | None:
-    """Whether what was held is of this batch; None: it is held no more."""
-    watch = held()
-    return None if watch is None else watch.batch == batch
-
-
-def _again(last: Standing, now: float) -> Standing:
-    return msgspec.structs.replace(last, told=now)
+        names = [birth.batch] * len(taken) if birth.single else []
+        self._pen.note(birth, Kind.BACK, Back([index for index, _ in taken], checks, names))

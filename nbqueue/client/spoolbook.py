@@ -19,6 +19,8 @@ from nbqueue.errors import BadSignature
 WHOLE = 8 << 20  # bytes of a record that are read at once
 HELD = 64 << 20  # bytes of them that are held while a file is read
 SMALL = 4_096  # bytes of an outcome that is worth holding
+SAID = (Kind.TAILS, Kind.METAS, Kind.PASTS)
+MARK = 16  # bytes of the mark of a job
 
 
 class Found(NamedTuple):
@@ -39,6 +41,9 @@ class Entry:
     withdrawn: dict[int, set[int]] = field(default_factory=dict)  # index -> checksums
     arguments: dict[int, tuple[int, int]] = field(default_factory=dict)  # index -> where, how long
     standing: Standing | None = None
+    facts: list[tuple[int, int, int, int]] = field(default_factory=list)  # when, where, bytes of function and of spec
+    marks: list[tuple[int, int, int]] = field(default_factory=list)  # from which index on, where, how long
+    said: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)  # kind -> index -> where, how long
 
 
 class Book:
@@ -58,6 +63,9 @@ class Book:
             Kind.BACK: self._back,
             Kind.STATE: self._state,
             Kind.FORGOTTEN: self._forgotten,
+            Kind.FUNCTION: self._function,
+            Kind.MARKS: self._marks,
+            **dict.fromkeys(SAID, self._said),
         }
         for record in self._scan:
             turn = turns.get(record.kind)  # type: ignore[call-overload]
@@ -122,6 +130,20 @@ class Book:
             if entry is not None and entry.birth is not None and f"{entry.birth.batch}~{entry.birth.nonce}" == name:
                 del self.entries[entry.birth.batch]
 
+    def _function(self, record: Record) -> None:
+        block = record.read(Block)
+        self._entry(block, 0).facts.append((block.indexes[0], record.offset, block.sizes[0], block.sizes[1]))
+
+    def _marks(self, record: Record) -> None:
+        block = record.read(Block)
+        self._entry(block, 0).marks.append((block.indexes[0], record.offset, record.size))
+
+    def _said(self, record: Record) -> None:
+        block, offset = record.read(Block), record.offset
+        for place, (index, size) in enumerate(zip(block.indexes, block.sizes, strict=True)):
+            self._entry(block, place).said.setdefault(record.kind, {})[index] = offset, size
+            offset += size
+
     def check(self, found: Found) -> int:
         """The checksum by which a withdrawal names an outcome."""
         blob = found.blob if found.blob is not None else spoolfile.read(self.path, found.offset, found.size)
@@ -139,13 +161,18 @@ class Tale:
     @property
     def standing(self) -> Standing | None:
         """How the batch stood last."""
+        return max(self._standings(), key=lambda each: each.told, default=None)
+
+    def _standings(self) -> list[Standing]:
+        """What was noted of its latest log: it begins anew when the batch is brought back to a server."""
         told = [entry.standing for _, entry in self._books if entry.standing is not None]
-        return max(told, key=lambda each: each.told, default=None)
+        latest = max((each.restored for each in told), default=0)
+        return [each for each in told if each.restored == latest]
 
     @property
     def position(self) -> int:
         """Up to where its log has been read and copied."""
-        return max((entry.standing.position for _, entry in self._books if entry.standing is not None), default=0)
+        return max((each.position for each in self._standings()), default=0)
 
     @property
     def n(self) -> int:
@@ -155,6 +182,13 @@ class Tale:
         for _, entry in self._books:
             numbers += [max(each, default=-1) + 1 for each in (entry.outcomes, entry.arguments)]
         return max(numbers)
+
+    def is_cut(self, index: int) -> bool:
+        """Whether a job was canceled with a range of others, and has no record of its own."""
+        told = self.standing
+        if told is None or index in told.back:
+            return False
+        return any(low <= index < high for low, high, _ in told.cuts)
 
     def outcomes(self) -> Iterator[tuple[int, Path, Found]]:
         """(index, file, outcome) of all that stand, roughly in the order in which they ended."""
@@ -193,3 +227,44 @@ class Tale:
                 except OSError:
                     continue  # another session has dropped the file
         return None
+
+    # ------------------------------------------------------------ what else was copied
+
+    def function(self) -> bytes | None:
+        """The sealed function, the latest if there were several; None where it is not there, or cannot be read."""
+        return self._fact(function=True)
+
+    def spec(self) -> bytes:
+        """The sealed description, the latest if there were several."""
+        return self._fact(function=False) or self.birth.spec
+
+    def _fact(self, *, function: bool) -> bytes | None:
+        told = [(fact, book) for book, entry in self._books for fact in entry.facts]
+        for (_, offset, size, more), book in sorted(told, key=lambda each: each[0][0], reverse=True):
+            start, length = (offset, size) if function else (offset + size, more)
+            if length and (found := self._read(book, start, length)) is not None:
+                return found
+        return None
+
+    def marks(self) -> bytes:
+        """The marks of its jobs, one after the other; zeros for those that are not there."""
+        found = bytearray(MARK * self.n)
+        for book, entry in self._books:
+            for index, offset, size in entry.marks:
+                blob = self._read(book, offset, size) or b""
+                found[MARK * index : MARK * index + len(blob)] = blob
+        return bytes(found)
+
+    def said(self, kind: Kind, index: int) -> bytes | None:
+        """What was copied of one of SAID, the latest; None where that is nothing."""
+        for book, entry in reversed(self._books):
+            if (where := entry.said.get(kind, {}).get(index)) is not None:
+                return self._read(book, *where)
+        return None
+
+    @staticmethod
+    def _read(book: Book, offset: int, size: int) -> bytes | None:
+        try:
+            return spoolfile.read(book.path, offset, size)
+        except OSError:
+            return None  # another session has dropped the file

@@ -41,6 +41,11 @@ class Kind(IntEnum):
     BACK = 4  # a Back
     STATE = 5  # a Standing
     FORGOTTEN = 6  # a Block without data: single jobs that were removed
+    FUNCTION = 7  # a Block of the sealed function and the sealed spec (or nothing); indexes: when, in us
+    MARKS = 8  # a Block: the marks of a named batch, by which arguments are known again, from an index on
+    TAILS = 9  # a Block of sealed log tails
+    METAS = 10  # a Block of sealed metas
+    PASTS = 11  # a Block of earlier runs
 
 
 class Birth(msgspec.Struct, frozen=True, array_like=True):
@@ -96,6 +101,7 @@ class Standing(msgspec.Struct, frozen=True, array_like=True):
     back: list[int]  # those of the cuts that run again
     epoch: str = ""
     tally: Tally = Tally()
+    restored: int = 0  # Spec.restored: of which of the batch's logs the position is
 
 
 class Record(NamedTuple):

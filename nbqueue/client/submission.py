@@ -233,10 +233,13 @@ class Submission:
         return self._batch(watch)
 
     def _spooled(self, watch: Watch, sealed: list[list[bytes]]) -> None:
-        """Lets the spool have the arguments as they are sent."""
+        """Lets the spool have function and arguments as they are sent."""
+        if not self.single or self.marks is not None:  # of many single jobs that are not to be found again it has none
+            self.session.spool.function(watch, self._function_blob)
         start = 0
         for part in sealed:
             self.session.spool.arguments(watch, start, part)
+            self.session.spool.marks(watch, start, self._span(start, start + len(part)))
             start += len(part)
 
     def _own_id(self, payloads: list[bytes]) -> str | None:
@@ -273,6 +276,7 @@ class Submission:
     def _new(self, batch: str) -> NewBatch:
         record, sealer, options = self.function.record, self.session.sealer, self.options
         self._spec_blob = sealer.seal(wire.SPEC, batch, -1, encode(self.spec))
+        self._function_blob = sealer.seal(wire.FUNCTION, batch, -1, self._function)
         return NewBatch(
             id=batch,
             queue=options.queue,
@@ -280,7 +284,7 @@ class Submission:
             name=options.name,
             nonce=self.nonce,
             spec=self._spec_blob,
-            function=sealer.seal(wire.FUNCTION, batch, -1, self._function),
+            function=self._function_blob,
             key=record.key,
             signer=sealer.keyring.current.hex(),
             python=record.python,
@@ -329,6 +333,7 @@ class Submission:
         watch, _ = self._submit(lambda _: [[]], last=True, own=self.options.job_id)
         watch.payloads = None
         watch.expected, watch.open = source.watch.expected, source.watch.open
+        self._spooled(watch, [])
         batch = self._batch(watch)
         self.session.collector.follow(watch)
         return batch

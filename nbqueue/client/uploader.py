@@ -161,6 +161,7 @@ class Upload:
             self.canceled = not patiently(extend)
         if not self.canceled:
             self._session.spool.arguments(watch, start, sealed)
+            self._session.spool.marks(watch, start, self._marks(start, start + len(buffer)))
         with watch.changed:
             watch.remember(buffer)
         self._sent += len(buffer)

@@ -46,6 +46,7 @@ class Watch:
         self.rows: Sequence[int] | None = None  # the jobs of one call, in its order; None: all, in theirs
         self.others = False  # whether the batch holds jobs that are not among these
         self.ttl = spec.result_ttl
+        self.restored = spec.restored
         self.dependent = bool(spec.depends_on or spec.source)
         self.max_failed = max_failed
         self.expected: int | None = None  # how many jobs there will be, while they are on their way
@@ -89,6 +90,8 @@ class Watch:
         self.stood: Standing | None = None  # how it stood there
         self.again: Callable[[str, int], bytes | None] = lambda _batch, _index: None  # asks the store for an outcome
         self.lacks: list[int] = []  # whose arguments the spool has not, of a batch that another session submitted
+        self.spooled = False  # of a batch of one: whether its outcome was copied, which may have been read before that
+        self.lacks_facts = False  # and whether it lacks its function
         self.tale: Tale | None = None  # what the spool tells of it, once it was asked
         self.shelves: list[Path] = []  # the spool's files that places are in
         self.taken_back: list[tuple[int, bytes | int]] = []  # outcomes that a retry withdrew; the spool is told next
@@ -108,7 +111,7 @@ class Watch:
     def attempt(self, index: int) -> int:
         """The attempt of a job's outcome; 0 for one that never ran."""
         found = self._blobs.get(index)
-        return _header(found)[1] if found is not None else 0
+        return header(found)[1] if found is not None else 0
 
     @property
     def collected(self) -> int:
@@ -138,7 +141,7 @@ class Watch:
             return self._opened[index].state
         found = self._blobs.get(index)
         if found is not None:
-            return _header(found)[0]
+            return header(found)[0]
         return State.CANCELED if self._is_cut(index) else None
 
     def outcome(self, index: int, sealer: wire.Sealer) -> Outcome | None:
@@ -198,7 +201,17 @@ class Watch:
             )
             for cut in self._cuts
         ]
-        facts = (self.open, self.cut, self.over, self.expires_us, cuts, sorted(self._withdrawn), self.epoch, self.tally)
+        facts = (
+            self.open,
+            self.cut,
+            self.over,
+            self.expires_us,
+            cuts,
+            sorted(self._withdrawn),
+            self.epoch,
+            self.tally,
+            self.restored,
+        )
         return Standing(now, self.position, self.n, *facts)
 
     def ends(self, start: int, stop: int) -> Iterator[int]:
@@ -256,6 +269,7 @@ class Watch:
 
     def withdraw(self, index: int) -> None:
         """A retry has withdrawn this job's outcome."""
+        self.spooled = False
         found = self._blobs.pop(index, None)
         if found is not None:
             self.weight -= len(found) if isinstance(found, bytes) else 0
@@ -289,7 +303,7 @@ class Watch:
         if not self.ended:
             self.ended.append(0)
         self.behind.clear()
-        self.tally = Tally(n=1, **{str(_header(blob)[0]): 1})
+        self.tally = Tally(n=1, **{str(header(blob)[0]): 1})
         self.known = self.over = True
         return True
 
@@ -335,7 +349,7 @@ class Watch:
         self.expires_us = None
 
 
-def _header(found: bytes | int) -> tuple[State, int]:
+def header(found: bytes | int) -> tuple[State, int]:
     """State and attempt of a stored outcome; one that is damaged counts as failed, and says why when it is opened."""
     try:
         stored = Stored.parse(found if isinstance(found, bytes) else spoolfile.head_of(found))

@@ -12,6 +12,8 @@ from nbqueue.store.keys import PARTS
 from nbqueue.store.records import BatchView, Holder, Stored
 from nbqueue.store.roster import Roster
 
+SAID = ("tail", "meta", "past")  # what jobs wrote and said, and their earlier runs
+SOME = 250  # of which so many are read in a round trip: a tail may have 64 kB
 PAGE = 50  # batches whose size is asked for in a round trip
 _PLACES = ("past", "park", "run", "out")
 
@@ -113,6 +115,37 @@ class Reads(Roster):
     def outcomes(self, batch_id: str, indexes: Sequence[int]) -> list[bytes | None]:
         """The records in `out` (see Stored); None: it has none, or was canceled with a whole range."""
         return self._fields(batch_id, "out", indexes)
+
+    def landed(
+        self, batch_id: str, indexes: Sequence[int]
+    ) -> tuple[list[bytes | None], dict[str, list[tuple[int, bytes]]]]:
+        """As outcomes; and what there is of SAID: its name -> (index, blob)."""
+        if not indexes:
+            return [], {}
+        keys = [self.keys.part(batch_id, part) for part in SAID]
+        blobs, *there = self._read(
+            [("HMGET", self.keys.part(batch_id, "out"), *map(str, indexes)), *(("EXISTS", key) for key in keys)]
+        )
+        said: dict[str, list[tuple[int, bytes]]] = {}
+        for part in (part for part, is_there in zip(SAID, there, strict=True) if is_there):
+            for start in range(0, len(indexes), SOME):
+                some = indexes[start : start + SOME]
+                pairs = zip(some, self._fields(batch_id, part, some), strict=True)
+                said.setdefault(part, []).extend((index, blob) for index, blob in pairs if blob)
+        return list(blobs), said
+
+    def said_of(self, batches: Sequence[str]) -> list[dict[str, bytes]]:
+        """What there is of SAID, of batches of one: its name -> blob."""
+        keys = [[self.keys.part(batch, part) for part in SAID] for batch in batches]
+        there = self._read([("EXISTS", *each) for each in keys]) if keys else []
+        found: list[dict[str, bytes]] = [{} for _ in batches]
+        spoke = [place for place, count in enumerate(there) if count]
+        for start in range(0, len(spoke), SOME):
+            some = spoke[start : start + SOME]
+            blobs = iter(self._read([("HGET", key, "0") for place in some for key in keys[place]]))
+            for place in some:
+                found[place] = {part: blob for part in SAID if (blob := next(blobs))}
+        return found
 
     def arguments(self, batch_id: str, indexes: Sequence[int]) -> list[bytes | None]:
         """The sealed arguments."""

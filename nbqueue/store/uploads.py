@@ -1,4 +1,4 @@
-"""Submit and extend: a batch arrives in parts, of which each may be sent again."""
+"""Submit, extend and restore: a batch arrives in parts, of which each may be sent again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _lifetime(seconds: float) -> float:
 
 
 class Uploads(Door):
-    """The two verbs that bring work, the only ones that a full server refuses."""
+    """The verbs that bring work, the only ones that a full server refuses."""
 
     def submit(self, batch: NewBatch, args: Sequence[bytes], *, last: bool, marks: bytes = b"") -> Submitted:
         """Makes a batch of any number of arguments; not `last`: more will come by extend. `marks`: 16 bytes for each.
@@ -83,6 +83,36 @@ class Uploads(Door):
                     return False
                 if answer != b"OK":
                     raise self._refusal(answer, batch_id, start)
+        return True
+
+    def restore(
+        self,
+        batch_id: str,
+        start: int,
+        jobs: Sequence[tuple[bytes, bytes]],
+        *,
+        nonce: str,
+        last: bool,
+        created_us: int,
+        marks: bytes = b"",
+    ) -> bool:
+        """Brings jobs of a forgotten batch back, into an upload that was submitted without any; False: canceled, stop.
+
+        `jobs`: sealed arguments and the outcome as it was stored, from index `start` on; empty: not there. What has no
+        outcome is queued. Raises InUse, NoSuchBatch, and BadInput if `start` leaves a gap.
+        """
+        place = start
+        runs = list(parts(jobs, (len(args) + len(blob) for args, blob in jobs))) or [()]
+        for number, run in enumerate(runs, 1):
+            longest = max((len(args) for args, _ in run), default=0)
+            own = marks[MARK * (place - start) : MARK * (place - start + len(run))]
+            facts = (batch_id, place, nonce, int(last and number == len(runs)), created_us, longest, own)
+            answer = self._run("restore", *facts, *(each for pair in run for each in pair))
+            if answer == b"CANCELED":
+                return False
+            if answer != b"OK":
+                raise self._refusal(answer, batch_id, start)
+            place += len(run)
         return True
 
     def _refusal(self, answer: bytes, batch_id: str, start: int) -> Exception:

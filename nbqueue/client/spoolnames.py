@@ -1,0 +1,113 @@
+"""`name=` where the server has forgotten the name, and the spool has not: what has run does not run again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nbqueue.client import likeness, marks, recall
+from nbqueue.client.batch import Batch
+from nbqueue.client.restoring import Restoring
+from nbqueue.client.session import tell
+from nbqueue.errors import BadSignature, Changed
+from nbqueue.model import State
+
+if TYPE_CHECKING:
+    from nbqueue.client.spoolbook import Tale
+    from nbqueue.client.submission import Submission
+
+
+class Remembered:
+    """A submission under a name that the spool knows. `back` says whether its batch is on the server again."""
+
+    def __init__(self, asked: Submission, found: Tale, kept: Restoring) -> None:
+        self._asked, self._found, self._kept, self._session = asked, found, kept, asked.session
+        self.back = False
+
+    def answer(self) -> Batch[Any] | None:
+        """The Batch, where all of this call is in the spool. Else it is brought back to the server, as far as it goes.
+
+        Raises Changed, and InUse where another session is about to do the same.
+        """
+        asked, spec = self._asked, self._kept.spec
+        if asked.source is not None:
+            return self._following()
+        payloads = asked.packed()
+        assert asked.marks is not None
+        asked.marks.salt = spec.salt
+        told = self._changes()
+        doubts = [f"item {index} cannot be compared ({why})" for index, why in asked.marks.doubts[:1]]
+        if (told or doubts) and not asked.options.update:
+            raise self._changed([*told, *doubts])
+        rows = asked.marks.matched(self._found.marks(), self._found.n)
+        states = [None if row is None else self._kept.state(row) for row in rows]
+        wanted = {State.FINISHED} if asked.options.update else set(State)
+        if not told and all(state in wanted for state in states):
+            return self._spooled([row for row in rows if row is not None], payloads)
+        if asked.single:
+            raise self._changed(told or ["the arguments of this single job"])
+        known = {row for row in rows if row is not None}
+        unfinished = {row for row, state in zip(rows, states, strict=True) if row is not None and state not in wanted}
+        # A function that has changed must not run even for a moment: then what has not finished is held back.
+        self._kept.back(run=() if told else known, afresh=() if told else unfinished)
+        tell(f"nbqueue: {asked.options.name!r} is on {self._session.server} again, from the spool.")
+        self.back = True
+        return None
+
+    def _changes(self) -> list[str]:
+        asked, spec, birth = self._asked, self._kept.spec, self._found.birth
+        source = "" if asked.source is None else asked.source.id
+        if birth.single != asked.single or spec.source != source:
+            kind = f"on the results of {spec.source}" if spec.source else "of items"
+            raise self._changed([f"the one of this name is {'a single job' if birth.single else 'a batch'} {kind}"])
+        told = likeness.changes(self._kept.record, asked.function.record)
+        seed = asked.options.seed
+        if seed is not None and seed != spec.seed:
+            told.append(f"the seed {spec.seed} became {seed}")
+        return told
+
+    def _changed(self, told: list[str]) -> Changed:
+        return Changed(name=self._asked.options.name, batch=self._found.birth.batch, what="; ".join(told))
+
+    def _following(self) -> Batch[Any] | None:
+        """What ran on the results of another batch: all of it, or it must run again."""
+        source = self._asked.source
+        assert source is not None
+        told = self._changes()
+        if told and not self._asked.options.update:
+            raise self._changed(told)
+        rows = list(source.indexes)
+        if told or any(self._kept.state(row) is None for row in rows):
+            return None
+        return self._spooled(rows, None)
+
+    def _spooled(self, rows: list[int], payloads: list[bytes] | None) -> Batch[Any] | None:
+        asked, spec, session = self._asked, self._kept.spec, self._session
+        whole = asked.single or rows == list(range(self._found.n))
+        why = recall.why_gone(session, self._found)
+        batch = recall.batch(session, self._found, why, None if whole else marks.shortened(rows))
+        if batch is None:
+            return None
+        mine = {name: getattr(asked.spec, name) for name in ("columns", "labeled", "index_names")}
+        batch.spec = msgspec.structs.replace(spec, **mine)
+        batch.name, batch.function, batch.source = asked.options.name, asked.function.call, asked.source
+        if payloads is not None:
+            batch.watch.given = payloads
+        batch.told = (
+            f"{len(rows):,} of {len(rows):,} jobs were in the spool, and {session.server} has them no more; "
+            "nothing new runs"
+        )
+        return batch
+
+
+def remembered(asked: Submission) -> Remembered | None:
+    """What the spool has of a batch of this name; None where that cannot be compared with this call."""
+    session, name = asked.session, asked.options.name
+    found = recall.find(session, name)
+    if found is None or found.birth.name != name:
+        return None
+    try:
+        return Remembered(asked, found, Restoring(session, found))
+    except BadSignature:
+        return None  # neither is its function known, nor anything sure: it runs as if it had never been

@@ -1,0 +1,175 @@
+"""`name=` after the server has forgotten it: what the spool has does not run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hands import Hands
+from helpers import wait_until
+
+import nbqueue
+from nbqueue.client import spoolhouse
+from nbqueue.errors import Changed
+
+
+def square(x):
+    if x < 0:
+        raise ValueError(x)
+    return x * x
+
+
+def flush(session):
+    broker = session.broker
+    broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*"))
+
+
+def settled(batch):
+    wait_until(lambda: any(each.done for each in spoolhouse.kept(batch.session.spool.folder)))
+
+
+@pytest.fixture
+def forgotten(server, session, request):
+    """Flushes the server, and gives a new kernel's session."""
+    found = []
+
+    def forget(now):
+        now.collector.stop()
+        flush(session)
+        found.append(nbqueue.connect(server.url, namespace=session.settings.namespace))
+        return found[-1]
+
+    yield forget
+    for each in found:
+        each.collector.stop()
+        each.disconnect()
+
+
+def ran(session, hands, values, name="x", **options):
+    batch = nbqueue.map(square, values, name=name, **options)
+    hands.work()
+    assert batch.wait(10)
+    settled(batch)
+    return batch
+
+
+def on_server(session):
+    return [view.id for view in session.broker.batches()]
+
+
+def test_all_of_it_is_answered_from_the_spool_and_nothing_runs(session, hands, forgotten):
+    one = ran(session, hands, [3, -1, 4])
+    new = forgotten(session)
+    two = nbqueue.map(square, [3, -1, 4], name="x")
+    assert (two.id, two.name, two.seed) == (one.id, "x", one.seed)
+    assert two.results(errors="skip") == [9, 16]
+    assert [job.index for job in two.failed] == [1]
+    assert "3 of 3 jobs were in the spool" in two.told
+    assert two.to_frame()["status"].tolist() == ["finished", "failed", "finished"]
+    assert on_server(new) == []
+    # Fewer, in another order, and with labels of their own.
+    import pandas as pd
+
+    three = nbqueue.map(square, pd.Series([4, 3], index=["b", "a"]), name="x")
+    assert three.to_frame()["result"].to_dict() == {"b": 16, "a": 9}
+    assert (len(three), three.done, three.tally.finished) == (2, True, 2)
+    assert on_server(new) == []
+
+
+def test_what_has_no_outcome_runs_and_what_has_is_kept(session, hands, forgotten):
+    batch = nbqueue.map(square, [1, 2, 3, 4], name="x")
+    hands.work(2)
+    wait_until(lambda: batch.watch.collected == 2)
+    new = forgotten(session)
+    again = nbqueue.map(square, [1, 2, 3, 4], name="x")
+    assert (again.id, again.seed) == (batch.id, batch.seed)
+    assert new.broker.view(batch.id).tally.queued == 2
+    assert Hands(new).work() == 2
+    assert again.results(timeout=10) == [1, 4, 9, 16]
+    assert nbqueue.map(square, [1, 2, 3, 4], name="x").results(timeout=10) == [1, 4, 9, 16]
+    assert nbqueue.attach("x").results(timeout=10) == [1, 4, 9, 16]
+    # And once more, all of it by now.
+    settled(again)
+    last = forgotten(new)
+    assert nbqueue.map(square, [1, 2, 3, 4], name="x").results() == [1, 4, 9, 16]
+    assert on_server(last) == []
+
+
+def test_new_arguments_run_alone(session, hands, forgotten):
+    ran(session, hands, [1, 2, -3])
+    new = forgotten(session)
+    again = nbqueue.map(square, [5, 2, 1, 6], name="x")
+    assert Hands(new).work() == 2
+    assert again.results(timeout=10) == [25, 4, 1, 36]
+    assert [job.index for job in again] == [3, 1, 0, 4]
+    assert nbqueue.attach("x").wait(10)
+    assert nbqueue.attach("x").tally.failed == 1
+
+
+def test_what_has_changed_is_told_and_asked(session, hands, forgotten):
+    ran(session, hands, [1, -2, 3])
+    new = forgotten(session)
+
+    def square(x):
+        return x * x + 100
+
+    with pytest.raises(Changed, match="update=True"):
+        nbqueue.map(square, [1, -2, 3], name="x")
+    assert on_server(new) == []
+    updated = nbqueue.map(square, [1, -2, 3], name="x", update=True)
+    assert Hands(new).work() == 1
+    assert updated.results(timeout=10) == [1, 104, 9]
+    settled(updated)
+    # The function that it has now is the one that is compared from now on.
+    last = forgotten(new)
+    assert nbqueue.map(square, [1, -2, 3], name="x").results() == [1, 104, 9]
+    fresh = nbqueue.map(square, [1, -2, 3], name="x", fresh=True)
+    assert Hands(last).work() == 3
+    assert fresh.results(timeout=10) == [101, 104, 109]
+
+
+def test_update_runs_what_failed_again(session, hands, forgotten):
+    ran(session, hands, [1, -2, 3])
+    new = forgotten(session)
+    again = nbqueue.map(square, [1, -2, 3], name="x", update=True)
+    assert new.broker.view(again.id).tally.queued == 1
+    assert again.watch.state(1) is None
+    assert nbqueue.attach("x").watch.state(1) is None
+    assert Hands(new).work() == 1
+    assert again.wait(10)
+    assert again.tally.failed == 1
+
+
+def test_what_runs_on_its_results_is_found_too(session, hands, forgotten):
+    first = ran(session, hands, [1, 2])
+    second = first.then(str, name="y")
+    hands.work()
+    assert second.results(timeout=10) == ["1", "4"]
+    settled(second)
+    wait_until(lambda: len([each for each in spoolhouse.kept(session.spool.folder) if each.done]) == 2)
+    new = forgotten(session)
+    again = nbqueue.map(square, [1, 2], name="x").then(str, name="y")
+    assert again.results() == ["1", "4"]
+    assert on_server(new) == []
+
+
+def test_a_single_job_with_a_name(session, hands, forgotten):
+    job = nbqueue.options(name="one").submit(square, 7)
+    hands.work()
+    assert job.wait(10) == 49
+    wait_until(lambda: job.batch.watch.spooled)
+    new = forgotten(session)
+    again = nbqueue.options(name="one").submit(square, 7)
+    assert (again.id, again.wait(5)) == (job.id, 49)
+    assert on_server(new) == []
+    with pytest.raises(Changed):
+        nbqueue.options(name="one").submit(square, 8)
+
+
+def test_what_was_forgotten_on_purpose_runs_again(session, hands, forgotten):
+    ran(session, hands, [1, 2]).forget()
+    assert list(Path(session.spool.folder).iterdir()) == []
+    new = forgotten(session)
+    again = nbqueue.map(square, [1, 2], name="x")
+    assert Hands(new).work() == 2
+    assert again.results(timeout=10) == [1, 4]

@@ -1,0 +1,157 @@
+"""What jobs wrote and said, and their earlier runs, are in the spool too. And a disk that does not answer."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from helpers import wait_until
+
+import nbqueue
+from nbqueue import Retry
+from nbqueue.client import notes, spoolhouse
+from nbqueue.client.spoolbook import Book
+
+
+def work(x):
+    if x == 1:
+        raise ValueError(x)
+    return x
+
+
+def flush(session):
+    broker = session.broker
+    broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*"))
+
+
+def another_kernel(server, session):
+    session.collector.stop()
+    return nbqueue.connect(server.url, namespace=session.settings.namespace)
+
+
+def copied(batch, n):
+    """Waits until the spool has the outcomes of a batch, and what came with them."""
+    folder = Path(batch.session.spool.folder)
+    wait_until(
+        lambda: any(len(Book(each).entries[batch.id].outcomes) == n for each in spoolhouse.files_of(folder, batch.id))
+    )
+
+
+def test_logs_and_meta_are_there_after_the_server_forgot(server, session, hands):
+    batch = nbqueue.map(work, range(3))
+    for index in range(2):
+        blob = notes.sealed(session.sealer, batch.id, index, {"step": index}, (1.0, 2.0, "half"))
+        session.broker.save(batch.id, index, blob)
+    hands.work()
+    assert batch.wait(10)
+    copied(batch, 3)
+    flush(session)
+    wait_until(lambda: batch[0].log == "said something\n")
+    new = another_kernel(server, session)
+    again = nbqueue.attach(batch.id)
+    assert [job.log for job in again] == ["said something\n"] * 3
+    assert [job.meta for job in again] == [{"step": 0}, {"step": 1}, {}]
+    assert again[1].progress == (1.0, 2.0, "half")
+    assert again.to_frame(meta=True)["meta"].tolist() == [{"step": 0}, {"step": 1}, None]
+    new.collector.stop()
+
+
+def test_earlier_runs_are_there_too_also_of_single_jobs(server, session, hands):
+    batch = nbqueue.map(work, range(2), retry=Retry(max=1))
+    job = nbqueue.options(retry=Retry(max=1)).submit(work, 1)
+    job.meta["told"] = 5
+    job.save_meta()
+    for _ in range(2):
+        hands.work()
+    assert batch.wait(10)
+    wait_until(lambda: job.batch.watch.spooled)
+    batch.retry([1], func=lambda x: x * 7)
+    hands.work()
+    assert batch.results(timeout=10) == [0, 7]
+    copied(batch, 2)
+    flush(session)
+    new = another_kernel(server, session)
+    runs = nbqueue.attach(batch.id)[1].results()
+    assert [(run.status, run.attempt) for run in runs] == [("finished", 3), ("failed", 2), ("failed", 1)]
+    assert runs[0].return_value() == 7
+    assert "ValueError: 1" in runs[2].exc_info
+    found = nbqueue.Job.fetch(job.id)
+    assert [run.attempt for run in found.results()] == [2, 1]
+    assert (found.meta, found.log) == ({"told": 5}, "said something\n")
+    new.collector.stop()
+
+
+def test_a_replay_after_all_is_gone_has_the_function_as_it_was_sent(server, session, hands):
+    shift = 40
+    batch = nbqueue.map(lambda x: x + shift, [1, 2])
+    hands.work()
+    assert batch.wait(10)
+    copied(batch, 2)
+    flush(session)
+    new = another_kernel(server, session)
+    assert nbqueue.attach(batch.id)[1].replay() == 42
+    new.collector.stop()
+
+
+# ---------------------------------------------------------------- a disk that does not answer
+
+
+@pytest.fixture
+def hang(session, monkeypatch):
+    """Makes the next record of a batch hang, as on a dead network mount: its file is a pipe that nobody reads."""
+    made = []
+    session.spool.desk.patience = 0.5
+
+    def hang_it(batch):
+        file = wait_until(lambda: spoolhouse.files_of(session.spool.folder, batch.id))[0]
+        wait_until(lambda: not session.spool._waiting)
+        session.spool.desk.ask(session.spool._pen.close)
+        file.unlink()
+        os.mkfifo(file)
+        made.append(file)
+
+    yield hang_it
+    for each in made:
+        os.close(os.open(each, os.O_RDWR | os.O_NONBLOCK))  # whoever hangs in it goes on
+
+
+def test_a_disk_that_hangs_is_told_once_and_the_notebook_goes_on(session, hands, hang, capsys):
+    batch = nbqueue.map(work, range(2, 8))
+    hang(batch)
+    hands.work()
+    assert batch.results(timeout=20) == list(range(2, 8))
+    more = nbqueue.map(work, range(2, 5))
+    hands.work()
+    assert more.results(timeout=10) == [2, 3, 4]
+    assert nbqueue.map(work, [2], name="x") == nbqueue.map(work, [2], name="x")
+    hands.work()
+    told = capsys.readouterr().err
+    assert told.count("the disk has not answered") == 1
+    assert "kept in this process's memory only" in told
+    assert batch.to_frame()["result"].tolist() == list(range(2, 8))
+    session.collector.stop()  # returns, too
+
+
+def test_nobody_sees_what_is_not_on_disk_while_the_disk_may_still_answer(session, hands, hang):
+    batch = nbqueue.map(work, range(2, 8))
+    session.spool.desk.patience = 60
+    hang(batch)
+    file = spoolhouse.files_of(session.spool.folder, batch.id)[0]
+    reader = threading.Thread(target=lambda: os.close(os.open(file, os.O_RDONLY)))
+    hands.work()
+    assert not batch.wait(0.5)  # nobody sees what is not on disk, while the disk may still answer
+    reader.start()
+    reader.join(20)
+    assert batch.results(timeout=20) == list(range(2, 8))
+
+
+def test_a_forked_child_writes_files_of_its_own(session):
+    before = session.spool
+    read, write = os.pipe()
+    if not (pid := os.fork()):
+        os.write(write, b"1" if session.spool is not before and session.spool._mark != before._mark else b"0")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(read, 1) == b"1"
