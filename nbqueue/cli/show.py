@@ -59,11 +59,25 @@ def _facts(job: Any) -> dict[str, Any]:
         "started": job.started_at,
         "ended": job.ended_at,
         "attempt": job.attempt or None,
+        **_spent(job.outcome),
         "worker": job.worker_name or None,
         "meta": job.meta or None,
         "progress": job.progress,
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _spent(outcome: Any) -> dict[str, Any]:
+    """What a run took, where, and how its process ended."""
+    if outcome is None or not outcome.worker:
+        return {}
+    return {
+        "ran": f"{outcome.runtime_us / 1e6:.3f} s" if outcome.runtime_us else None,
+        "CPU": f"{outcome.cpu_us / 1e6:.3f} s" if outcome.runtime_us else None,
+        "peak memory": f"{outcome.max_rss_kb / 1024:,.0f} MB" if outcome.max_rss_kb else None,
+        "exit code": outcome.code,
+        "host": outcome.host or None,
+    }
 
 
 def _texts(job: Any) -> dict[str, str]:

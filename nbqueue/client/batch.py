@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from nbqueue.client import again, frame, looking, progress, waiting
+from nbqueue.client.facts import parents_of
 from nbqueue.client.job import Job, error_of, text_of, value_of
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.session import Session
@@ -149,7 +150,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         found: list[Any] = []
         for index, outcome in self.outcomes():
             job = Job(self, index).id
-            error = error_of(outcome, job)
+            error = error_of(outcome, job, parents_of(self.spec))
             if error is None:
                 found.append(value_of(outcome, job))
             elif errors == "return":
@@ -171,10 +172,10 @@ class Batch(Sequence[Job[R]], Generic[R]):
         job = Job(self, index).id
         canceled = f" ({tally.canceled} canceled)" if tally.canceled else ""
         failed = tally.failed + tally.canceled
-        complaint = BatchFailed(
-            failed=failed, n=len(self), batch=self.id, canceled=canceled, job=job, error=text_of(outcome)
-        )
-        complaint.__cause__ = error_of(outcome, job) or JobFailed(job=job, cause=None, error="")
+        parents = parents_of(self.spec)
+        error = text_of(outcome, parents)
+        complaint = BatchFailed(failed=failed, n=len(self), batch=self.id, canceled=canceled, job=job, error=error)
+        complaint.__cause__ = error_of(outcome, job, parents) or JobFailed(job=job, cause=None, error="")
         return complaint
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Job[R]]:

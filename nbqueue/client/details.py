@@ -38,11 +38,12 @@ def told(batch: Batch[Any], index: int, *, log: bool = False) -> Told | None:
         return None
     facts = [f"cause {outcome.cause}"] if outcome.cause not in {None, Cause.ERROR} else []  # of errors it says nothing
     facts += [f"ran {clock(outcome.runtime_us / 1e6)}"] if outcome.runtime_us else []
+    facts += [f"CPU {clock(outcome.cpu_us / 1e6)}"] if outcome.cpu_us else []
     facts += [f"peak memory {outcome.max_rss_kb / 1024:,.0f} MB"] if outcome.max_rss_kb else []
     facts += [f"on {outcome.host}"] if outcome.host else []
     facts += [f"attempt {outcome.attempt}"] if outcome.attempt > 1 else []
     failure = outcome.failure
-    trace = failure.traceback if failure is not None and failure.traceback else text_of(outcome)
+    trace = failure.traceback if failure is not None and failure.traceback else text_of(outcome, job.dependency_ids)
     return Told(job.id, ", ".join(facts), trace, _log(batch, index) if log else None)
 
 

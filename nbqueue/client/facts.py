@@ -14,7 +14,7 @@ from nbqueue.client import notes
 from nbqueue.client.spoolfile import Kind
 from nbqueue.client.watch import opened
 from nbqueue.errors import BadSignature
-from nbqueue.model import Cause, Echo, Notes, Outcome, State, utc
+from nbqueue.model import Cause, Echo, Notes, Outcome, Spec, State, utc
 from nbqueue.store.records import past
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ class Run:
     def return_value(self) -> Any:
         """The value that it gave; None if it gave none."""
         return None if self.outcome.value is None else wire.loads(self.outcome.value)
+
+
+def parents_of(spec: Spec) -> list[str]:
+    """Ids of the jobs and batches that a job, or each of a batch, depends on."""
+    return [*spec.depends_on, *([spec.source] if spec.source else [])]
 
 
 def ridden(outcome: Outcome) -> bool:
@@ -115,8 +120,7 @@ class Facts(Generic[R]):
     @property
     def dependency_ids(self) -> list[str]:
         """Ids of the jobs and batches that it waits, or waited, for."""
-        spec = self.batch.spec
-        return [*spec.depends_on, *([spec.source] if spec.source else [])]
+        return parents_of(self.batch.spec)
 
     @property
     def args(self) -> tuple[Any, ...]:

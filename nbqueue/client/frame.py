@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nbqueue import perform, wire
 from nbqueue.client import columns
 from nbqueue.client.columns import MISSING
-from nbqueue.client.facts import ridden
+from nbqueue.client.facts import parents_of, ridden
 from nbqueue.client.job import text_of
 from nbqueue.client.rows import Rows, of_batch, of_jobs, opened_call
 from nbqueue.model import Outcome, State, utc
@@ -75,7 +75,10 @@ def value_of(outcome: Outcome | None) -> Any:
 
 def _plain(rows: Rows) -> dict[str, list[Any]]:
     return {
-        "error": [None if o is None or o.state is State.FINISHED else text_of(o) for o in rows.outcomes],
+        "error": [
+            None if o is None or o.state is State.FINISHED else text_of(o, parents_of(spec))
+            for o, spec in zip(rows.outcomes, rows.specs, strict=True)
+        ],
         "runtime_s": [float("nan") if o is None else o.runtime_us / 1e6 for o in map(_ridden, rows.outcomes)],
         "job_id": rows.ids,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbqueue import wire
@@ -21,7 +21,7 @@ from nbqueue.errors import (
     NotThere,
     RemoteTraceback,
 )
-from nbqueue.model import Cause, Failure, Outcome, State, job_id
+from nbqueue.model import MAX_LOSSES, Cause, Failure, Outcome, State, job_id
 from nbqueue.worker import mail
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Job(Facts[R]):
     def error(self) -> str:
         """What went wrong, in a line; empty while nothing has."""
         found = self.outcome
-        return "" if found is None else text_of(found)
+        return "" if found is None else text_of(found, self.dependency_ids)
 
     @property
     def outcome(self) -> Outcome | None:
@@ -138,7 +138,7 @@ class Job(Facts[R]):
     def _value(self) -> R:
         found = self.outcome
         assert found is not None
-        return value_of(found, self.id)  # type: ignore[no-any-return]
+        return value_of(found, self.id, self.dependency_ids)  # type: ignore[no-any-return]
 
     def __await__(self) -> Generator[Any, None, R]:
         """`await job` is as `wait()`; a notebook answers clicks and other tasks meanwhile."""
@@ -180,7 +180,7 @@ class Job(Facts[R]):
         self._await(timeout)
         found = self.outcome
         assert found is not None
-        return error_of(found, self.id)
+        return error_of(found, self.id, self.dependency_ids)
 
     def _await(self, timeout: float | None) -> None:
         self._look()
@@ -307,9 +307,9 @@ class Job(Facts[R]):
         return following.job(self, function, options)
 
 
-def value_of(outcome: Outcome, job: str) -> Any:
+def value_of(outcome: Outcome, job: str, parents: Sequence[str] = ()) -> Any:
     """The value of a finished job; raises the job's error otherwise."""
-    error = error_of(outcome, job)
+    error = error_of(outcome, job, parents)
     if error is not None:
         raise error
     if outcome.value is None:
@@ -317,12 +317,12 @@ def value_of(outcome: Outcome, job: str) -> Any:
     return wire.loads(outcome.value)
 
 
-def error_of(outcome: Outcome, job: str) -> BaseException | None:
-    """The exception that stands for an outcome; None if it finished."""
+def error_of(outcome: Outcome, job: str, parents: Sequence[str] = ()) -> BaseException | None:
+    """The exception that stands for an outcome; None if it finished. `parents` is what the job depends on."""
     if outcome.state is State.FINISHED:
         return None
     if outcome.state is State.CANCELED:
-        return JobCanceled(job=job, cause=outcome.cause, remedy=_again(outcome.cause))
+        return JobCanceled(job=job, cause=outcome.cause, remedy=_again(outcome.cause, parents))
     rebuilt = _rebuilt(outcome.failure, outcome.cause)
     if rebuilt is not None:
         return rebuilt
@@ -332,9 +332,9 @@ def error_of(outcome: Outcome, job: str) -> BaseException | None:
     return error
 
 
-def _again(cause: Cause | None) -> str:
+def _again(cause: Cause | None, parents: Sequence[str]) -> str:
     if cause is Cause.DEPENDENCY:
-        return "Requeue what it depends on (its `dependency_ids`): then it runs, too."
+        return f"{_named(parents)} did not finish. Requeue that: then it runs, too."
     return "Its `requeue()` runs it again."
 
 
@@ -354,17 +354,31 @@ def _rebuilt(failure: Failure | None, cause: Cause | None) -> BaseException | No
 _WORDS = {
     Cause.USER: "canceled",
     Cause.EXPIRED: "canceled: it waited longer than its ttl",
-    Cause.DEPENDENCY: "canceled: what it depends on did not finish",
-    Cause.LOST: "its worker was lost several times while it ran only this job",
 }
 
 
-def text_of(outcome: Outcome) -> str:
-    """What went wrong in a word or a line; empty for a finished job."""
+def text_of(outcome: Outcome, parents: Sequence[str] = ()) -> str:
+    """What went wrong in a word or a line; empty for a finished job. `parents` is what it depends on."""
     if outcome.failure is not None:
         return str(outcome.failure)
     if outcome.state is State.FINISHED:
         return ""
+    if outcome.cause is Cause.DEPENDENCY:
+        return f"canceled: {_named(parents)} did not finish"
+    if outcome.cause is Cause.LOST:
+        last = f"{outcome.worker} on {outcome.host}" if outcome.host else outcome.worker
+        times = f"its worker was lost {MAX_LOSSES} times while it ran only this job"
+        return f"{times}; the last one was {last}, in attempt {outcome.attempt}"
     code = f" (code {outcome.code})" if outcome.code else ""
     word = _WORDS.get(outcome.cause) if outcome.cause else None
     return f"{word or outcome.cause or outcome.state}{code}"
+
+
+def _named(parents: Sequence[str]) -> str:
+    """What a job depends on, in words."""
+    if not parents:
+        return "what it depends on"
+    if len(parents) == 1:
+        return f"{parents[0]}, which it depends on,"
+    more = f" and {len(parents) - 3:,} more" if len(parents) > 3 else ""
+    return f"one of what it depends on ({', '.join(parents[:3])}{more})"

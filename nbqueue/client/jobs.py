@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar, overload
 
@@ -58,9 +59,20 @@ class Jobs(Sequence[Job[R]], Generic[R]):
         kept = [place for place in range(len(heads)) if any(row[place] for row in rows)]
         return [tuple(row[place] for place in kept) for row in (heads, *rows)]
 
+    @property
+    def causes(self) -> Counter[str]:
+        """How many ended without a result for which cause: errors, crashes and losses apart."""
+        told = Counter(_told(job)[0] for job in self._jobs)
+        del told[""]
+        return told
+
     def _rest(self) -> str:
         more = len(self) - SHOWN
-        return f"... and {more:,} more" if more > 0 else ""
+        if more <= 0:
+            return ""
+        causes = self.causes
+        apart = ", ".join(f"{count:,} {cause}" for cause, count in causes.most_common()) if len(causes) > 1 else ""
+        return f"... and {more:,} more" + (f"; in all: {apart}" if apart else "")
 
     def __repr__(self) -> str:
         if not self._jobs:
@@ -93,7 +105,7 @@ def _told(job: Job[R]) -> tuple[str, str]:
         return "signature", _line(str(why))
     if outcome is None:
         return "", ""  # it has not ended, or a retry has withdrawn it since
-    return str(outcome.cause or ""), _line(text_of(outcome))
+    return str(outcome.cause or ""), _line(text_of(outcome, job.dependency_ids))
 
 
 def _line(text: str) -> str:

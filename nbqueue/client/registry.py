@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbqueue import perform
 from nbqueue.client import columns, frame, looking, notes
-from nbqueue.client.facts import ridden
+from nbqueue.client.facts import parents_of, ridden
 from nbqueue.client.handles import listed, shown_spec
 from nbqueue.client.job import Job, text_of
 from nbqueue.client.jobs import Jobs
@@ -152,7 +152,7 @@ def _cells(session: Session, row: _Row, blob: bytes | None, meta: bytes | None) 
         "description": spec.description or spec.label,
         "status": str(row.state if outcome is None else outcome.state),
         "cause": str(outcome.cause) if outcome is not None and outcome.cause else None,
-        "error": None if outcome is None else text_of(outcome) or None,
+        "error": None if outcome is None else text_of(outcome, parents_of(spec)) or None,
         "attempt": None if outcome is None else outcome.attempt,
         "created_at": view.created_us,
         "enqueued_at": view.queued_us,

@@ -368,4 +368,4 @@ def opened(sealer: wire.Sealer, batch: str, index: int, blob: bytes) -> Outcome:
             raise BadSignature(what=f"The outcome of {batch}:{index}", why="its header says another state")
         return outcome
     note = stored.note(f"The outcome of {batch}:{index}")
-    return Outcome(stored.state, note.cause, stored.attempt, note.ended_us, 0, worker=note.worker)
+    return Outcome(stored.state, note.cause, stored.attempt, note.ended_us, 0, host=note.host, worker=note.worker)

@@ -39,6 +39,7 @@ class Broker(Uploads, Reads):
         *,
         lease: float = LEASE,
         beat: float = BEAT,
+        host: str = "",
     ) -> int:
         """Enters a worker and answers Redis's time in us. Raises LeaseEnded for an id that was given up before."""
         check_name("worker", worker)
@@ -46,7 +47,7 @@ class Broker(Uploads, Reads):
             check_name("queue", queue)
         if slots < 1 or not queues:
             raise BadInput(message="A worker needs at least one slot and one queue.")
-        now = self._run("join", worker, info, slots, _ms(lease), _ms(beat), secrets.token_hex(8), *queues)
+        now = self._run("join", worker, info, slots, _ms(lease), _ms(beat), secrets.token_hex(8), host, *queues)
         if now < 0:
             raise LeaseEnded(worker=worker)
         return int(now)

@@ -203,7 +203,7 @@ class Stored(msgspec.Struct, frozen=True):
     """A record of `out`: a letter for the state, the attempt in 2 bytes, a body.
 
     A capital letter: a worker wrote it, and the body is a sealed Outcome. A small one: a script wrote it, which cannot
-    sign; the body is the msgpack array [cause, now_us, worker]. It can say failed or canceled, never give a value.
+    sign; the body is the msgpack array [cause, now_us, worker, host]. It says failed or canceled, and gives no value.
     """
 
     state: State
@@ -232,11 +232,12 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class Note(msgspec.Struct, frozen=True, array_like=True):
-    """What a script writes of a job that it ended: why, when, and whose job it was (or empty)."""
+    """What a script writes of a job that it ended: why, when, and whose job it was and where (or empty)."""
 
     cause: Cause
     ended_us: int
     worker: str
+    host: str = ""
 
 
 _note = msgspec.msgpack.Decoder(Note)

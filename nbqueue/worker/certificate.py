@@ -18,13 +18,20 @@ from nbqueue.worker.limits import overdue
 from nbqueue.worker.slots import Errand, Mount
 
 _KB = 1 if sys.platform == "linux" else 1024
+_NEWER, _OLDER = "memory.events", "memory.oom_control"  # of a cgroup, by its version
+_CHILDLESS = 2  # links of a folder without folders in it
 
 
 class Obituary:
-    """Writes certificates. It remembers how often the kernel had killed for memory, to know its hand."""
+    """Writes certificates. It knows the kernel's hand by how often that has killed for memory."""
 
-    def __init__(self) -> None:
-        self._kills = _memory_kills()
+    def __init__(self, kills: Kills | None = None) -> None:
+        self._counter = kills or Kills()
+        self._kills = self.kills()  # those up to here are told
+
+    def kills(self) -> int:
+        """How often the kernel has killed for memory by now."""
+        return self._counter.read()
 
     def certify(self, mount: Mount, status: int, usage: resource.struct_rusage) -> Ride:
         """The Ride of the call that `mount` was in when it ended."""
@@ -53,7 +60,7 @@ class Obituary:
     def pass_over(self, status: int) -> None:
         """A horse has ended by itself, in no call: where the kernel killed it for memory, that speaks of no other."""
         if os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
-            self._kills = min(self._kills + 1, _memory_kills())
+            self._kills = min(self._kills + 1, self.kills())
 
     def echo(self, mount: Mount, errand: Errand, status: int) -> Echo:
         """What is said of the step of an errand that `mount` was in when it ended."""
@@ -67,10 +74,15 @@ class Obituary:
     def _judge(self, mount: Mount, code: int, what: str = "the job") -> tuple[Cause, Failure | None]:
         if mount.overdue:
             return Cause.TIMEOUT, None
+        if mount.garbled:
+            return Cause.CRASHED, Failure(
+                "Crashed", f"{what} wrote into the descriptor that its outcome is sent through"
+            )
         if code == -signal.SIGKILL:
-            kills = _memory_kills()
-            if kills > self._kills:
-                self._kills = kills
+            # Kills before it was there struck others; of those since, each explains one death.
+            known = max(self._kills, mount.kills)
+            if self.kills() > known:
+                self._kills = known + 1
                 return Cause.OOM, Failure("OutOfMemory", f"the kernel killed {what}'s process for its memory")
         return Cause.CRASHED, Failure("Crashed", describe(code, what))
 
@@ -92,14 +104,50 @@ def describe(code: int, what: str = "the job") -> str:
     return f"{what}'s process was killed by signal {-code} ({name}){why}"
 
 
-def _memory_kills() -> int:
+class Kills:
     """How many processes the kernel has killed for memory: in our cgroup where it tells, else on the machine."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        """`root` is where /proc and /sys lie."""
+        self._machine = root / "proc/vmstat"
+        self._newer, self._folder, self._top = _group(root)
+
+    def read(self) -> int:
+        """The number by now."""
+        if self._folder is None:
+            told = None
+        elif self._newer:  # it counts what is below the group, too
+            told = _count(self._folder / _NEWER)
+        else:
+            told = _count(self._folder / _OLDER)
+            # Each group apart; a job may have made some below ours. The topmost one has the whole machine below it.
+            if told is not None and self._folder != self._top and self._folder.stat().st_nlink > _CHILDLESS:
+                told += sum(_count(file) or 0 for file in self._folder.glob(f"*/**/{_OLDER}"))
+        return (_count(self._machine) or 0) if told is None else told
+
+
+def _group(root: Path) -> tuple[bool, Path | None, Path]:
+    """(whether it is of version 2, folder, topmost folder) of the group that accounts for our memory."""
+    top = root / "sys/fs/cgroup"
     try:
-        group = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
-        text = (Path("/sys/fs/cgroup") / group / "memory.events").read_text()
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        try:
-            text = Path("/proc/vmstat").read_text()
-        except OSError:
-            return 0  # not Linux
-    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
+        return False, None, top  # not Linux
+    groups = {names: path for _, names, path in (line.split(":", 2) for line in lines)}
+    older = next((path for names, path in groups.items() if "memory" in names.split(",")), None)
+    if older is not None:
+        top /= "memory"
+    file = _NEWER if older is None else _OLDER
+    parts = (older or groups.get("", "")).strip("/").split("/")
+    # In a container the path may be that of its host, of which only the end, or nothing, lies below the folder.
+    folders = (top.joinpath(*parts[start:]) for start in range(len(parts) + 1))
+    return older is None, next((folder for folder in folders if (folder / file).exists()), None), top
+
+
+def _count(file: Path) -> int | None:
+    """The number of kills that a file tells; None where it does not (before Linux 4.13)."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)

@@ -221,6 +221,14 @@ def unpack_done(payload: bytes) -> Done:
     return Done(seq, payload[12:end], payload[end:])
 
 
+def check_done(payload: bytes, seq: int) -> None:
+    """Raises FrameError or struct.error for what is not a horse's DONE of this call: a job may have written it."""
+    done = unpack_done(payload)
+    if done.seq != seq or len(done.tail) != 1:
+        raise FrameError("the end of a call that does not go on, or is cut short")
+    decode_ride(done.ride)
+
+
 def pack_note(seq: int, kind: int, payload: bytes) -> bytes:
     """The payload of NOTE."""
     return _NOTE.pack(seq, kind) + payload

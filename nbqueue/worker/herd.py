@@ -166,6 +166,7 @@ class Herd:
     def mounted(self, mount: Mount) -> None:
         """A horse has been forked."""
         mount.slot.mount = mount
+        mount.kills = self.obituary.kills()
         self._selector.register(mount.channel, selectors.EVENT_READ, (mount, self._report))
         if mount.pidfd is not None:
             self._selector.register(mount.pidfd, selectors.EVENT_READ, (mount, self._bury))
@@ -195,7 +196,8 @@ class Herd:
         try:
             self._heard(mount, mount.channel.receive())
         except (frames.FrameError, BadSignature, struct.error, IndexError):
-            tree.kill_group(mount.pid)  # the job wrote into our socket: its certificate will say that it crashed
+            mount.garbled = True  # the job wrote into our socket, as its certificate will say
+            tree.kill_group(mount.pid)
             mount.channel.eof = True
         if mount.channel.eof:
             self._forget(mount.channel.fileno())
@@ -209,6 +211,8 @@ class Herd:
                 self._done(mount, payload, fd)
             elif kind == frames.NOTE:
                 note = frames.unpack_note(payload)
+                if all(note.seq != call.seq for call in mount.calls):
+                    raise frames.FrameError("a note of a call that is another horse's")
                 if note.seq not in mount.killed:
                     notes[note.seq, note.kind] = payload
             elif kind == frames.ECHO:
@@ -227,6 +231,12 @@ class Herd:
         from nbqueue.worker import capture, horse
 
         call = mount.calls[mount.reported]
+        try:
+            frames.check_done(payload, call.seq)
+        except (frames.FrameError, struct.error):
+            if fd is not None:
+                os.close(fd)
+            raise
         mount.reported += 1
         self.busy = self.busy or mount.reported < len(mount.calls)
         flags = payload[-1]

@@ -32,7 +32,6 @@ from nbqueue.worker.slots import Call, Errand
 
 FAILED, UNMARKED, STAYS = 1, 2, 4  # flags of a DONE
 MUTE = 71  # exit code: the call closed the descriptor that its outcome would have gone to
-SPARE = b"nbqueue-spare"  # what a spare horse is called in a list of processes
 
 _HIGH = 1_000  # descriptors from here on survive a call that closes "all" of them
 _SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -99,6 +98,7 @@ class Horse:
         os.setsid()
         tree.become_subreaper()
         tree.die_with(saddle.stable)
+        tree.rename(tree.HORSE)
         os.register_at_fork(after_in_child=_unshield)
         self._saddle = saddle
         self._pid = os.getpid()
@@ -138,10 +138,10 @@ class Horse:
 
     def _first(self) -> Call:
         """The call of a spare horse, for which it waits."""
-        name = tree.rename(SPARE)
+        tree.rename(tree.SPARE)
         _rehearse()
         run = frames.decode_run(self._word())
-        tree.rename(name)
+        tree.rename(tree.HORSE)
         return Call(run, *run.jobs[0])
 
     def _loaded(self) -> tuple[Callable[..., Any] | Failure, float]:

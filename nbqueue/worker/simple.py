@@ -109,7 +109,8 @@ class Simple:
         plan = self.plan
         self._queues = queues_of(plan, self.broker)
         info = describe(plan, self.id, 1, self._queues, self.sealer.keyring)
-        self.settler.clock(self.broker.join(self.id, encode(info), self._queues, 1, lease=plan.lease, beat=plan.beat))
+        now = self.broker.join(self.id, encode(info), self._queues, 1, lease=plan.lease, beat=plan.beat, host=info.host)
+        self.settler.clock(now)
 
     def _stop_pulse(self) -> None:
         if self._pulse is not None:

@@ -117,6 +117,8 @@ class Mount:
         self.begun: int | None = None  # position of the call that outlasted the slice
         self.alarmed: int | None = None  # position of the call that was told of its limit
         self.overdue = False  # killed, because the grace was over
+        self.garbled = False  # killed, because its call wrote what is no frame of ours
+        self.kills = 0  # by the kernel, for memory, before it was there
         self.killed: set[int] = set()  # seqs of calls that nobody wants to hear of
         self.gone = False
         self._tickets = gear.tickets

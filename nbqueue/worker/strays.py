@@ -29,4 +29,4 @@ class Strays:
             return pid not in self._before
         if marks.mark_of(pid) == self._mark:
             self._marked.add(pid)
-        return pid in self._marked
+        return pid in self._marked or tree.is_dead_horse(pid)

@@ -63,9 +63,10 @@ class Tenure:
         info = describe(self.plan, self.id, self.slots, self.queues, self.keyring)
         before = limits.fence_clock()
         plan = self.plan
-        self.settler.clock(
-            self.broker.join(self.id, encode(info), self.queues, self.slots, lease=plan.lease, beat=plan.beat)
+        now = self.broker.join(
+            self.id, encode(info), self.queues, self.slots, lease=plan.lease, beat=plan.beat, host=info.host
         )
+        self.settler.clock(now)
         self._leased(before)
         self.ears.attend(self.id)
 

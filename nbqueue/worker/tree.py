@@ -16,7 +16,8 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 LINUX = sys.platform == "linux"
-_PDEATHSIG, _SET_NAME, _GET_NAME, _CHILD_SUBREAPER = 1, 15, 16, 36
+HORSE, SPARE = b"nbqueue-horse", b"nbqueue-spare"  # what horses are called in lists of processes
+_PDEATHSIG, _SET_NAME, _CHILD_SUBREAPER = 1, 15, 36
 _ROUNDS = 50  # a tree that still grows after so many looks is looked at again in the next turn
 
 
@@ -41,13 +42,19 @@ def die_with(parent: int | None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)  # it ended before we asked
 
 
-def rename(name: bytes) -> bytes:
-    """Gives this process another name in lists of processes; returns the one before."""
-    former = ctypes.create_string_buffer(16)
+def rename(name: bytes) -> None:
+    """Gives this process another name in lists of processes."""
     if (libc := _libc()) is not None:
-        libc.prctl(_GET_NAME, former, 0, 0, 0)
         libc.prctl(_SET_NAME, name, 0, 0, 0)
-    return former.value
+
+
+def is_dead_horse(pid: int) -> bool:
+    """Whether a process that has ended, and was not reaped, was a horse: its name is what is left to tell it by."""
+    try:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_bytes().partition(b"(")[2].rpartition(b")")
+    except OSError:
+        return False
+    return rest.split()[0] == b"Z" and name in (HORSE, SPARE)
 
 
 def make_way() -> None:

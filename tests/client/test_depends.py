@@ -77,7 +77,7 @@ def test_who_waits_for_a_failed_job_is_canceled_and_comes_back_with_a_retry(q, b
     with pytest.raises(JobCanceled, match="dependency"):
         beyond.wait(10)
     assert (after.status, after.cause, after.error) == (
-        "canceled", "dependency", "canceled: what it depends on did not finish",
+        "canceled", "dependency", f"canceled: {bad.id}, which it depends on, did not finish",
     )  # fmt: skip
     assert anyway.wait(10) == 2
     late = q.enqueue(add, 1, depends_on=bad)

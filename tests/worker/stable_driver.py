@@ -19,7 +19,7 @@ from nbqueue import perform, wire
 from nbqueue.model import Echo, Failure, FunctionRecord, Hook, Ride, State, decode, encode
 from nbqueue.worker import frames
 from nbqueue.worker.channel import Channel
-from nbqueue.worker.horse import SPARE
+from nbqueue.worker.tree import SPARE
 
 MARK = "NBQUEUE_MARK"
 

@@ -172,17 +172,17 @@ local function head(letter, attempt)
 end
 
 -- An outcome that a script makes: a small letter and a plain note (it cannot sign).
-local function note(letter, attempt, cause, worker)
-  return head(letter, attempt) .. cmsgpack.pack({cause, now, worker})
+local function note(letter, attempt, cause, worker, host)
+  return head(letter, attempt) .. cmsgpack.pack({cause, now, worker, host})
 end
 
--- Writes such outcomes: items = {index, attempt, worker}, all coming from one state; the caller counts them.
+-- Writes such outcomes: items = {index, attempt, worker, .., .., host}, all coming from one state; the caller counts them.
 local function conclude(f, letter, cause, items)
   if #items == 0 then return end
   local writes, names, told = {}, {}, {}
   for i, item in ipairs(items) do
     writes[2 * i - 1] = item[1]
-    writes[2 * i] = note(letter, item[2], cause, item[3] or '')
+    writes[2 * i] = note(letter, item[2], cause, item[3] or '', item[6] or '')
     names[i] = tostring(item[1])
     if f.deps then told[i] = {names[i], string.upper(letter)} end
   end

@@ -1,10 +1,10 @@
 -- join: a worker enters, under an id that nobody had before.
--- ARGV: worker info slots lease# beat# epoch queues...
+-- ARGV: worker info slots lease# beat# epoch host queues...
 make_room()
 outage()
 if call('HEXISTS', K.w(worker), 'dead') == 1 then return -1 end
 call('SET', K.epoch, epoch, 'NX')
-call('HSET', K.w(worker), 'info', info, 'slots', slots, 'beat', int(beat),
+call('HSET', K.w(worker), 'info', info, 'slots', slots, 'beat', int(beat), 'host', host,
   'queues', table.concat(ARGV, ' ', queues))
 call('ZADD', K.workers, int(math.floor(now / 1000 + lease)), worker)
 for i = queues, #ARGV do

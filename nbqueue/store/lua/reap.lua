@@ -10,7 +10,7 @@ local worker = due[1]
 if not worker then return {'', 0, 0, 0, 0} end
 
 local held = K.held(worker)
-local info = call('HMGET', K.w(worker), 'dead', 'slots', 'queues')
+local info = call('HMGET', K.w(worker), 'dead', 'slots', 'queues', 'host')
 local size = tonumber(info[1] or call('SCARD', held))
 if not info[1] then call('HSET', K.w(worker), 'dead', size) end
 local group = math.max(1, math.floor(math.min(size, tonumber(info[2] or '1')) / 2))
@@ -28,7 +28,7 @@ for batch, indexes in pairs(batches) do
     if token and worker_of(token) == worker then
       if size == 1 then losses = losses + 1 end
       local list = losses >= max_losses and gone or back
-      list[#list + 1] = {indexes[i], attempt, worker, losses, group}
+      list[#list + 1] = {indexes[i], attempt, worker, losses, group, info[4]}
     end
   end
   if f then
