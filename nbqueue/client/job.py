@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nbqueue import wire
+from nbqueue import perform, wire
 from nbqueue.client import looking, waiting
 from nbqueue.client.facts import Facts
 from nbqueue.errors import (
     BadInput,
-    BadSignature,
     Expired,
     JobCanceled,
     JobFailed,
@@ -309,9 +308,7 @@ def value_of(outcome: Outcome, job: str) -> Any:
     error = error_of(outcome, job)
     if error is not None:
         raise error
-    if outcome.value is None:
-        raise BadSignature(what=f"The outcome of {job}", why="it says finished and holds no value")
-    return wire.loads(outcome.value)
+    return perform.opened(outcome)
 
 
 def error_of(outcome: Outcome, job: str) -> BaseException | None:
