@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable
 from datetime import timedelta
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from nbqueue.errors import BadName, BadOption
 
 DAY = 86_400.0
 YEAR = 365 * DAY
+OFF = "off"  # in place of a folder: none
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+\-]{0,99}\Z")
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?\Z")
@@ -94,6 +97,12 @@ def _count(option: str, value: object) -> int:
     return value
 
 
+def _result_size(option: str, value: object) -> int | None:
+    if value is None:
+        return None
+    return size(option, value) if isinstance(value, str) else _count(option, value)
+
+
 def _seed(option: str, value: object) -> int | None:
     if value is None:
         return None
@@ -132,6 +141,30 @@ def _optional_name(option: str, value: object) -> str | None:
     return None if value is None else check_name(option, value)
 
 
+def is_url(root: str) -> bool:
+    """Whether this is a URL rather than the path of a folder."""
+    return "://" in root
+
+
+def spill_root(option: str, value: object) -> str | None:
+    """A folder, as an absolute path, or a URL for fsspec; "off" for none. Raises BadOption."""
+    if value is None:
+        return None
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+    if not isinstance(text, str) or not text.strip() or "\0" in text or len(text) > 1000:
+        raise BadOption(message=f"{option}={value!r} must be a folder, or a URL such as 's3://bucket/folder'.")
+    if text in {"0", OFF}:
+        return OFF
+    scheme, colon, rest = text.partition("://")
+    if not colon or scheme == "file":
+        return str(Path(rest if colon else text).expanduser().absolute())
+    if scheme in {"memory", "data"}:
+        raise BadOption(message=f"{option}={value!r}: processes do not share it. Name a folder that workers share.")
+    if ":" in rest.partition("/")[0].rpartition("@")[0]:
+        raise BadOption(message=f"{option}= holds a password, which every reader of a batch would see: leave it out.")
+    return text.rstrip("/")
+
+
 def _text(option: str, value: object) -> str:
     if not isinstance(value, str) or len(value) > 1000:
         raise BadOption(message=f"{option}={value!r} must be a text of at most 1,000 characters.")
@@ -163,7 +196,8 @@ CHECKS: dict[str, Any] = {
     "isolate": _flag,
     "slice": _grace,
     "preload": _flag,
-    "max_result": _count,
+    "max_result": _result_size,
+    "spill": spill_root,
     "max_failed": _tolerance,
     "seed": _seed,
     "env": _names,

@@ -5,10 +5,10 @@ what to do next.
 
     NbqueueError
       SetupError            NoServer  NoServerProgram  WrongPassword  ServerUnfit  ServerRefused  BadSecret
-      BadInput              BadName  BadOption  BadItems  NotPicklable  TooLarge  InUse  Changed
-                            NoSuchDependency  InsideJob
+      BadInput              BadName  BadOption  BadItems  NotPicklable  TooLarge  SpillFailed  InUse
+                            Changed  NoSuchDependency  InsideJob  TooManyOpen
       BadSignature          UnknownKey
-      NotThere              NoSuchBatch  NoSuchJob  NoSuchWorker  Expired  LostByServer
+      NotThere              NoSuchBatch  NoSuchJob  NoSuchWorker  Expired  LostByServer  SpillLost
       JobFailed  JobCanceled  BatchFailed  NotDone
       LeaseEnded            (a worker's own)
       LoadError             (a stable's own)
@@ -42,6 +42,11 @@ def _rebuild(cls: type[NbqueueError], facts: dict[str, Any]) -> NbqueueError:
 
 class SetupError(NbqueueError):
     """{message}"""
+
+    @property
+    def kind(self) -> str:
+        """Which trouble it is: the server's own word for it (OOM, LOADING), or the name of the class."""
+        return str(self.facts.get("kind") or type(self).__name__)
 
 
 class NoServer(SetupError, ConnectionError):
@@ -96,6 +101,17 @@ class NotPicklable(BadInput, TypeError):
 
 class TooLarge(BadInput, ValueError):
     """{what} is too large: over {limit}. {remedy}"""
+
+
+class SpillFailed(TooLarge):
+    """{what} is too large for the store, and cannot be spilled to {folder}: {why}. {remedy}"""
+
+
+class TooManyOpen(BadInput, RuntimeError):
+    """The queue {queue!r} on {server} holds {limit:,} batches that are not done, as many as `max_open` allows: this one
+    was not submitted. Send many calls as one batch, with `nbqueue.map(f, items)` in place of a loop of `enqueue` or
+    `submit`; remove what is not wanted any more, with `nbqueue empty {queue}` or `batch.cancel()`; or raise
+    NBQUEUE_MAX_OPEN."""
 
 
 class InUse(BadInput, ValueError):
@@ -157,6 +173,11 @@ class Expired(NotThere):
 class LostByServer(NotThere):
     """The server at {server} has forgotten {what}: it was restarted without its data, or flushed, or someone deleted
     it. What had not been collected by then must run again."""
+
+
+class SpillLost(NotThere):
+    """{size} of results lie in {file}, and cannot be read from there: {why}. If this machine has that folder under
+    another path, name it with NBQUEUE_SPILL; what is gone must run again: `batch.retry(row)`."""
 
 
 # ---------------------------------------------------------------- how jobs and batches end

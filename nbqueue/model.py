@@ -110,6 +110,15 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
         return f"{self.type}: {self.message}" if self.message else self.type
 
 
+class Spilled(msgspec.Struct, frozen=True, array_like=True):
+    """Where a large result lies: a file under a folder or URL, its size in bytes, and what it must be."""
+
+    root: str
+    name: str
+    size: int
+    sha256: bytes
+
+
 class Rerun(msgspec.Struct, frozen=True, array_like=True):
     """How often a job runs again, after how many seconds each (the last holds for all that follow), and where."""
 
@@ -157,6 +166,7 @@ class Ride(msgspec.Struct, frozen=True, array_like=True):
     failure: Failure | None = None
     value: bytes | None = None  # the pickled result
     rerun: Rerun | None = None  # the job returned a Retry: it failed, and asks for this
+    spilled: Spilled | None = None  # the result, where it is too large to be here
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
@@ -174,6 +184,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     worker: str = ""
     failure: Failure | None = None
     value: bytes | None = None
+    spilled: Spilled | None = None  # in place of the value
 
     @property
     def ended_us(self) -> int:
@@ -228,7 +239,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     isolate: bool = False
     slice: float = SLICE
     preload: bool = True
-    max_result: int = MAX_RESULT
+    max_result: int | None = None  # None: MAX_RESULT, or with a spill MAX_SPILLED
+    spill: str = ""  # where large results go; empty: where the worker says; "off": nowhere
     seed: int | None = None
     env: tuple[str, ...] = ()  # names of the variables that travel with the function
     result_ttl: float = RESULT_TTL
@@ -279,7 +291,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     isolate: bool = False
     slice: float = SLICE
     preload: bool = True
-    max_result: int = MAX_RESULT
+    max_result: int | None = None
+    spill: str | None = None
     max_failed: float | None = None
     seed: int | None = None
     env: tuple[str, ...] = ()

@@ -1,10 +1,12 @@
 """Run one call, and turn whatever happens into a Ride: the horse and `inline="collect"` share it.
 
 A payload is one byte and a pickle: `1` the only positional argument, `2` (args, kwargs), `3` (args, kwargs, label).
+`4` comes with no pickle, but says where that of the only positional argument lies: the spilled result of another job.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +14,22 @@ from pathlib import Path
 from types import CoroutineType, TracebackType
 from typing import Any, Protocol
 
-from nbqueue import wire
+from nbqueue import spill, wire
 from nbqueue.checks import size_text
-from nbqueue.errors import JobTimeout, NotPicklable, TooLarge
-from nbqueue.model import MAX_ARGUMENTS, Cause, Failure, Rerun, Ride, State
+from nbqueue.errors import BadSignature, JobTimeout, NotPicklable, SpillFailed, TooLarge
+from nbqueue.model import (
+    MAX_ARGUMENTS,
+    MAX_RESULT,
+    Cause,
+    Failure,
+    Outcome,
+    Rerun,
+    Ride,
+    Spilled,
+    State,
+    decode,
+    encode,
+)
 from nbqueue.policies import Retry
 
 MAX_TRACEBACK = 64_000  # bytes; of a longer one the beginning and the end are kept
@@ -60,8 +74,22 @@ def pack(args: Sequence[Any], kwargs: Mapping[str, Any], label: Any = None, *, w
     return b"2" + wire.dumps((tuple(args), dict(kwargs)), MAX_ARGUMENTS, what, remedy)
 
 
+def handed_on(outcome: Outcome) -> bytes | None:
+    """The result of a job as the arguments of another; None if it has none."""
+    if outcome.spilled is not None:
+        return b"4" + encode(outcome.spilled)
+    return None if outcome.value is None else b"1" + outcome.value
+
+
+def spilled_in(payload: bytes | None) -> Spilled | None:
+    """Where the argument of a call lies, if it is a spilled result."""
+    return decode(Spilled, memoryview(payload)[1:]) if payload is not None and payload[:1] == b"4" else None
+
+
 def unpack(payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """`(args, kwargs, label)`. Raises whatever unpickling raises."""
+    """`(args, kwargs, label)`. Raises whatever unpickling raises, and SpillLost."""
+    if (spilled := spilled_in(payload)) is not None:
+        return (wire.loads(spill.read(spilled)),), {}, None
     kind, value = payload[:1], wire.loads(memoryview(payload)[1:])
     if kind == b"1":
         return (value,), {}, None
@@ -77,17 +105,19 @@ def perform(
     payload: bytes,
     *,
     job: str,
-    max_result: int,
+    max_result: int | None,
+    spill_to: spill.Place | None = None,
     clock: Clock | None = None,
     keep: Callable[[BaseException], object] | None = None,
 ) -> Ride:
     """Calls `function` with the packed arguments; never raises, whatever the function does.
 
-    `keep` is given the exception that it raised, with its traceback, for callbacks to look at.
+    `max_result` None is MAX_RESULT, or MAX_SPILLED where large results may be spilled. `keep` is given the exception
+    that it raised, with its traceback, for callbacks to look at.
     """
     clock = clock or NO_CLOCK
     started, cpu = time.monotonic(), time.process_time()
-    cause, failure, data, rerun = None, None, None, None
+    cause, failure, data, rerun, spilled = None, None, None, None, None
     stage = "arguments"
     try:
         clock.start()
@@ -100,15 +130,16 @@ def perform(
         if isinstance(value, Retry):
             cause, failure, rerun = Cause.RETRY, _asked(value.rerun), value.rerun
         else:
-            data = _dumped(value, max_result)
+            data, spilled = _stored(value, max_result, spill_to)
         clock.stop()
     except BaseException as why:  # noqa: BLE001 - a job may raise anything; all of it becomes its outcome
         clock.stop()
         cause, failure = _judge(why, stage, job)
-        data = rerun = None
+        data = rerun = spilled = None
         _let_go(why, keep)
     state, spent = State.FAILED if cause else State.FINISHED, time.process_time() - cpu
-    return Ride(state, cause, started, time.monotonic(), cpu_s=spent, failure=failure, value=data, rerun=rerun)
+    ended = time.monotonic()
+    return Ride(state, cause, started, ended, cpu_s=spent, failure=failure, value=data, rerun=rerun, spilled=spilled)
 
 
 def _let_go(why: BaseException, keep: Callable[[BaseException], object] | None) -> None:
@@ -131,8 +162,48 @@ def awaited(value: Any) -> Any:
     return asyncio.run(value)
 
 
+def _stored(value: Any, limit: int | None, place: spill.Place | None) -> tuple[bytes | None, Spilled | None]:
+    """The result as bytes, or where it was spilled. Raises TooLarge, SpillFailed, or whatever pickling raises."""
+    if place is None or wire.is_plain(value):
+        return _dumped(value, limit or MAX_RESULT), None
+    what = f"The result (a {type(value).__name__})"
+    remedy = "Return less, or raise `max_result=`."
+    sink = spill.Sink(place, limit or spill.MAX_SPILLED, what, remedy)
+    try:
+        wire.dump(value, sink)
+        found = sink.finish()
+    except SpillFailed as why:
+        sink.discard()
+        return _through_store(value, min(limit or MAX_RESULT, MAX_RESULT), why), None
+    except BaseException:
+        sink.discard()
+        raise
+    return (None, found) if isinstance(found, Spilled) else (found, None)
+
+
+def _through_store(value: Any, limit: int, failed: SpillFailed) -> bytes:
+    """What the spill does not take, if the store does; else raises what is wrong with the spill."""
+    try:
+        data = _dumped(value, limit)
+    except TooLarge:
+        raise failed from failed.__cause__
+    sys.stderr.write(f"nbqueue: {failed} It went through the store.\n")  # into the job's log
+    return data
+
+
+def opened(outcome: Outcome) -> Any:
+    """The value of a finished job, from where it lies. Raises SpillLost, BadSignature, what unpickling raises."""
+    if outcome.spilled is not None:
+        return wire.loads(spill.read(outcome.spilled))
+    if outcome.value is None:
+        raise BadSignature(what="An outcome", why="it says finished and holds no value")
+    return wire.loads(outcome.value)
+
+
 def _dumped(value: Any, limit: int) -> bytes:
-    remedy = "Write it to a file and return the path, or raise `max_result=`."
+    remedy = (
+        "Write it to a file and return the path, raise `max_result=`, or name a folder for large results: `spill=`."
+    )
     what = f"The result (a {type(value).__name__})"
     data = wire.dumps(value, limit, what, remedy)
     if len(data) > limit:

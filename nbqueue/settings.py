@@ -12,12 +12,21 @@ from typing import Any
 
 import msgspec
 
-from nbqueue.checks import size
+from nbqueue.checks import OFF, size, spill_root
 from nbqueue.errors import BadOption
 
 NAMESPACE = "nbq"
 SPOOL_CAP = 10 << 30  # bytes
-_FILED: dict[str, type] = {"url": str, "namespace": str, "slots": int, "spool": str, "spool_cap": str}
+MAX_OPEN = 1_000_000  # batches of a queue that are not done
+_FILED: dict[str, type] = {
+    "url": str,
+    "namespace": str,
+    "slots": int,
+    "spool": str,
+    "spool_cap": str,
+    "spill": str,
+    "max_open": int,
+}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +40,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     inline: bool | str = False
     spool: Path | None = None  # where what is collected is copied to; None: nowhere
     spool_cap: int = SPOOL_CAP
+    spill: str | None = None  # where large results lie; None: in the store
+    max_open: int = MAX_OPEN
 
     @property
     def local(self) -> Path:
@@ -72,11 +83,13 @@ def load(
         home=home,
         url=pick["url"],
         namespace=str(pick["namespace"]),
-        slots=_slots(environ.get("NBQUEUE_SLOTS") or filed.get("slots")),
+        slots=_count("NBQUEUE_SLOTS", environ.get("NBQUEUE_SLOTS") or filed.get("slots")),
         progress=environ.get("NBQUEUE_PROGRESS", "1") != "0",
         inline=_inline(environ.get("NBQUEUE_INLINE", "")),
         spool=_spool(environ.get("NBQUEUE_SPOOL") or filed.get("spool"), home),
         spool_cap=size("spool_cap", filed.get("spool_cap")) or SPOOL_CAP,
+        spill=_spill(environ.get("NBQUEUE_SPILL") or filed.get("spill")),
+        max_open=_count("NBQUEUE_MAX_OPEN", environ.get("NBQUEUE_MAX_OPEN") or filed.get("max_open")) or MAX_OPEN,
     )
 
 
@@ -103,6 +116,11 @@ def _spool(word: str | None, home: Path) -> Path | None:
     if word in {"0", "off"}:
         return None
     return Path(word).expanduser().absolute() if word else home / "spool"
+
+
+def _spill(word: str | None) -> str | None:
+    root = spill_root("NBQUEUE_SPILL", word)
+    return None if root == OFF else root
 
 
 def _inline(word: str) -> bool | str:
@@ -134,11 +152,11 @@ def _checked(filed: dict[str, Any], path: Path) -> dict[str, Any]:
     return filed
 
 
-def _slots(value: object) -> int | None:
+def _count(name: str, value: object) -> int | None:
     if value is None:
         return None
     if not str(value).isdigit() or int(str(value)) < 1:
-        raise BadOption(message=f"NBQUEUE_SLOTS={value!r} must be a whole number of 1 or more.")
+        raise BadOption(message=f"{name}={value!r} must be a whole number of 1 or more.")
     return int(str(value))
 
 

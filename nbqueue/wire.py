@@ -17,7 +17,7 @@ import stat
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cloudpickle
 
@@ -216,14 +216,19 @@ class _Capped(io.BytesIO):
 _PLAIN = (int, float, bool, type(None))
 
 
+def is_plain(value: Any) -> bool:
+    """Whether it is small, and needs no care to be pickled."""
+    kind = type(value)
+    return kind in _PLAIN or (kind in (str, bytes) and len(value) < 10_000)
+
+
 def dumps(value: Any, limit: int, what: str = "This value", remedy: str = "") -> bytes:
     """`value` as a pickle of at most `limit` bytes. Raises TooLarge, or whatever pickling raises.
 
     The C pickler first; cloudpickle where it fails, and where the pickle names `__main__`, which is another module in
     the process that will open it.
     """
-    kind = type(value)
-    if kind in _PLAIN or (kind in (str, bytes) and len(value) < 10_000):
+    if is_plain(value):
         return pickle.dumps(value, 5)
     file = _Capped(limit, what, remedy)
     try:
@@ -243,6 +248,45 @@ def by_value(value: Any, limit: int, what: str = "This value", remedy: str = "")
     file = _Capped(limit, what, remedy)
     cloudpickle.Pickler(file, 5).dump(value)
     return file.getvalue()
+
+
+class Sink(Protocol):
+    """What a value is pickled into as it is read, so that it need not be in memory twice."""
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Takes the next bytes."""
+
+    def begin_again(self) -> None:
+        """What was written counts for nothing."""
+
+
+class _Stream:
+    """Hands a pickler's bytes on, and sees whether they name `__main__`."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._write = sink.write
+        self.whole = False  # whether the value must travel by value
+
+    def write(self, data: Any) -> int:
+        part = data if isinstance(data, bytes) else pickle.PickleBuffer(data).raw()
+        # Names come in frames, which the pickler ends at 64 kB and between two names; what is longer is data.
+        if len(part) < 1 << 20 and not self.whole:
+            self.whole = b"__main__" in bytes(part)
+        return self._write(part)
+
+
+def dump(value: Any, sink: Sink) -> None:
+    """As dumps, into a sink. Raises what it raises, and whatever pickling raises."""
+    stream = _Stream(sink)
+    try:
+        pickle.Pickler(stream, 5).dump(value)
+    except TooLarge:
+        raise
+    except Exception:  # noqa: BLE001 - as in dumps
+        stream.whole = True
+    if stream.whole or cloudpickle.list_registry_pickle_by_value():
+        sink.begin_again()
+        cloudpickle.Pickler(_Stream(sink), 5).dump(value)
 
 
 def loads(data: bytes | memoryview) -> Any:

@@ -89,6 +89,7 @@ def _made(queues: tuple[str, ...], reached: Reached, options: dict[str, Any]) ->
     made.beat = options["beat"] or made.beat
     if not 0 < made.beat < made.lease:
         raise BadOption(message="--beat must be shorter than --worker-ttl.")
+    made.spill = reached.settings.spill or ""
     made.patience, made.local, made.exits, made.shown = options["patience"], options["local"], True, reached.where
     return made
 

@@ -20,7 +20,7 @@ from nbqueue.model import FunctionRecord, Hook, Options, Spec, decode, encode, n
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
 
-LIMITS = ("timeout", "grace", "isolate", "slice", "preload", "max_result", "queue")
+LIMITS = ("timeout", "grace", "isolate", "slice", "preload", "max_result", "spill", "queue")
 
 
 def retry(
@@ -120,6 +120,8 @@ def limited(spec: Spec, limits: dict[str, Any]) -> tuple[Spec, str | None]:
     checked = Options().replaced(**limits)
     changes = {name: getattr(checked, name) for name in limits}
     queue = changes.pop("queue", None)
+    if "spill" in changes:
+        changes["spill"] = changes["spill"] or ""
     return msgspec.structs.replace(spec, **changes), queue
 
 

@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from nbqueue.client import again, frame, looking, progress, waiting
+from nbqueue.client import again, frame, looking, progress, spills, waiting
 from nbqueue.client.facts import parents_of
 from nbqueue.client.job import Job, error_of, text_of, value_of
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.session import Session
 from nbqueue.client.watch import Watch
-from nbqueue.errors import BadInput, BadOption, BatchFailed, JobFailed, NotDone
+from nbqueue.errors import BadInput, BadOption, BadSignature, BatchFailed, JobFailed, NotDone, SpillLost
 from nbqueue.model import Hook, Outcome, Spec, State, Tally
 
 if TYPE_CHECKING:
@@ -152,8 +152,14 @@ class Batch(Sequence[Job[R]], Generic[R]):
             job = Job(self, index).id
             error = error_of(outcome, job, parents_of(self.spec))
             if error is None:
-                found.append(value_of(outcome, job))
-            elif errors == "return":
+                try:
+                    found.append(value_of(outcome, job))
+                    continue
+                except (SpillLost, BadSignature) as why:
+                    if errors == "raise":
+                        raise
+                    error = why
+            if errors == "return":
                 found.append(error)
         return found
 
@@ -265,8 +271,8 @@ class Batch(Sequence[Job[R]], Generic[R]):
     def retry(self, rows: Any = None, func: Callable[..., Any] | str | None = None, **limits: Any) -> Batch[R]:
         """Runs rows again: the failed ones, or those named by position, Job, job id, or a frame with `job_id`.
 
-        `func` replaces the function; `limits` are timeout, grace, isolate, slice, preload, max_result, and queue, to
-        which the whole batch moves. With `func` or `queue` it must have ended. Raises BadInput or BadOption.
+        `func` replaces the function; `limits` are timeout, grace, isolate, slice, preload, max_result, spill, and
+        queue, to which the whole batch moves. With `func` or `queue` it must have ended. Raises BadInput or BadOption.
         """
         again.retry(self, rows, func, limits)
         return self
@@ -279,7 +285,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         return self.session.ask(lambda broker: broker.cancel(self.id, rows, running=running))
 
     def forget(self) -> None:
-        """Removes a done batch, its arguments and its results, from server and spool. Raises BadInput while it runs."""
+        """Removes a done batch from server and spool, with its spilled results. Raises BadInput while it runs."""
         if not self.inline and not self.session.ask(lambda broker: broker.forget(self.id)):
             raise BadInput(message=f"{self.id} still runs ({self.tally}): wait for it, or cancel() it, then forget it.")
         self.session.collector.drop(self.watch)
@@ -287,6 +293,8 @@ class Batch(Sequence[Job[R]], Generic[R]):
         self.watch.gone = "forgotten"
         if self.watch.birth is not None:
             self.session.spool.forget(self.watch.birth)
+        if not self.inline:
+            spills.forget(self.session, self.watch, self.spec)
 
     # A Sequence's own versions compare every element, and would unpickle nothing useful.
     def __contains__(self, job: object) -> bool:

@@ -59,8 +59,8 @@ class Run:
         return None if failure is None else failure.traceback or str(failure)
 
     def return_value(self) -> Any:
-        """The value that it gave; None if it gave none."""
-        return None if self.outcome.value is None else wire.loads(self.outcome.value)
+        """The value that it gave; None if it gave none. Raises SpillLost."""
+        return perform.opened(self.outcome) if self.outcome.state is State.FINISHED else None
 
 
 def parents_of(spec: Spec) -> list[str]:

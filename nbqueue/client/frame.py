@@ -6,7 +6,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nbqueue import perform, wire
+from nbqueue import perform
+from nbqueue.checks import size_text
 from nbqueue.client import columns
 from nbqueue.client.columns import MISSING
 from nbqueue.client.facts import parents_of, ridden
@@ -65,10 +66,10 @@ def warn_if_cut(batch: Batch[Any]) -> None:
 
 def value_of(outcome: Outcome | None) -> Any:
     """The value of a job, or MISSING; where it cannot be opened here, words that say so."""
-    if outcome is None or outcome.value is None:
+    if outcome is None or outcome.state is not State.FINISHED:
         return MISSING
     try:
-        return wire.loads(outcome.value)
+        return perform.opened(outcome)
     except Exception as why:  # noqa: BLE001 - a class that is not here costs one cell, not the frame
         return f"<cannot be opened here: {perform.type_name(type(why))}: {perform.text_of(why)}>"
 
@@ -148,7 +149,7 @@ def _arguments(rows: Rows, *, whole: bool) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {name or f"arg_{place}": [] for place, name in enumerate(names or rows.empty)}
     used = set() if rows.n else set(found)
     for index, (spec, payload) in enumerate(zip(rows.specs, rows.payloads, strict=True)):
-        args, kwargs, _ = opened_call(payload)
+        args, kwargs, _ = _spilled(payload) if not whole and payload and payload[:1] == b"4" else opened_call(payload)
         positions = spec.columns
         if len(args) > len(positions):
             positions += tuple(f"arg_{place}" for place in range(len(positions), len(args)))
@@ -159,6 +160,12 @@ def _arguments(rows: Rows, *, whole: bool) -> dict[str, list[Any]]:
                 found[name] = [MISSING] * rows.n
             found[name][index] = value if small else columns.summary(value)
     return {name: values for name, values in found.items() if name in used}
+
+
+def _spilled(payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Words in the place of a large argument, which need not be read for a summary."""
+    found = perform.spilled_in(payload)
+    return (f"<{size_text(found.size)} in {found.root}>" if found else MISSING,), {}, None
 
 
 def index_of(rows: Rows) -> pd.Index[Any]:

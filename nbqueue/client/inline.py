@@ -20,7 +20,7 @@ from nbqueue import current, perform, settings, wire
 from nbqueue.client.watch import Watch
 from nbqueue.current import CurrentJob
 from nbqueue.errors import BadInput
-from nbqueue.model import Cause, Echo, Hook, Notes, Outcome, Rerun, Ride, Spec, State, Tally, job_id
+from nbqueue.model import MAX_RESULT, Cause, Echo, Hook, Notes, Outcome, Rerun, Ride, Spec, State, Tally, job_id
 from nbqueue.worker import hooks as callbacks
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Inline:
         if isinstance(value, CoroutineType):
             value = awaited(value)
         runtime_us = int((time.monotonic() - begun) * 1e6)
-        data = wire.dumps(value, self.spec.max_result, "The result")
+        data = wire.dumps(value, self.spec.max_result or MAX_RESULT, "The result")
         self._respond(index, callbacks.SUCCESS, callbacks.Ending(data))
         return Outcome(
             State.FINISHED, None, attempt, begun_us, runtime_us, host=settings.host(), worker="inline", value=data

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nbqueue import wire
+from nbqueue import perform, wire
 from nbqueue.client import looking, waiting
 from nbqueue.client.facts import Facts
 from nbqueue.client.spoolfile import Kind
 from nbqueue.errors import (
     BadInput,
-    BadSignature,
     Expired,
     JobCanceled,
     JobFailed,
@@ -312,9 +311,7 @@ def value_of(outcome: Outcome, job: str, parents: Sequence[str] = ()) -> Any:
     error = error_of(outcome, job, parents)
     if error is not None:
         raise error
-    if outcome.value is None:
-        raise BadSignature(what=f"The outcome of {job}", why="it says finished and holds no value")
-    return wire.loads(outcome.value)
+    return perform.opened(outcome)
 
 
 def error_of(outcome: Outcome, job: str, parents: Sequence[str] = ()) -> BaseException | None:

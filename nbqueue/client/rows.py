@@ -246,10 +246,9 @@ def _result(batch: Batch[Any], index: int, blob: bytes | None) -> bytes | None:
     if blob is None:
         return None
     try:
-        value = opened(batch.session.sealer, batch.spec.source, index, blob).value
+        return perform.handed_on(opened(batch.session.sealer, batch.spec.source, index, blob))
     except BadSignature:
         return None  # as in _unsealed
-    return None if value is None else b"1" + value
 
 
 def opened_call(payload: bytes | None) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

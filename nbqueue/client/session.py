@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from nbqueue import settings as settings_module
-from nbqueue import wire
+from nbqueue import spill, wire
 from nbqueue.checks import check_name
 from nbqueue.client.collector import Collector
 from nbqueue.client.kernel import shell
@@ -49,6 +49,7 @@ class Session:
         self.slots: int | None = settings.slots
         self.memory: int | None = None
         self.asleep = False  # the private server was stopped on purpose: only a verb starts it again
+        spill.here(settings.spill)
         self.spool = Spool(settings.spool, settings.spool_cap, tell)
         self.collector = Collector(self)
         self.here = weakref.WeakValueDictionary[str, "Batch[Any]"]()  # what ran inline: no server knows it

@@ -118,6 +118,19 @@ def kept(folder: Path) -> list[Kept]:
     return sorted(found, key=lambda one: one.written)
 
 
+def batches_in(one: Kept) -> set[str]:
+    """The ids of all batches that these files tell of."""
+    found: set[str] = set()
+    for path in one.paths:
+        try:
+            for record in Scan(path):
+                if record.kind == Kind.BORN:
+                    found.update(birth.batch for birth in record.read(spoolfile.Births).births)
+        except (OSError, BadSignature):
+            continue  # it tells of nothing more
+    return found
+
+
 def standing_of(file: Path) -> Standing | None:
     """How a batch stood last, by one file."""
     found = None

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from nbqueue import current, settings, wire
+from nbqueue import current, settings, spill, wire
 from nbqueue.client import inline, items, likeness, notes, progress, terms, uploader
 from nbqueue.client.batch import Batch
 from nbqueue.client.function import Function, describe
@@ -103,6 +103,7 @@ class Submission:
             slice=options.slice,
             preload=options.preload,
             max_result=options.max_result,
+            spill=self._spill(),
             seed=secrets.randbits(DRAWN) if options.seed is None else options.seed,
             env=options.env,
             result_ttl=options.result_ttl,
@@ -120,6 +121,13 @@ class Submission:
             source="" if self.source is None else self.source.id,
             salt=b"" if self.marks is None else self.marks.salt,
         )
+
+    def _spill(self) -> str:
+        """Where large results go. Raises BadOption for a URL that nothing here can open."""
+        root = self.options.spill or self.session.settings.spill or ""
+        if root and not self.mode:
+            spill.check(root)
+        return root
 
     def run(self) -> Batch[Any]:
         """Submits, and shows the batch. Raises what is wrong with the items, or with the store."""
@@ -298,6 +306,7 @@ class Submission:
             delay=self.when.delay,
             needs=self.waits.needs,
             source=self.spec.source,
+            max_open=self.session.settings.max_open,
             meta=notes.sealed(sealer, batch, 0, options.meta) if self.single and options.meta else b"",
         )
 

@@ -187,6 +187,11 @@ class Watch:
         found = self._blobs.get(index)
         return None if found is None else self.blob(found)
 
+    def in_memory(self, index: int) -> bytes | None:
+        """The outcome of a job as it lay in the store, if it is small enough to be held here."""
+        found = self._blobs.get(index)
+        return found if isinstance(found, bytes) else None
+
     def portion(self, most: int) -> int:
         """How many outcomes to copy at a time, so that they are some MB: few before any was seen."""
         return most if self.typical == 0 else max(1, min(most, PORTION // self.typical))

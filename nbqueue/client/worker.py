@@ -71,6 +71,7 @@ class Worker:
         self.grace = seconds("grace", grace)
         self.isolate, self.quiet = isolate, quiet
         self.patience = 0.0  # how long a burst waits for a first job
+        self.spill = self.session.settings.spill or ""
         self.local = self.exits = False  # these and the next are set by the command: see Plan
         self.shown = ""
 
@@ -110,6 +111,7 @@ class Worker:
             paths=self.paths,
             preload=self.preload,
             handlers=self._handler_names(),
+            spill=self.spill,
             local=self.local,
             exits=self.exits,
             server=self.shown or self.session.server,

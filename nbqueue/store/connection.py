@@ -24,9 +24,17 @@ _REFUSALS = {
         "its memory is full",
         "Raise `maxmemory` (`redis-cli config set maxmemory 4gb`), or forget batches. Running jobs go on.",
     ),
-    "MISCONF": ("it cannot write its data to disk", "Free space on the server's disk, or see its log."),
+    "MISCONF": (
+        "it cannot write its data to disk",
+        "Free space on the server's disk, or see its log; it takes writes again once it has saved.",
+    ),
     "READONLY": ("it is a read-only replica", "Use the URL of the primary server."),
     "BUSY": ("a script keeps it busy", "Wait; if it lasts, run `redis-cli script kill`."),
+    "MASTERDOWN": ("it is a replica that has lost its primary", "Use the URL of the primary server."),
+    "NOREPLICAS": (
+        "too few replicas follow it",
+        "Start them, or run `redis-cli config set min-replicas-to-write 0` on it.",
+    ),
     "NOPERM": ("this user lacks a permission", "Ask its administrator for the rights that nbqueue's manual lists."),
     "WRONGTYPE": (
         "a key of ours holds something else",
@@ -112,17 +120,22 @@ def translate(why: wrong.RedisError, url: str) -> NbqueueError:
     if isinstance(why, wrong.AuthenticationError | wrong.AuthorizationError) or "WRONGPASS" in text or "NOAUTH" in text:
         return WrongPassword(url=url, why=text)
     if isinstance(why, wrong.BusyLoadingError):
-        return NoServer(url=url, why="it is still loading its data", remedy="Try again in a moment.")
+        return _loading(url)
     if isinstance(why, wrong.InvalidResponse):
         return NoServer(url=url, why=f"what answers there is not Redis ({text})", remedy="Check host and port.")
     word = _word(why, text)
     if word in _REFUSALS:
         reason, remedy = _REFUSALS[word]
-        return ServerRefused(why=f"{reason} ({text})", remedy=remedy)
+        return ServerRefused(why=f"{reason} ({text})", remedy=remedy, kind=word)
     if isinstance(why, wrong.ConnectionError | wrong.TimeoutError):
         remedy = "Start one with `nbqueue server start`, or give the URL of a running one with NBQUEUE_URL."
         return NoServer(url=url, why=text or type(why).__name__, remedy=remedy)
     return ServerRefused(why=text, remedy="This is not expected: please report it with this message.")
+
+
+def _loading(url: str) -> NoServer:
+    why, remedy = "it is still loading its data", "Wait until it has: its log says how far it is."
+    return NoServer(url=url, why=why, remedy=remedy, kind="LOADING")
 
 
 _KINDS = ((wrong.OutOfMemoryError, "OOM"), (wrong.ReadOnlyError, "READONLY"), (wrong.NoPermissionError, "NOPERM"))
@@ -149,11 +162,17 @@ def preflight(connection: Connection) -> list[str]:
     """
     with connection.errors():
         info = connection.client.info()
+    if info.get("loading"):
+        raise _loading(connection.url)
     refuse(info, connection.url)
+    notes = []
     if not info.get("aof_enabled"):
         told = f"The server at {connection.url} keeps no append-only file: what it holds may be lost when it stops."
-        return [f"{told} `redis-cli config set appendonly yes` on it mends that."]
-    return []
+        notes.append(f"{told} `redis-cli config set appendonly yes` on it mends that.")
+    if "err" in (info.get("aof_last_write_status"), info.get("rdb_last_bgsave_status")):
+        told = f"The server at {connection.url} could not write its data to disk the last time that it tried."
+        notes.append(f"{told} Free space on its disk, or see its log.")
+    return notes
 
 
 def refuse(info: dict[str, Any], url: str) -> None:

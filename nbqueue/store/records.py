@@ -50,6 +50,7 @@ class NewBatch(msgspec.Struct, frozen=True, kw_only=True):
     needs: tuple[Need, ...] = ()
     source: str = ""  # job i runs with the outcome of job i of that batch: it comes without arguments
     meta: bytes = b""  # sealed meta of the job of a single
+    max_open: int = 1_000_000  # refused where its queue has so many batches that are not done
 
 
 class Submitted(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nbqueue.checks import YEAR, check_name
-from nbqueue.errors import BadInput, InUse, NoSuchBatch, NoSuchDependency
+from nbqueue.errors import BadInput, InUse, NoSuchBatch, NoSuchDependency, TooManyOpen
 from nbqueue.model import State
 from nbqueue.store.door import FIELDS, Door, loads_of, parts
 from nbqueue.store.records import Need, NewBatch, Submitted
@@ -26,7 +26,7 @@ class Uploads(Door):
     def submit(self, batch: NewBatch, args: Sequence[bytes], *, last: bool, marks: bytes = b"") -> Submitted:
         """Makes a batch of any number of arguments; not `last`: more will come by extend. `marks`: 16 bytes for each.
 
-        Raises InUse, and NoSuchDependency if something that it needs is not there: then nothing is written.
+        Raises InUse, TooManyOpen, and NoSuchDependency if something that it needs is not there: then it is not made.
         """
         _check(batch, args, last=last)
         runs = list(parts(args, map(len, args))) or [()]
@@ -57,6 +57,8 @@ class Uploads(Door):
             return Submitted(epoch.decode(), State(state.decode()), n)
         if word == b"NEED":
             raise NoSuchDependency(name=facts[0].decode(), server=self.url)
+        if word == b"FULL":
+            raise TooManyOpen(queue=batch.queue, limit=batch.max_open, server=self.url)
         what = word.decode()
         raise InUse(what=what, name=batch.name if what == "name" else batch.id)
 
@@ -157,6 +159,7 @@ def _facts(batch: NewBatch, args: Sequence[bytes], *, last: bool, marks: bytes =
         batch.source,
         batch.meta,
         _marks(marks, 0, args),
+        batch.max_open,
         len(batch.needs),
         *(_need(need) for need in batch.needs),
         *args,

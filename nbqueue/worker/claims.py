@@ -9,7 +9,7 @@ from nbqueue.settings import host, python_version
 from nbqueue.store.records import Claimed, Fitness
 from nbqueue.worker.ledger import Task
 from nbqueue.worker.score import Score
-from nbqueue.worker.settling import MOST_PENDING, Settler
+from nbqueue.worker.settling import Settler
 from nbqueue.worker.stables import Stables
 from nbqueue.worker.tenure import Tenure
 
@@ -34,7 +34,7 @@ class Claims:
 
     def wish(self) -> tuple[int, int]:
         """`(free, want)` for the next claim."""
-        if self.tenure.estranged or self.settler.pending > MOST_PENDING:
+        if self.tenure.estranged or self.settler.full:
             return 0, 0
         free, want = self.stables.ledger.wish(self.stables.recent)
         if self.max_jobs is not None:

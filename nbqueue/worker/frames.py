@@ -47,6 +47,8 @@ class Setup(NamedTuple):
     paths: tuple[str, ...] = ()  # go first into sys.path
     preload: tuple[str, ...] = ()  # modules to import before the function
     handlers: tuple[str, ...] = ()  # dotted names of exception handlers
+    spill: str = ""  # the worker's own folder or URL for large results
+    namespace: str = ""
 
 
 class Job(NamedTuple):
@@ -69,7 +71,7 @@ class Run(NamedTuple):
     timeout: float | None
     grace: float
     slice: float
-    max_result: int
+    max_result: int | None
     seed: int | None
     jobs: list[Job]
     single: bool = False  # a batch of one: its job id is the batch id
@@ -77,6 +79,7 @@ class Run(NamedTuple):
     queue: str = ""
     description: str = ""
     hooks: tuple[str, ...] = ()  # which callbacks the function record has: success, failure, stopped
+    spill: str = ""  # the batch's own folder or URL for large results; "off": none
 
 
 class After(NamedTuple):
@@ -90,6 +93,7 @@ class After(NamedTuple):
     handlers: bool = False  # whether the exception handlers of SETUP are called
     value: bytes | None = None  # the pickled result, where it does not come in a descriptor
     failure: bytes = b""  # an encoded model.Failure
+    spilled: bytes = b""  # an encoded model.Spilled
 
     @property
     def seq(self) -> int:

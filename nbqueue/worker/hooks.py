@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nbqueue import current, perform, wire
+from nbqueue import current, perform, spill, wire
 from nbqueue.errors import JobFailed, RemoteTraceback
-from nbqueue.model import CALLBACK_TIMEOUT, Echo, Failure, Hook
+from nbqueue.model import CALLBACK_TIMEOUT, Echo, Failure, Hook, Spilled
 
 SUCCESS, FAILURE, STOPPED, HANDLER = "success", "failure", "stopped", "handler"
 _KINDS = {SUCCESS: "success callback", FAILURE: "failure callback", STOPPED: "stopped callback", HANDLER: "handler"}
@@ -34,11 +34,12 @@ class Step(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """How a job ended: the pickled result or the failure, and the exception itself where this process has it."""
+    """How a job ended: the pickled result (or where it lies) or the failure, and the exception where it is here."""
 
     value: bytes | None = None
     failure: Failure | None = None
     error: BaseException | None = None
+    spilled: Spilled | None = None
 
 
 def steps_for(hook: str, hooks: Mapping[str, Hook], handlers: Sequence[str | Callable[..., Any]] = ()) -> list[Step]:
@@ -115,6 +116,8 @@ def _function(found: Any) -> Callable[..., Any]:
 
 
 def _result(ending: Ending) -> Any:
+    if ending.spilled is not None:
+        return wire.loads(spill.read(ending.spilled))
     if ending.value is None:
         raise LookupError("the process that held the result had ended before its callback could run")
     return wire.loads(ending.value)

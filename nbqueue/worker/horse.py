@@ -23,9 +23,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
-from nbqueue import current, perform
+from nbqueue import current, perform, spill
+from nbqueue.checks import OFF
 from nbqueue.errors import LoadError
-from nbqueue.model import Cause, Failure, FunctionRecord, Ride, State, decode, encode
+from nbqueue.model import Cause, Failure, FunctionRecord, Ride, Spilled, State, decode, encode
 from nbqueue.worker import frames, hooks, loading, restore, tree
 from nbqueue.worker.limits import ALARM, Alarm, Board, overdue
 from nbqueue.worker.slots import Call, Errand
@@ -112,6 +113,7 @@ class Horse:
         self._error: BaseException | None = None  # of the last call
         self._keep: Callable[[BaseException], None] | None = None
         current.here.note = self._note
+        spill.here(saddle.setup.spill)
 
     def run(self) -> None:
         """Makes calls while there are tickets, time, and a clean process."""
@@ -173,7 +175,13 @@ class Horse:
                 restore.sow(run.seed, call.index)
             current.enter(call.job, run.seed, call.index, call.present)
             outcome = perform.perform(
-                function, call.payload, job=call.job, max_result=run.max_result, clock=saddle.alarm, keep=self._keep
+                function,
+                call.payload,
+                job=call.job,
+                max_result=run.max_result,
+                spill_to=self._spill(call),
+                clock=saddle.alarm,
+                keep=self._keep,
             )
         if os.getpid() != self._pid:
             _end_fork(failed=outcome.state is State.FAILED)
@@ -186,6 +194,14 @@ class Horse:
         current.leave()
         self._tell(call.seq, weighed)
         return None
+
+    def _spill(self, call: Call) -> spill.Place | None:
+        """Where the result goes if it is large."""
+        run, setup = call.run, self._saddle.setup
+        root = run.spill or setup.spill
+        if root in {"", OFF}:
+            return None
+        return spill.Place(root, setup.namespace, run.batch, call.index, call.attempt)
 
     def _weighed(self, outcome: Ride, *, alone: bool) -> Ride:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -238,13 +254,14 @@ class Horse:
         word = self._word()
         handlers = self._saddle.setup.handlers if word[0] else ()
         steps = hooks.steps_for(word[1:].decode(), self._saddle.record.hooks, handlers)
-        self._take(call, steps, hooks.Ending(outcome.value, outcome.failure, self._error))
+        self._take(call, steps, hooks.Ending(outcome.value, outcome.failure, self._error, outcome.spilled))
 
     def _take_over(self, errand: Errand) -> None:
         """Takes the steps that the horse before it has left."""
         saddle, failure = self._saddle, errand.after.failure
         before = functools.partial(loading.prepare, saddle.record, saddle.setup.preload)
-        ending = hooks.Ending(errand.value, decode(Failure, failure) if failure else None)
+        spilled = decode(Spilled, errand.after.spilled) if errand.after.spilled else None
+        ending = hooks.Ending(errand.value, decode(Failure, failure) if failure else None, None, spilled)
         first = len(errand.echoes)
         self._take(errand.call, errand.steps, ending, first, before if saddle.function is None else None)
 

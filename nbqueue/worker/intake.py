@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from nbqueue import perform
 from nbqueue.errors import BadSignature
 from nbqueue.model import Cause, Failure, FunctionRecord, Outcome, Ride, Spec, State, decode
 from nbqueue.store.broker import Broker
@@ -66,9 +67,10 @@ class Intake:
             raise BadSignature(what=what, why="no worker has signed it")
         blob = self.sealer.unseal(OUTCOME, spec.source, job.index, stored.body, stored.attempt)
         outcome = decode(Outcome, blob, what)
-        if outcome.state is not State.FINISHED or outcome.value is None:
+        payload = perform.handed_on(outcome)
+        if outcome.state is not State.FINISHED or payload is None:
             raise BadSignature(what=what, why=f"{spec.source}:{job.index} has no result")
-        return b"1" + outcome.value  # one positional argument, whose pickle is the result's
+        return payload
 
     def _meta(self, batch: str, job: Held, spec: Spec) -> bytes:
         if not job.meta:

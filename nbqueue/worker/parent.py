@@ -68,6 +68,7 @@ class Parent:
         self.claims = Claims(self.tenure, self.settler, self.stables, score, plan.max_jobs)
         self.leaving = Leaving(plan, self.tenure, self.claims, self.settler, self.stables, self.aftermath, score)
         self._offline: float | None = None  # since when the server has not answered
+        self._troubles: set[str] = set()  # the kinds of trouble that it has been in since then
         self._retry_at = 0.0
 
     def _stables(self, worker: str, slots: int) -> Stables:
@@ -83,7 +84,7 @@ class Parent:
             mark=mark,
             host=host(),
             threads=max(1, cpus() // slots),
-            setup=frames.Setup(plan.paths, plan.preload, plan.handlers),
+            setup=frames.Setup(plan.paths, plan.preload, plan.handlers, plan.spill, self.broker.namespace),
         )
 
     @property
@@ -138,7 +139,7 @@ class Parent:
                 self._back_online()
             except SetupError as why:
                 self._gone_offline(why)
-        if self.signals.stop_at is None:
+        if self.signals.stop_at is None and not self.settler.full:
             try:
                 self.stables.dispatch()
             except SetupError as why:
@@ -227,6 +228,8 @@ class Parent:
         now = time.monotonic()
         if self._offline is None:
             self._offline = now
+        if why.kind not in self._troubles:
+            self._troubles.add(why.kind)
             self.score.line("!!", f"{why} Running jobs go on; trying again.")
         if self.signals.stop_at is not None and now >= self.signals.stop_at:
             self.score.line("!!", "stops without the server: its lease runs out, and others take its jobs")
@@ -240,4 +243,5 @@ class Parent:
         if self._offline is not None:
             self.score.line("--", f"the server is back after {time.monotonic() - self._offline:.1f} s")
             self._offline = None
+            self._troubles.clear()
             self.claims.thirsty = True

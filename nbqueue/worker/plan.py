@@ -27,6 +27,7 @@ class Plan:
     paths: tuple[str, ...] = ()  # folders that go first into sys.path of every stable
     preload: tuple[str, ...] = ()  # modules that every stable imports before its function
     handlers: tuple[str, ...] = ()  # dotted names of functions that are told of every failure
+    spill: str = ""  # folder or URL for large results of batches that name none
     local: bool = False  # the worker of a private server: stays while a notebook is connected, and ends the server last
     exits: bool = False  # the process ends with the worker: signals that come late are ignored
     server: str = ""  # its name in messages

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nbqueue import current, perform
+from nbqueue import current, perform, spill
+from nbqueue.checks import OFF
 from nbqueue.errors import BadSignature, LoadError, SetupError
 from nbqueue.model import Cause, Echo, FunctionRecord, Ride
 from nbqueue.worker import hooks, loading, restore
@@ -34,7 +35,12 @@ class Urgent(KeyboardInterrupt):
 class Rider:
     """Makes the calls of one worker, and their callbacks."""
 
-    def __init__(self, intake: Intake, notes: Notepad, handlers: Sequence[Handler], score: Score) -> None:
+    def __init__(
+        self, intake: Intake, notes: Notepad, handlers: Sequence[Handler], score: Score, spill_to: tuple[str, str]
+    ) -> None:
+        """`spill_to`: the worker's own root for large results (or none), and the namespace."""
+        self._root, self._namespace = spill_to
+        spill.here(self._root)
         self.handlers = tuple(handlers)
         self.refusals = Refusals(score)
         self._intake, self._notes = intake, notes
@@ -65,6 +71,7 @@ class Rider:
                 task.payload,
                 job=task.label,
                 max_result=spec.max_result,
+                spill_to=self._spill(task),
                 clock=Timer(spec.timeout, told),
                 keep=raised.append,
             )
@@ -73,6 +80,12 @@ class Rider:
         if raised and isinstance(raised[0], Urgent):
             raise raised[0]  # no outcome of the job's
         return found
+
+    def _spill(self, task: Task) -> spill.Place | None:
+        root = task.spec.spill or self._root
+        if root in {"", OFF}:
+            return None
+        return spill.Place(root, self._namespace, task.batch, task.index, task.attempt)
 
     def unloadable(self, task: Task) -> Ride:
         """The outcome of a job whose function no living worker can load."""
@@ -83,7 +96,7 @@ class Rider:
         if task.seq not in self._jobs:  # it was never called here
             return []
         record, job, error = self._jobs.pop(task.seq)
-        ending = hooks.Ending(ride.value, ride.failure, error)
+        ending = hooks.Ending(ride.value, ride.failure, error, ride.spilled)
         echoes = []
         with _environment(record.env), self._inside(task, job):
             for step in hooks.steps_for(hook, record.hooks, self.handlers if handlers else ()):

@@ -11,6 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from nbqueue.checks import size_text
 from nbqueue.errors import NoServer
 from nbqueue.model import Cause, Failure, Outcome, Rerun, Ride, State, encode
@@ -27,7 +29,9 @@ BIG = 1 << 20  # bytes of an outcome that settles by itself
 TRIES = 3  # at a large outcome, while the server answers otherwise
 ENOUGH = 200  # successes that wait for no more
 RERUN = frozenset({Cause.ERROR, Cause.TIMEOUT, Cause.CRASHED, Cause.OOM})  # causes that another run may not meet
-MOST_PENDING = 20_000  # outcomes in memory while the server is away; then the worker claims no more
+MOST_PENDING = 20_000  # outcomes in memory while the server is away; then the worker claims and starts no more
+MOST_BYTES = 256 << 20  # of them
+HEAVY = 1 << 16  # bytes of a value that is not kept beside its outcome, unless a callback will want it
 
 
 AGAIN, STALE = "AGAIN", "STALE"  # answers of settle
@@ -48,6 +52,7 @@ class Settler:
     offset: float = 0.0  # Redis's clock minus this machine's monotonic clock, in microseconds
     draining: bool = False
     brisk: bool = False  # short calls go on: outcomes come soon that can settle together
+    weight: int = 0  # bytes that are pending
     _since: float = 0.0  # when the first of `_ready` came
     _ready: list[Settled] = field(default_factory=list)
     _held: list[tuple[float, Task, Settled]] = field(default_factory=list)
@@ -57,12 +62,15 @@ class Settler:
     def add(self, task: Task, ride: Ride, tail: bytes) -> None:
         """Takes an outcome in."""
         record = self._record(task, ride, tail)
+        self.weight += _weight(record)
         if ride.state is not State.FAILED:
             if not self._ready:
                 self._since = time.monotonic()
             self._ready.append(record)
         else:
             self._held.append((time.monotonic(), task, record))
+        if ride.value is not None and len(ride.value) > HEAVY and "success" not in task.spec.hooks:
+            ride = msgspec.structs.replace(ride, value=None)
         self._told[record.batch, record.index, record.token] = (task, ride)
 
     def _record(self, task: Task, ride: Ride, tail: bytes) -> Settled:
@@ -80,6 +88,7 @@ class Settler:
             self.worker,
             ride.failure,
             ride.value,
+            ride.spilled,
         )
         blob = seal(OUTCOME, task.batch, task.index, encode(outcome), attempt)
         if tail:
@@ -101,6 +110,11 @@ class Settler:
     def pending(self) -> int:
         """Outcomes not settled yet."""
         return len(self._ready) + len(self._held)
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits for the server that nothing should be added."""
+        return self.pending > MOST_PENDING or self.weight > MOST_BYTES
 
     @property
     def due(self) -> float | None:
@@ -143,6 +157,7 @@ class Settler:
         answers = self.broker.settle(self.worker, records)
         done = set(map(id, records))
         self._ready = [record for record in self._ready if id(record) not in done]
+        self.weight -= sum(map(_weight, records))
         self._report(records, answers)
 
     def _give_up(self, record: Settled) -> None:
@@ -160,11 +175,14 @@ class Settler:
             State.FAILED, Cause.TOO_LARGE, ride.started, ride.ended, ride.cpu_s, ride.max_rss_kb, failure=failure
         )
         self._told[place] = task, ride
-        self._ready = [self._record(task, ride, b"") if each is record else each for each in self._ready]
+        small = self._record(task, ride, b"")
+        self.weight += _weight(small) - _weight(record)
+        self._ready = [small if each is record else each for each in self._ready]
 
     def withdraw(self) -> list[Lease]:
         """The failures not settled, taken out: a worker that drains gives these jobs back."""
         tasks = [task for _, task, _ in self._held]
+        self.weight -= sum(_weight(record) for _, _, record in self._held)
         self._held.clear()
         for task in tasks:
             _, ride = self._told.pop((task.batch, task.index, task.token))
@@ -173,7 +191,7 @@ class Settler:
 
     def forget(self) -> int:
         """Drops all that is pending, because its leases have ended; returns how many that were."""
-        count = self.pending
+        count, self.weight = self.pending, 0
         self._ready.clear()
         self._held.clear()
         self._told.clear()
@@ -201,6 +219,10 @@ class Settler:
             self.score.group("<-", batch, indexes, singles[batch], "ok")
         for batch, count in odd.items():
             self.score.line("--", f"{batch}: {count} outcomes came too late and were dropped")
+
+
+def _weight(record: Settled) -> int:
+    return len(record.blob) + len(record.tail)
 
 
 def _rerun(task: Task, ride: Ride) -> Rerun | None:

@@ -58,7 +58,7 @@ class Simple:
         self.notes = Notepad(broker, sealer, score)
         self.settler = Settler(broker, sealer, score, self.notes, host(), self.id, self._settled)
         self.intake = Intake(broker, sealer, self.ledger)
-        self.rider = Rider(self.intake, self.notes, handlers, score)
+        self.rider = Rider(self.intake, self.notes, handlers, score, (plan.spill, broker.namespace))
         self.served = 0
         self._other = other
         self._selector = DefaultSelector()

@@ -74,7 +74,8 @@ class Stall:
             fd = frames.write_value(value)
             value = None
         failure = b"" if ride.failure is None else encode(ride.failure)
-        after = frames.After(_run(slot, [task]), hook, handlers, value, failure)
+        spilled = b"" if ride.spilled is None else encode(ride.spilled)
+        after = frames.After(_run(slot, [task]), hook, handlers, value, failure, spilled)
         self.channel.send(frames.AFTER, frames.encode(after), fd)
         self.used = time.monotonic()
 
@@ -122,4 +123,5 @@ def _run(slot: int, tasks: Sequence[Task]) -> frames.Run:
         queue=first.queue,
         description=spec.description,
         hooks=spec.hooks,
+        spill=spec.spill,
     )

@@ -16,8 +16,8 @@ def home(tmp_path, monkeypatch):
     folder = tmp_path / "home"
     folder.mkdir(mode=0o700)
     monkeypatch.setenv("NBQUEUE_HOME", str(folder))
-    for name in ("NBQUEUE_URL", "NBQUEUE_SECRET", "NBQUEUE_SLOTS", "NBQUEUE_NAMESPACE", "NBQUEUE_INLINE"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("URL", "SECRET", "SLOTS", "NAMESPACE", "INLINE", "SPILL", "MAX_OPEN"):
+        monkeypatch.delenv(f"NBQUEUE_{name}", raising=False)
     monkeypatch.setenv("NBQUEUE_PROGRESS", "0")
     return folder
 

@@ -1,7 +1,7 @@
 import pytest
 from helpers import finish_all, join, new_batch, submit, wait_until
 
-from nbqueue.errors import BadInput, BadName, InUse
+from nbqueue.errors import BadInput, BadName, InUse, TooManyOpen
 from nbqueue.model import State
 
 
@@ -123,3 +123,21 @@ def test_bad_input(broker):
         submit(broker, single=True, n=2)
     with pytest.raises(BadInput):
         submit(broker, meta=b"x", n=2)
+
+
+def test_a_queue_that_is_full_takes_no_more_batches(broker):
+    first = submit(broker, "b1", n=1, max_open=2)
+    submit(broker, "b2", n=1, max_open=2)
+    with pytest.raises(TooManyOpen, match=r"'default' on .* holds 2 batches.*nbqueue\.map.*nbqueue empty default"):
+        submit(broker, "b3", max_open=2)
+    assert broker.view("b3") is None
+    broker.submit(first, [b"arg0"], last=True)  # the same again is no other
+    submit(broker, "b4", queue="other", max_open=2)
+    broker.extend("b1", 1, [], nonce=first.nonce, last=True)
+    join(broker)
+    assert finish_all(broker) == 2
+    submit(broker, "b5", max_open=2)
+    with pytest.raises(TooManyOpen):
+        broker.submit_many([(new_batch(f"s{i}", single=True, max_open=3), b"x") for i in range(3)])
+    assert broker.view("s1") is not None
+    assert broker.view("s2") is None

@@ -1,8 +1,8 @@
 -- submit: a new batch with its first arguments. The only one, with extend, that a full server may refuse.
--- Answers {OK, epoch, state, n}, {name} or {id} for what is in use, {NEED, batch} for what is not there.
+-- Answers {OK, epoch, state, n}, {name} or {id} for what is in use, {NEED, batch} for what is not there, {FULL}.
 -- LATER: cutting dependents pairs -> standing fall rescan
 -- ARGV: batch queue session name nonce spec fn key signer python host rttl fttl ttl front single epoch last big# due
--- ARGV: delay source meta marks needs# rest...
+-- ARGV: delay source meta marks most# needs# rest...
 local args = rest + needs
 
 -- Where its jobs are: all in the same state, as long as nothing happened to one.
@@ -16,6 +16,7 @@ end
 
 local here = call('HGET', K.b(batch), 'nonce')
 if here then return here == nonce and answer() or {'id'} end
+if call('ZCARD', K.open(queue)) >= most then return {'FULL'} end
 if name ~= '' then
   local bearer = call('HGET', K.name(name), signer)
   if bearer and bearer ~= batch and call('EXISTS', K.b(bearer)) == 1 then
