@@ -44,7 +44,7 @@ _SAVE = "async () => { await window.jupyterapp.shell.currentWidget.context.save(
 
 def missing():
     """Why no notebook can be driven here; empty if it can."""
-    for module in ("jupyterlab", "playwright"):
+    for module in ("jupyterlab", "notebook", "playwright"):
         if importlib.util.find_spec(module) is None:
             return f"the Python package {module} is not installed"
     return "" if chromium() else "no Chromium on PATH (apt-get install chromium)"
@@ -77,7 +77,7 @@ class Lab:
         words = [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ServerApp.ip=127.0.0.1"]
         words += [f"--ServerApp.port={self.url.rpartition(':')[2]}", "--ServerApp.port_retries=0"]
         words += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={self.folder}"]
-        words += ["--LabApp.expose_app_in_browser=True"]
+        words += ["--LabApp.expose_app_in_browser=True", "--JupyterNotebookApp.expose_app_in_browser=True"]
         self._log = (self.folder / "lab.log").open("w")
         self.process = subprocess.Popen(words, stdout=self._log, stderr=self._log, env=env | own)
         wait_until(self._up, 60, 0.1)
@@ -118,16 +118,17 @@ class Lab:
 
 
 class Page:
-    """A notebook in a tab of its own."""
+    """A notebook in a tab of its own: of JupyterLab, or with `simple` of Notebook 7, which the same server serves."""
 
-    def __init__(self, lab, name, *, dark=False):
+    def __init__(self, lab, name, *, dark=False, simple=False):
         self.lab, self.name = lab, name
+        self._url = f"{lab.url}/{'notebooks' if simple else 'lab/tree'}/{name}?token={TOKEN}&reset"
         self.page = lab.browser.new_page(viewport=SIZE)
         self._load()
         self.theme("JupyterLab Dark" if dark else "JupyterLab Light")
 
     def _load(self):
-        self.page.goto(f"{self.lab.url}/lab/tree/{self.name}?token={TOKEN}&reset")
+        self.page.goto(self._url)
         wait_until(lambda: self.page.evaluate(_RESTORED), 60, 0.1)
         wait_until(lambda: self.page.evaluate(_READY), 60, 0.1)
 

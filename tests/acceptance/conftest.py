@@ -82,9 +82,9 @@ def opened(lab):
     """Opens a notebook of these cells in a tab of its own; its kernel ends with the test."""
     pages = []
 
-    def open_it(name, *cells, dark=False):
+    def open_it(name, *cells, **how):
         lab.write(name, cells)
-        pages.append(Page(lab, name, dark=dark))
+        pages.append(Page(lab, name, **how))
         return pages[-1]
 
     yield open_it
@@ -97,9 +97,9 @@ def opened(lab):
 def notebook(opened, server, session, home, tmp_path):
     """As opened; the first cell connects to the test's server and has run."""
 
-    def open_it(name, *cells, dark=False):
+    def open_it(name, *cells, **how):
         facts = {"home": str(home), "url": server.url, "space": session.settings.namespace, "here": str(tmp_path)}
-        page = opened(name, BEGIN.format(**facts), *cells, dark=dark)
+        page = opened(name, BEGIN.format(**facts), *cells, **how)
         page.run(0)
         return page
 

@@ -10,7 +10,7 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from lab import BEGIN
 
-WINDOW = 5  # seconds
+WINDOW = 3  # seconds
 QUICK = """def quick(n):
     time.sleep(0.004)
     if n % 9 == 0: raise KeyError(str(n))
@@ -54,7 +54,7 @@ def test_a_panel_moves_five_times_a_second_at_most_and_in_its_own_cell(server, s
     pause = statistics.median(after - before for before, after in itertools.pairwise(times))
     span = times[-1] - times[0]
     print(f"{(len(times) - 1) / span:.1f} bars/s, {len(said) / WINDOW:.1f} messages/s, median pause {pause:.3f} s")
-    assert len(times) >= 4
+    assert len(times) >= 3
     assert (len(times) - 1) / span < 5.5
     assert pause > 0.18
     assert len(said) < 100 * WINDOW

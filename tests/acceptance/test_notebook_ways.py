@@ -95,6 +95,15 @@ def test_all_of_a_panel_is_reached_by_keyboard_and_an_update_takes_no_focus(note
     page.run(2)
     page.sees(2, "KeyError", "Retry")
     page.button(2, "Cancel").focus()
+    opens_by_keyboard(page)
+    cancels_by_keyboard(page)
+    (tmp_path / "enough").touch()
+    page.tab_to("Retry")
+    page.page.keyboard.press("Enter")
+    page.sees(2, "run again")
+
+
+def opens_by_keyboard(page):
     page.tab_to("Retry")
     page.tab_to("1")  # the kind: `11 of 15: KeyError`, which has the focus while its count moves
     page.page.keyboard.press("Enter")
@@ -115,6 +124,8 @@ def test_all_of_a_panel_is_reached_by_keyboard_and_an_update_takes_no_focus(note
     assert page.focused() == "Next job"
     assert "Traceback" in page.text(2)
 
+
+def cancels_by_keyboard(page):
     page.button(2, "Cancel").focus()
     page.page.keyboard.press("Space")
     wait_until(lambda: page.focused() == "Keep running")
@@ -127,7 +138,16 @@ def test_all_of_a_panel_is_reached_by_keyboard_and_an_update_takes_no_focus(note
     page.page.keyboard.press("Space")
     page.sees(2, "40 of 40", "canceled")
     assert "Traceback" in page.text(2)
-    (tmp_path / "enough").touch()
-    page.tab_to("Retry")
-    page.page.keyboard.press("Enter")
-    page.sees(2, "run again")
+
+
+def test_notebook_7_shows_the_same(notebook, fleet):
+    fleet.start().up()
+    page = notebook("seven.ipynb", MIXED, "batch = nbqueue.map(mixed, range(30))", "batch.wait(20)", simple=True)
+    for place in (1, 2, 3):
+        page.run(place)
+    page.sees(2, "30 of 30", "13 failed", "Retry 13 failed", "KeyError")
+    page.button(2, "10 of 13").click()
+    page.sees(2, "Traceback", "Show its arguments")
+    page.shot("seven-light")
+    assert page.text(2).count("30 of 30") == 1
+    assert page.text(3).split() == ["[4]:", "True"]
