@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbqueue import wire
-from nbqueue.client import captures, inline, likeness, looking, restoring, tables
+from nbqueue.client import captures, inline, likeness, looking, tables
 from nbqueue.client.function import describe
 from nbqueue.client.job import Job
 from nbqueue.errors import BadInput, BadOption, Expired
@@ -27,7 +27,7 @@ def retry(
     batch: Batch[Any], rows: Any, func: Callable[..., Any] | str | None, limits: dict[str, Any], *, warn: bool = True
 ) -> int:
     """Runs rows of `batch` again; answers how many. Raises BadInput or BadOption."""
-    lost = None if batch.inline or not batch.watch.gone else restoring.revived(batch)
+    lost = _revived(batch) if batch.watch.gone else None
     indexes = chosen(batch, rows)
     if lost and rows is None:
         indexes = sorted({*indexes, *lost})
@@ -59,6 +59,12 @@ def retry(
     if watch.followed:
         session.collector.follow(watch)
     return count
+
+
+def _revived(batch: Batch[Any]) -> list[int] | None:
+    from nbqueue.client import restoring  # which makes batches
+
+    return restoring.revived(batch)
 
 
 def _changes(

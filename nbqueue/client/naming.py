@@ -151,16 +151,25 @@ class Again:
 
     def _following(self, source: Batch[Any]) -> Batch[Any]:
         """What runs on the results of another: it has no arguments of its own to compare."""
-        if told := self._changes():
+        told = self._changes()
+        if told and not self._asked.options.update:
             raise self._changed(told)
+        if told and self._view.open:
+            self._await_upload()
         batch = handles.handle(self._session, self._view)
+        if told:
+            self._first = self._view.n
+            batch.spec = self._update(range(self._view.n) if source.watch.rows is None else source.watch.rows)
+            self._session.spool.function(batch.watch, *(self._replaced or (b"",)))
         if source.watch.rows is not None:
             watch = Part(batch.id, batch.queue, "", batch.spec, source.watch.rows)
             watch.payloads, watch.others = None, source.watch.others
             _fill(watch, self._session, self._view)
             batch.watch = watch
         batch.source, batch.function, batch.shown_in = source, self._asked.function.call, progress.cell()
-        batch.told = "it was there already; nothing new runs"
+        batch.told = "it was there already; " + (
+            "what has not finished runs with the function as it is now" if told else "nothing new runs"
+        )
         self._session.collector.follow(batch.watch)
         return batch
 

@@ -83,3 +83,5 @@ def sown(seed: int | None, index: int) -> Iterator[None]:
         random.setstate(before)
         if numpy is not None:
             numpy.set_state(state)
+        elif (made := sys.modules.get("numpy.random")) is not None:
+            made.seed()  # the call has imported it: the caller's own numbers are not the job's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import itertools
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -23,13 +24,14 @@ from nbqueue.client.part import Part
 from nbqueue.client.session import Session, tell
 from nbqueue.client.spoolfile import Birth
 from nbqueue.client.watch import Watch
-from nbqueue.errors import BadOption, InsideJob, InUse
+from nbqueue.errors import BadItems, BadOption, InsideJob, InUse
 from nbqueue.model import Notes, Options, Spec, State, Tally, encode, new_id
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import NewBatch, Submitted
 
 FIRST = 1.0  # seconds that `map` waits for the first item of an iterator, so that its faults are raised by `map`
 DRAWN = 48  # bits of a seed that is drawn: enough never to meet again, and few enough to be read out
+LONGEST = 1_000_000  # items of an iterator that are read to compare them: it may have no end
 TRIES = 8  # fresh ids, where others have the same
 
 
@@ -147,7 +149,15 @@ class Submission:
     def packed(self) -> list[bytes]:
         """All calls as bytes; an iterator is read to its end. Raises what is wrong with them."""
         if self._packed is None:
-            self._packed = list(items.payloads(self.function, self.calls))
+            rows = items.payloads(self.function, self.calls)
+            endless = self.calls.n is None and self.marks is not None
+            self._packed = list(itertools.islice(rows, LONGEST + 1) if endless else rows)
+            if endless and len(self._packed) > LONGEST:
+                raise BadItems(
+                    message=f"There is a batch of the name {self.options.name!r}, with which the items must be "
+                    f"compared, and this iterator has given over {LONGEST:,} without an end. Give a list, or something "
+                    "else with a length; or fresh=True, for which it need not be compared; or no name."
+                )
         return self._packed
 
     def made(self) -> Batch[Any]:

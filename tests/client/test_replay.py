@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import random
+import subprocess
 import sys
 import traceback
 from contextlib import closing
@@ -128,3 +129,40 @@ def test_a_replay_is_a_job_and_raises_untouched(session, busy):
         lone[0].replay()
     assert session_module.current() is session
     assert "nbqueue" in sys.modules
+
+
+def drawn(x):
+    return random.random(), float(np.random.rand()), float(nbqueue.rng().random())  # noqa: NPY002
+
+
+def test_inline_draws_what_workers_draw_and_gives_the_callers_numbers_back(session, fleet):
+    expected = nbqueue.map(drawn, range(3), seed=11).results(timeout=20)
+    before = state()
+    assert nbqueue.map(drawn, range(3), seed=11, inline=True).results() == expected
+    assert nbqueue.map(drawn, range(3), seed=11, inline="collect").results() == expected
+    with pytest.raises(ZeroDivisionError):
+        nbqueue.map(lambda x: random.random() / x, [0], inline=True)
+    assert state() == before
+    free = nbqueue.map(drawn, range(3), inline="collect")
+    assert len(set(free.results())) == 3
+    assert nbqueue.map(drawn, range(3), seed=free.seed, inline="collect").results() == free.results()
+
+
+SCRIPT = """
+import sys
+import nbqueue
+def draw(x):
+    import numpy
+    return numpy.random.rand()
+print(*nbqueue.map(draw, [1, 2], seed=3, inline="collect").results())
+import numpy
+print(numpy.random.rand())
+"""
+
+
+def test_numpy_that_a_call_has_imported_goes_on_with_other_numbers(session):
+    runs = [subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True) for _ in range(2)]
+    assert [run.stderr for run in runs] == ["", ""]
+    (jobs, own), (again, other) = [run.stdout.splitlines() for run in runs]
+    assert jobs == again
+    assert own != other  # the script's own numbers are nobody's

@@ -12,7 +12,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from hands import Hands
 from helpers import wait_until
 
 import nbqueue
@@ -98,39 +97,6 @@ def test_results_outlive_their_time_to_live_and_big_ones_lie_on_disk(session, ha
     wait_until(lambda: session.broker.promote() is None or session.broker.view(single.id) is None, 15)
     with pytest.raises(Expired):
         single.requeue()
-
-
-def failing(x):
-    if x % 2:
-        raise ValueError(x)
-    return x
-
-
-def test_a_retry_brings_back_what_the_server_has_no_more(server, session, hands):
-    batch = nbqueue.map(failing, range(6))
-    hands.work(4)
-    wait_until(lambda: batch.watch.collected == 4)
-    flush(session)
-    wait_until(lambda: batch.watch.gone == "lost")
-    assert batch.to_frame(wait=False)["status"].tolist() == ["finished", "failed"] * 2 + ["failed"] * 2
-    batch.retry()  # what failed, and what was lost
-    assert session.broker.view(batch.id).tally.queued == 4
-    hands = Hands(session)
-    assert hands.work() == 4
-    assert batch.wait(10)
-    assert batch.to_frame()["status"].tolist() == ["finished", "failed"] * 3
-    batch.retry(func=lambda x: x + 100)
-    hands.work()
-    assert batch.results(timeout=10) == [0, 101, 2, 103, 4, 105]
-    settled(batch)
-    flush(session)
-    new = another_kernel(server, session)
-    again = nbqueue.attach(batch.id)
-    assert again.results() == [0, 101, 2, 103, 4, 105]
-    again.retry([1], func=lambda x: -x)
-    assert Hands(new).work() == 1
-    assert again.results(timeout=10) == [0, -1, 2, 103, 4, 105]
-    new.collector.stop()
 
 
 def test_what_one_session_had_copied_another_need_not_copy_again(server, session, hands):
@@ -225,21 +191,6 @@ def test_many_single_jobs_make_one_file_and_come_back(server, session, hands):
     third = another_kernel(server, new)
     assert nbqueue.Job.fetch_many([job.id for job in jobs[:2]])[0] is None
     third.collector.stop()
-
-
-def test_a_single_job_whose_result_was_read_before_the_collector_came_is_copied_all_the_same(server, session, hands):
-    session.collector.stop()  # it is late
-    job = nbqueue.submit(work, 7)
-    hands.work()
-    assert job.result == 49
-    session.collector._pause.clear()
-    session.collector.follow(job.batch.watch)
-    wait_until(lambda: files(session))
-    wait_until(lambda: Book(files(session)[0]).entries[job.id].outcomes)
-    new = another_kernel(server, session)
-    flush(new)
-    assert nbqueue.Job.fetch(job.id).result == 49
-    new.collector.stop()
 
 
 @pytest.mark.parametrize("harm", ["torn", "head", "blob", "noise"])

@@ -173,3 +173,34 @@ def test_what_was_forgotten_on_purpose_runs_again(session, hands, forgotten):
     again = nbqueue.map(square, [1, 2], name="x")
     assert Hands(new).work() == 2
     assert again.results(timeout=10) == [1, 4]
+
+
+def failing(x):
+    if x % 2:
+        raise ValueError(x)
+    return x
+
+
+def test_a_retry_brings_back_what_the_server_has_no_more(session, hands, forgotten):
+    batch = nbqueue.map(failing, range(6))
+    hands.work(4)
+    wait_until(lambda: batch.watch.collected == 4)
+    flush(session)
+    wait_until(lambda: batch.watch.gone == "lost")
+    assert batch.to_frame(wait=False)["status"].tolist() == ["finished", "failed"] * 2 + ["failed"] * 2
+    batch.retry()  # what failed, and what was lost
+    assert session.broker.view(batch.id).tally.queued == 4
+    hands = Hands(session)
+    assert hands.work() == 4
+    assert batch.wait(10)
+    assert batch.to_frame()["status"].tolist() == ["finished", "failed"] * 3
+    batch.retry(func=lambda x: x + 100)
+    hands.work()
+    assert batch.results(timeout=10) == [0, 101, 2, 103, 4, 105]
+    settled(batch)
+    new = forgotten(session)
+    again = nbqueue.attach(batch.id)
+    assert again.results() == [0, 101, 2, 103, 4, 105]
+    again.retry([1], func=lambda x: -x)
+    assert Hands(new).work() == 1
+    assert again.results(timeout=10) == [0, -1, 2, 103, 4, 105]

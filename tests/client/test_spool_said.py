@@ -95,6 +95,22 @@ def test_a_replay_after_all_is_gone_has_the_function_as_it_was_sent(server, sess
     new.collector.stop()
 
 
+def test_a_single_job_whose_result_was_read_before_the_collector_came_is_copied_all_the_same(server, session, hands):
+    session.collector.stop()  # it is late
+    folder = session.spool.folder
+    job = nbqueue.submit(work, 7)
+    hands.work()
+    assert job.result == 7
+    session.collector._pause.clear()
+    session.collector.follow(job.batch.watch)
+    wait_until(lambda: spoolhouse.single_files(folder))
+    wait_until(lambda: Book(spoolhouse.single_files(folder)[0]).entries[job.id].outcomes)
+    new = another_kernel(server, session)
+    flush(new)
+    assert nbqueue.Job.fetch(job.id).result == 7
+    new.collector.stop()
+
+
 # ---------------------------------------------------------------- a disk that does not answer
 
 
