@@ -19,7 +19,7 @@ from nbqueue.worker.slots import Errand, Mount
 
 _KB = 1 if sys.platform == "linux" else 1024
 _NEWER, _OLDER = "memory.events", "memory.oom_control"  # of a cgroup, by its version
-_WHY = {
+_WHY: dict[int, str] = {
     signal.SIGSEGV: ": invalid memory access, or a stack overflow",
     signal.SIGXCPU: ": over the limit of CPU time (RLIMIT_CPU)",
 }
