@@ -19,6 +19,10 @@ from nbqueue.worker.slots import Errand, Mount
 
 _KB = 1 if sys.platform == "linux" else 1024
 _NEWER, _OLDER = "memory.events", "memory.oom_control"  # of a cgroup, by its version
+_WHY: dict[int, str] = {
+    signal.SIGSEGV: ": invalid memory access, or a stack overflow",
+    signal.SIGXCPU: ": over the limit of CPU time (RLIMIT_CPU)",
+}
 _CHILDLESS = 2  # links of a folder without folders in it
 
 
@@ -100,8 +104,7 @@ def describe(code: int, what: str = "the job") -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = "a real-time signal"
-    why = ": invalid memory access, or a stack overflow" if -code == signal.SIGSEGV else ""
-    return f"{what}'s process was killed by signal {-code} ({name}){why}"
+    return f"{what}'s process was killed by signal {-code} ({name}){_WHY.get(-code, '')}"
 
 
 class Kills:

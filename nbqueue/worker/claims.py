@@ -30,6 +30,7 @@ class Claims:
     suspended: bool = False  # someone has suspended all workers
     rung: bool = False  # a bell was heard, which nobody has answered yet
     _count: int = 0
+    _withheld: int = 0  # how many jobs it held when it was given none, though there were some
     _next_stale: float = 0.0
 
     def wish(self) -> tuple[int, int]:
@@ -44,6 +45,8 @@ class Claims:
 
     def claim(self) -> None:
         """Takes jobs, if a claim may find some and there is room; else listens, or passes on what was heard."""
+        if self._holds() < self._withheld:
+            self.thirsty = True  # suspects of a loss are given only to who holds few
         free, want = self.wish()
         if want and self.thirsty:
             self._answered(self._ask(free, want))
@@ -75,6 +78,11 @@ class Claims:
             text = "suspended: it takes no jobs until `nbqueue resume`" if self.suspended else "resumed"
             self.score.line("--", text)
         self.thirsty = bool(claimed.grants) and claimed.left
+        self._withheld = self._holds() if claimed.left and not claimed.grants else 0
+
+    def _holds(self) -> int:
+        """How many jobs it has that are not settled."""
+        return len(self.stables.ledger.tasks) + self.settler.pending
 
     def _take(self, claimed: Claimed) -> None:
         for task, ride in self.stables.intake.take(claimed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
@@ -23,6 +24,7 @@ from nbqueue.worker.stall import Stall
 from nbqueue.worker.strays import Strays
 
 KEPT_WARM = 4  # idle stables
+_KILLED = "signal SIGKILL"  # whatever did that need not do it again
 _NOTHING = Ride(State.CANCELED, None, 0.0, 0.0)
 
 
@@ -45,6 +47,7 @@ class Stables:
     recent: Pace = field(default_factory=Pace)
     fence: float | None = None
     _stalls: dict[str, Stall] = field(default_factory=dict)
+    _kills: Counter[str] = field(default_factory=Counter)  # how often the process that loads a function was killed
 
     # ------------------------------------------------------------ to the stables
 
@@ -251,6 +254,7 @@ class Stables:
             self.aftermath.heard(*frames.unpack_echoes(payload))
         elif kind == frames.READY:
             stall.ready = True
+            self._kills.pop(stall.key.partition("#")[0], None)
         elif kind == frames.UNFIT:
             stall.failure = decode(Failure, payload, "A stable's answer")
         elif kind in (frames.BACK, frames.BEGUN, frames.GONE):
@@ -307,11 +311,15 @@ class Stables:
         self.aftermath.died(stall, how)
         riding = [[task for task in riding.values() if task.stall is stall] for riding in self.ledger.riding if riding]
         key = stall.key.partition("#")[0]
-        if stall.failure is None and not stall.ready:
-            stall.failure = Failure("LoadError", f"the process that loaded {stall.label} died with {how}")
         for tasks in riding:
             for task in reversed(tasks):
                 self.ledger.put_back(task)
+        if stall.failure is None and not stall.ready:
+            self._kills[key] += 1
+            if how == _KILLED and self._kills[key] < MAX_LOSSES:
+                self.score.line("--", f"the process that loaded {stall.label} was killed; it is loaded again")
+                return
+            stall.failure = Failure("LoadError", f"the process that loaded {stall.label} died with {how}")
         if stall.failure is not None:
             self.refusals.call_unfit(key, stall.label, stall.failure)
             return

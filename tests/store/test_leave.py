@@ -1,4 +1,4 @@
-from helpers import FIT, claim, expire, finish_all, join, leases, submit
+from helpers import FIT, claim, ended, expire, finish_all, join, leases, submit
 
 
 def test_leaving_takes_everything_along(broker):
@@ -86,3 +86,18 @@ def test_burst_waits_for_the_jobs_of_an_overdue_worker(broker):
     assert finish_all(broker, "w2") == 1
     assert broker.leave("w2", burst=True)
     assert FIT.python == "3.11"
+
+
+def test_who_holds_jobs_does_not_stand_by_for_them(broker):
+    """It may be dead already, its lease pending: then nobody would be left."""
+    join(broker, "w1", slots=8)
+    join(broker, "w2", slots=1)
+    submit(broker, n=2)
+    held = leases(claim(broker, "w1", want=2))
+    assert len(held) == 2  # it has six slots more
+    assert not broker.leave("w2", burst=True)
+    join(broker, "w3", slots=1)
+    assert broker.leave("w2", burst=True)
+    assert not broker.leave("w3", burst=True)
+    broker.settle("w1", [ended(lease) for lease in held])
+    assert broker.leave("w3", burst=True)

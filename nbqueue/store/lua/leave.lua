@@ -29,22 +29,23 @@ local function due_soon()
   return false
 end
 
--- What others hold may fall back: somebody free must stay until then.
+-- What others hold may fall back: somebody free must stay until then, and not the holder itself, which may be dead.
 local function missed(queue)
-  local started, free = 0, false
+  local holders, free, both = 0, 0, 0
   for _, other in ipairs(call('HKEYS', K.slots(queue))) do
     if other ~= worker then
       local held = call('SCARD', K.held(other))
-      started = started + held
+      if held > 0 then holders = holders + 1 end
       if alive(other) then
         local slots = tonumber(call('HGET', K.w(other), 'slots') or '0')
-        if held < slots then free = true end
+        if held < slots then free = free + 1 end
+        if held > 0 and held < slots then both = both + 1 end
       elseif held > 0 then
         return true
       end
     end
   end
-  return started > 0 and not free
+  return holders > 0 and (free == 0 or free == 1 and both == 1)
 end
 
 if burst == '1' then
