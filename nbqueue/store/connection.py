@@ -116,7 +116,8 @@ def shown(url: str) -> str:
 
 def translate(why: wrong.RedisError, url: str) -> NbqueueError:
     """Our word for an error of redis-py."""
-    text = str(why)
+    # A pipeline says in front which of its commands it was.
+    text = re.sub(r"^Command # \d+ \(.*?\) of pipeline caused error: ", "", str(why), flags=re.DOTALL)
     if isinstance(why, wrong.AuthenticationError | wrong.AuthorizationError) or "WRONGPASS" in text or "NOAUTH" in text:
         return WrongPassword(url=url, why=text)
     if isinstance(why, wrong.BusyLoadingError):

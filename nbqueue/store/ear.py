@@ -16,7 +16,7 @@ import hiredis
 from redis import exceptions as wrong
 
 from nbqueue.errors import NoServer
-from nbqueue.store.connection import Connection
+from nbqueue.store.connection import Connection, translate
 
 _PATIENCE = 3.0  # an answer that is so much later than BLPOP's own end will not come
 
@@ -40,13 +40,13 @@ class Ear:
         self.listening = False
 
     def fileno(self) -> int:
-        """The descriptor to watch; connects if there is no connection. Raises NoServer."""
+        """The descriptor to watch; connects if there is no connection. Raises NoServer or ServerRefused."""
         if self._socket is None:
             self._open()
         return int(self._socket.fileno())
 
     def listen(self, keys: Sequence[str], seconds: float) -> None:
-        """Waits for at most `seconds` on these lists, the first named first. Raises NoServer.
+        """Waits for at most `seconds` on these lists, the first named first. Raises NoServer or ServerRefused.
 
         While it listens already, the same keys change nothing; with other keys it starts anew.
         """
@@ -130,7 +130,9 @@ class Ear:
             link.connect()
             link.send_command("CLIENT", "ID")
             self._client_id = int(link.read_response())
-        except (wrong.RedisError, OSError) as why:
+        except wrong.RedisError as why:
+            raise translate(why, self._connection.url) from why
+        except OSError as why:
             raise self._no_server(why) from why
         # redis-py has done its part (TLS, password, database); from here on the socket is read without blocking.
         self._link, self._socket = link, link._sock  # noqa: SLF001

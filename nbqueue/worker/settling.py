@@ -26,7 +26,7 @@ from nbqueue.worker.score import Score
 HELD_BACK = 0.2  # seconds that a failure waits
 LINGER = 0.02  # seconds that a success may wait for others to settle with, while short calls go on
 BIG = 1 << 20  # bytes of an outcome that settles by itself
-TRIES = 3  # at a large outcome, while the server answers otherwise
+TRIES = 3  # at a large outcome, between which the server answers otherwise
 ENOUGH = 200  # successes that wait for no more
 RERUN = frozenset({Cause.ERROR, Cause.TIMEOUT, Cause.CRASHED, Cause.OOM})  # causes that another run may not meet
 MOST_PENDING = 20_000  # outcomes in memory while the server is away; then the worker claims and starts no more
@@ -56,7 +56,8 @@ class Settler:
     _since: float = 0.0  # when the first of `_ready` came
     _ready: list[Settled] = field(default_factory=list)
     _held: list[tuple[float, Task, Settled]] = field(default_factory=list)
-    _tries: dict[tuple[str, int, str], int] = field(default_factory=dict)  # of large results
+    _heard: int = 0  # how often the server has told the time
+    _tries: dict[tuple[str, int, str], tuple[int, int]] = field(default_factory=dict)  # of large results; see _heard
     _told: dict[tuple[str, int, str], tuple[Task, Ride]] = field(default_factory=dict)
 
     def add(self, task: Task, ride: Ride, tail: bytes) -> None:
@@ -100,6 +101,7 @@ class Settler:
     def clock(self, now_us: int) -> None:
         """Takes Redis's time: outcomes are dated by it, whatever this machine's clock says."""
         self.offset = now_us - time.monotonic() * 1e6
+        self._heard += 1
 
     @property
     def now_us(self) -> float:
@@ -163,8 +165,11 @@ class Settler:
     def _give_up(self, record: Settled) -> None:
         """A large result that cannot be sent in time, again and again, would keep its worker from everything else."""
         place = (record.batch, record.index, record.token)
-        self._tries[place] = self._tries.get(place, 0) + 1
-        if self._tries[place] < TRIES:
+        tries, heard = self._tries.get(place, (0, -1))
+        if heard == self._heard:
+            return  # it is away, or loads its data: that is no fault of this result
+        self._tries[place] = tries + 1, self._heard
+        if tries + 1 < TRIES:
             return
         del self._tries[place]
         task, ride = self._told[place]

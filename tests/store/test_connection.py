@@ -4,7 +4,8 @@ import socket
 
 import pytest
 import redis
-from helpers import claim, join, submit
+import troubles
+from helpers import claim, join, new_batch, submit
 from redis import exceptions as wrong
 
 from nbqueue.errors import BadOption, NoServer, ServerRefused, ServerUnfit, WrongPassword
@@ -193,3 +194,42 @@ def test_hints_name_batches(broker):
     broker.cancel("b1")
     assert hints.wait(5) == {"b1"}
     hints.close()
+
+
+@pytest.mark.parametrize("word", ["OOM", "MISCONF", "READONLY", "BUSY"])
+def test_each_trouble_of_a_server_is_told_apart_and_passes(own, word):
+    broker = Broker(connect(own.url), "x")
+    submit(broker)
+    with troubles.MADE[word](broker.client):
+        for refused in (
+            lambda: submit(broker, "b2"),
+            lambda: broker.submit_many([(new_batch("s1", single=True), b"x")]),
+        ):
+            with pytest.raises(ServerRefused, match=troubles.REMEDIES[word]) as failed:
+                refused()
+            assert failed.value.kind == word
+        if word == "BUSY":  # nobody may even read
+            with pytest.raises(ServerRefused, match=troubles.REMEDIES[word]):
+                broker.view("b1")
+        else:
+            assert broker.view("b1").n == 4
+    submit(broker, "b2")
+
+
+def test_a_server_that_loads_its_data(short_folder):
+    with troubles.loading(short_folder, os.environ.get("NBQUEUE_TEST_SERVER")) as url:
+        for refused in (
+            lambda: preflight(connect(url)),
+            lambda: submit(Broker(connect(url), "x")),
+            lambda: Broker(connect(url), "x").view("b1"),
+        ):
+            with pytest.raises(NoServer, match=troubles.REMEDIES["LOADING"]) as failed:
+                refused()
+            assert failed.value.kind == "LOADING"
+
+
+def test_a_disk_that_took_no_data_is_told_at_connect(own):
+    client = connect(own.url).client
+    with troubles.misconf(client):
+        assert any("could not write its data to disk" in note for note in preflight(connect(own.url)))
+    assert not any("could not write" in note for note in preflight(connect(own.url)))

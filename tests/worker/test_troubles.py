@@ -1,0 +1,185 @@
+"""A worker while its server cannot be used: it says what is wrong and what to do, waits in bounded memory, goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import time
+
+import pytest
+import troubles
+
+import nbqueue
+from nbqueue.errors import NoServer, ServerRefused, SetupError
+from nbqueue.model import Ride, Spec, State
+from nbqueue.store import server as program
+from nbqueue.store.broker import Broker
+from nbqueue.store.connection import connect
+from nbqueue.worker import settling
+from nbqueue.worker.ledger import Task
+from nbqueue.worker.notes import Notepad
+from nbqueue.worker.parent import Parent
+from nbqueue.worker.plan import Plan
+from nbqueue.worker.score import Score
+from nbqueue.worker.settling import Settler
+
+AWAY = "No Redis server answers"
+
+
+class Worker:
+    """A parent in this process, whose turns the test makes."""
+
+    def __init__(self, session, **plan):
+        self.log = io.StringIO()
+        plan = Plan(slots=1, **{"lease": 30.0, "beat": 0.1, **plan})
+        self.parent = Parent(session.fresh_broker(), session.sealer, plan, score=Score(stream=self.log))
+        self.parent.tenure.join()
+
+    def said(self, text):
+        return sum(text in line for line in self.log.getvalue().splitlines())
+
+    def until(self, met, seconds=30):
+        end = time.monotonic() + seconds
+        while not met():
+            assert time.monotonic() < end, self.log.getvalue()
+            self.parent._turn()
+
+
+@pytest.fixture
+def worker(own):
+    made = []
+
+    def make(**plan):
+        made.append(Worker(own, **plan))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.parent.stables.close()
+        each.parent.ears.close()
+        with contextlib.suppress(SetupError):
+            each.parent.broker.leave(each.parent.tenure.id)
+
+
+def hurt(session):
+    return session.fresh_broker().client
+
+
+@pytest.mark.parametrize("word", ["MISCONF", "READONLY", "BUSY"])
+def test_a_trouble_is_one_line_that_names_the_remedy(own, worker, word):
+    found = worker()
+    batch = nbqueue.map(abs, [-1, -2])
+    with troubles.MADE[word](hurt(own)):
+        found.until(lambda: found.said(troubles.REMEDIES[word]))
+        offline = found.parent._offline
+        found.until(lambda: time.monotonic() - offline > 0.5)  # more than one try
+        with pytest.raises(ServerRefused, match=troubles.REMEDIES[word]):
+            nbqueue.map(abs, [-3])
+    found.until(lambda: batch.tally.finished == 2)
+    assert found.said(troubles.REMEDIES[word]) == 1
+    assert found.said("the server is back") == 1
+
+
+def test_a_full_server_refuses_the_notebook_and_no_worker(own, worker):
+    found = worker()
+    batch = nbqueue.map(abs, [-1, -2])
+    with troubles.oom(hurt(own)):
+        with pytest.raises(ServerRefused, match="config set maxmemory"):
+            nbqueue.map(abs, [-3])
+        found.until(lambda: batch.tally.finished == 2)
+    assert not found.said("!!")
+    assert nbqueue.map(abs, []).done
+
+
+def test_each_kind_of_trouble_is_said_once_an_outage(own, worker):
+    found, client = worker(), hurt(own)
+    an_outage(found, client, 1)
+    an_outage(found, client, 2)
+    assert (found.said("!!"), found.said("No Redis")) == (4, 0)
+
+
+def an_outage(found, client, number):
+    """Two troubles, and the first once more."""
+    with troubles.readonly(client):
+        found.until(lambda: found.said("primary") == number)
+        with troubles.busy(client):
+            found.until(lambda: found.said("script kill") == number)
+        tries = found.parent._retry_at
+        found.until(lambda: found.parent._retry_at > tries + 0.5)
+    found.until(lambda: found.said("the server is back") == number)
+
+
+# ---------------------------------------------------------------- outcomes that wait
+
+
+def test_what_waits_is_bounded_and_lands_when_the_server_is_back(own, worker, short_folder, monkeypatch):
+    monkeypatch.setattr(settling, "MOST_BYTES", 600_000)
+    found = worker(lease=60.0)
+    parent, settler = found.parent, found.parent.settler
+    assert nbqueue.submit(abs, -1).batch.watch is not None
+    found.until(lambda: found.said("<-") == 1)
+    parent.stables.recent.mean = 1e-4  # as if calls had been short: many are taken ahead
+    batch = nbqueue.map(bytes, [200_000] * 20)
+    found.until(lambda: parent.ledger.count_waiting + len(parent.ledger.riding[0]) > 10)
+    os.kill(program.status(short_folder).pid, signal.SIGKILL)
+    for pace in parent.ledger.paces.values():
+        pace.mean = 1.0  # one call at a time is sent to the stable
+    found.until(lambda: settler.full)
+    found.until(lambda: not parent.ledger.riding[0])
+    waiting, weight = parent.ledger.count_waiting, settler.weight
+    assert waiting
+    assert weight < 600_000 + 30 * 201_000
+    tries = parent._retry_at
+    found.until(lambda: parent._retry_at > tries + 0.5)
+    assert (parent.ledger.count_waiting, settler.weight) == (waiting, weight)  # nothing begins
+    assert parent.claims.wish() == (0, 0)
+    assert found.said(AWAY) == 1
+    program.start(short_folder, program=os.environ.get("NBQUEUE_TEST_SERVER"))
+    found.until(lambda: batch.tally.finished == 20)
+    assert batch.wait(20)
+    assert {len(value) for value in batch.results()} == {200_000}
+    assert (settler.pending, settler.weight) == (0, 0)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """What counts as large is small enough to be sent quickly."""
+    monkeypatch.setattr(settling, "BIG", 50_000)
+
+
+def big_outcome(url, sealer):
+    broker = Broker(connect(url), "x")
+    score = Score(stream=io.StringIO())
+    settler = Settler(broker, sealer, score, Notepad(broker, sealer, score), "here", "w")
+    task = Task(1, "b", 0, 1, "w:1", b"", Spec(label="f"), 0.0)
+    settler.add(task, Ride(State.FINISHED, None, 0.0, 1.0, value=bytes(settling.BIG)), b"")
+    return settler
+
+
+def test_a_large_result_outlives_the_loading_of_a_server(own, small, short_folder):
+    with troubles.loading(short_folder, os.environ.get("NBQUEUE_TEST_SERVER")) as url:
+        settler = big_outcome(url, own.sealer)
+        weight = settler.weight
+        for _ in range(settling.TRIES + 1):
+            with pytest.raises(NoServer, match=troubles.REMEDIES["LOADING"]):
+                settler.flush()
+        assert settler.weight == weight > settling.BIG  # it was not given up as too large
+
+
+def test_a_large_result_that_the_server_never_takes_is_given_up(own, small, short_folder):
+    """What answers otherwise, and not to this one: the tries count only where it was heard in between."""
+    with troubles.loading(short_folder, os.environ.get("NBQUEUE_TEST_SERVER")) as url:
+        settler = big_outcome(url, own.sealer)
+        for _ in range(settling.TRIES):
+            settler.clock(own.broker.now_us())
+            with pytest.raises(NoServer):
+                settler.flush()
+        assert settler.weight < 10_000
+
+
+def test_what_is_dropped_weighs_nothing(own, small):
+    settler = big_outcome(own.settings.url, own.sealer)
+    assert settler.forget() == 1
+    assert (settler.weight, settler.pending) == (0, 0)
