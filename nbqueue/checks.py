@@ -216,6 +216,22 @@ CHECKS: dict[str, Any] = {
 }
 
 
+# What moves the cursor, changes colours or turns the direction of text, but for the tab and the end of a line.
+_CONTROLS = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for span in ((0, 9), (11, 32), (127, 160), (0x200E, 0x2010), (0x202A, 0x202F), (0x2066, 0x206A))
+    for code in range(*span)
+}
+
+
+def inert(text: str) -> str:
+    """`text` as a terminal may show it: control characters are spelled out, so that they act on nothing.
+
+    A line that was written over itself, as a progress bar, becomes several.
+    """
+    return text.replace("\r\n", "\n").replace("\r", "\n").translate(_CONTROLS)
+
+
 def counted(number: int, word: str) -> str:
     """So many of something: `1 job`, `1,000 jobs`."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"

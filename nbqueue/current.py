@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbqueue.checks import size_text
-from nbqueue.errors import BadInput
+from nbqueue.errors import BadInput, BadSignature
 from nbqueue.model import MAX_META
 
 if TYPE_CHECKING:
@@ -241,8 +241,11 @@ def pack_meta(meta: Mapping[str, Any]) -> bytes:
 
 
 def unpack_meta(data: bytes) -> dict[str, Any]:
-    """The meta dict in what pack_meta made; empty for no bytes."""
-    return msgspec.msgpack.decode(data, type=dict[str, Any]) if data else {}
+    """The meta dict in what pack_meta made; empty for no bytes. Raises BadSignature for what is none."""
+    try:
+        return msgspec.msgpack.decode(data, type=dict[str, Any]) if data else {}
+    except (msgspec.MsgspecError, ValueError, RecursionError) as why:
+        raise BadSignature(what="The meta of a job", why=f"it is no meta ({why})") from why
 
 
 def _plain(where: str, value: Any, depth: int) -> Any:

@@ -7,7 +7,7 @@ what to do next.
       SetupError            NoServer  NoServerProgram  WrongPassword  ServerUnfit  ServerRefused  BadSecret
       BadInput              BadName  BadOption  BadItems  NotPicklable  TooLarge  SpillFailed  InUse
                             Changed  NoSuchDependency  InsideJob  TooManyOpen
-      BadSignature          UnknownKey
+      BadSignature          UnknownKey  Damaged
       NotThere              NoSuchBatch  NoSuchJob  NoSuchWorker  Expired  LostByServer  SpillLost
       JobFailed  JobCanceled  BatchFailed  NotDone
       LeaseEnded            (a worker's own)
@@ -146,6 +146,11 @@ class BadSignature(NbqueueError):
 class UnknownKey(BadSignature):
     """{what} was signed with key {key}, which is not in {path}. Copy the secret of the one who signed it there,
     as one more line."""
+
+
+class Damaged(BadSignature):
+    """{what} is not as nbqueue wrote it: {why}. Another program or person has written there, or it was damaged. All
+    else on the server is as it was."""
 
 
 class NotThere(NbqueueError, LookupError):

@@ -77,8 +77,10 @@ def load(
     filed |= _toml(home / "connection.toml", missing_ok=True)
     pick = {
         "url": url or environ.get("NBQUEUE_URL") or filed.get("url"),
-        "namespace": namespace or environ.get("NBQUEUE_NAMESPACE") or filed.get("namespace") or NAMESPACE,
+        "namespace": environ.get("NBQUEUE_NAMESPACE") or filed.get("namespace") or NAMESPACE,
     }
+    if namespace is not None:
+        pick["namespace"] = namespace  # also an empty one, which is refused where it is used
     return Settings(
         home=home,
         url=pick["url"],

@@ -26,6 +26,7 @@ from nbqueue.errors import BadSecret, BadSignature, TooLarge, UnknownKey
 
 VERSION = b"\x01"
 _HEAD = 21
+_LONGEST = 1 << 16  # bytes of a secret file
 _NUMBERS = struct.Struct(">qIQ")
 
 FUNCTION, SPEC, ARGUMENTS, OUTCOME, META, MAIL, TAIL, ECHO = (
@@ -108,8 +109,12 @@ def _read(path: Path) -> str:
     except BadSecret:
         os.close(descriptor)
         raise
-    with os.fdopen(descriptor) as file:
-        return file.read()
+    with os.fdopen(descriptor, "rb") as file:
+        data = file.read(_LONGEST + 1)
+    if len(data) > _LONGEST or not data.isascii():
+        remedy = "A secret is lines of 64 random letters and digits. Remove it, and nbqueue makes a new one."
+        raise BadSecret(path=path, why="it holds something else than lines of plain text", remedy=remedy)
+    return data.decode("ascii")
 
 
 def _check(path: Path, facts: os.stat_result) -> None:
@@ -172,6 +177,8 @@ class Sealer:
             raise BadSignature(what=what, why="it is cut short or of another version")
         key_id, payload = blob[1:5], blob[_HEAD:]
         key = self.keyring.find(key_id, what)
+        if not (-1 <= index < 1 << 63 and 0 <= attempt < 1 << 32):
+            raise BadSignature(what=what, why="there is no such place")
         text = self._context(key_id, kind, batch) + _NUMBERS.pack(index, attempt, len(payload)) + payload
         if not self._same(self._digest(key, text, "sha256")[:16], blob[5:_HEAD]):
             raise BadSignature(what=what, why="the signature does not fit the content and its place")

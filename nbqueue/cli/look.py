@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nbqueue.checks import in_units
+from nbqueue.checks import in_units, inert
 from nbqueue.cli.common import console, duration, print_json, reach, server_options
 from nbqueue.errors import BadSignature, NoServer
 from nbqueue.model import Spec, WorkerInfo, decode, utc
@@ -225,4 +225,4 @@ def _row(table: Table, *cells: object) -> None:
     from rich.text import Text
 
     # Text, not markup: names and labels come from elsewhere.
-    table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in cells))
+    table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else inert(str(cell))) for cell in cells))

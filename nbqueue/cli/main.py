@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from nbqueue import __version__
+from nbqueue.checks import inert
 from nbqueue.errors import NbqueueError
 
 _COMMANDS = {
@@ -59,7 +60,7 @@ def cli() -> None:
 
 def _warn(message: Warning | str, *_where: Any) -> None:
     """One line; which line of ours warned is nothing to who types commands."""
-    click.secho(f"nbqueue: {message}", fg="yellow", err=True)
+    click.secho(f"nbqueue: {inert(str(message))}", fg="yellow", err=True)
 
 
 def main() -> None:
@@ -68,5 +69,5 @@ def main() -> None:
     try:
         cli.main(prog_name="nbqueue", standalone_mode=True, auto_envvar_prefix="NBQUEUE")
     except NbqueueError as why:
-        click.secho(f"nbqueue: {why}", fg="red", err=True)
+        click.secho(f"nbqueue: {inert(str(why))}", fg="red", err=True)
         sys.exit(1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from nbqueue.checks import inert
 from nbqueue.cli.common import console, print_json, server_options, session
 
 
@@ -97,9 +98,9 @@ def _print(facts: dict[str, Any], texts: dict[str, str]) -> None:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         stamp = value.astimezone().strftime("%Y-%m-%d %H:%M:%S") if hasattr(value, "astimezone") else str(value)
-        table.add_row(name, Text(stamp))
+        table.add_row(name, Text(inert(stamp)))
     terminal.print(table)
     for name, text in texts.items():
         terminal.print()
         terminal.print(Text(name, style="bold"))
-        terminal.print(Text(text.rstrip("\n")), soft_wrap=True)
+        terminal.print(Text(inert(text.rstrip("\n"))), soft_wrap=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from nbqueue.client.singles import Singles
 from nbqueue.client.spoolfile import Kind
-from nbqueue.errors import NbqueueError, NoServer, ServerRefused, WrongPassword
+from nbqueue.errors import Damaged, NbqueueError, NoServer, ServerRefused, WrongPassword
 
 if TYPE_CHECKING:
     from nbqueue.client.session import Session
@@ -177,6 +177,8 @@ class Collector:
             try:
                 if view is None:
                     self._missing(broker, watch)
+                elif isinstance(view, Damaged):
+                    self._fail([watch], view)
                 else:
                     busy |= self._take(broker, watch, generation, view, entries)
             except (NoServer, ServerRefused, WrongPassword):
@@ -198,7 +200,7 @@ class Collector:
                 return False, []
         entries = broker.session_log(self._session.id, self._position, PART)
         self._position += len(entries)
-        self._named |= dict.fromkeys(entry.decode() for entry in entries)
+        self._named |= dict.fromkeys(entry.decode("utf-8", "replace") for entry in entries)
         with self._lock:
             named = [watch for batch in list(self._named)[:PART] for watch in self._singles.of(batch)]
             few = self._singles.some(FEW, foreign=False)
@@ -241,13 +243,13 @@ class Collector:
         slots = self._slots(broker, watch.queue) if view.tally.started else 0
         with watch.changed:
             for entry in entries:
-                watch.enter(entry.decode())
+                watch.enter(entry)
             watch.position += len(entries)
             if generation == watch.generation:
                 watch.see(view, caught_up=caught_up, slots=slots)
             if watch.single and watch.over and not watch.has(0) and not watch.behind:
                 # A batch of one writes no log of its own; canceled before it was taken, it has no record either.
-                watch.enter("c0-1" if view.cuts else "0")
+                watch.enter(b"c0-1" if view.cuts else b"0")
             wanted = [watch.behind[place] for place in range(min(watch.portion(PART), len(watch.behind)))]
         if wanted or watch.taken_back:
             self._copy(broker, watch, wanted)

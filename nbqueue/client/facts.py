@@ -68,6 +68,14 @@ def parents_of(spec: Spec) -> list[str]:
     return [*spec.depends_on, *([spec.source] if spec.source else [])]
 
 
+def echoes_in(data: bytes) -> list[Echo]:
+    """The echoes in a record whose signature is checked. Raises BadSignature."""
+    try:
+        return _echoes.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as why:
+        raise BadSignature(what="What became of a callback", why=f"it is no list of echoes ({why})") from why
+
+
 def ridden(outcome: Outcome) -> bool:
     """Whether its job ran, rather than being canceled before."""
     return bool(outcome.runtime_us or (outcome.worker and outcome.state is not State.CANCELED))
@@ -283,7 +291,7 @@ class Facts(Generic[R]):
         if batch.inline:
             return batch.watch.echoes.get(self.index, [])
         blob = batch.session.ask(lambda broker: broker.echoes(batch.id, [self.index]))[0]
-        return [] if not blob else _echoes.decode(batch.session.sealer.unseal(wire.ECHO, batch.id, self.index, blob))
+        return [] if not blob else echoes_in(batch.session.sealer.unseal(wire.ECHO, batch.id, self.index, blob))
 
     def get_position(self) -> int | None:
         """How many jobs of its queue come before it; None if it does not wait there."""

@@ -10,7 +10,7 @@ import msgspec
 from nbqueue.client.spoolfile import Standing
 from nbqueue.client.watch import Watch
 from nbqueue.model import Outcome, Spec, State, Tally
-from nbqueue.store.decoding import Progress
+from nbqueue.store.decoding import Progress, entry_of
 
 
 class Part(Watch):
@@ -73,16 +73,15 @@ class Part(Watch):
             left -= counts[str(state)]
         return Tally(n=len(self.rows), queued=left, **counts)
 
-    def enter(self, entry: str) -> None:
-        """Takes one entry of the batch's log, if it is of these."""
-        single = entry.removeprefix("r")
-        if single.isdecimal() and int(single) not in self._own:
+    def enter(self, entry: bytes) -> None:
+        """Takes one entry of the batch's log, if it is of these. Raises Damaged."""
+        _, low, high = entry_of(entry)
+        if not high and low not in self._own:
             return
         super().enter(entry)
-        if not single.isdecimal():
-            low, _, high = entry[1:].partition("-")
+        if high:
             for index in self.rows:
-                if int(low) <= index < int(high):
+                if low <= index < high:
                     self._count(index)
 
     def keep(self, index: int, found: bytes | int | Outcome) -> None:

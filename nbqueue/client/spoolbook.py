@@ -18,6 +18,7 @@ from nbqueue.errors import BadSignature
 
 WHOLE = 8 << 20  # bytes of a record that are read at once
 HELD = 64 << 20  # bytes of them that are held while a file is read
+MOST = 1 << 32  # jobs that no batch has
 SMALL = 4_096  # bytes of an outcome that is worth holding
 SAID = (Kind.TAILS, Kind.METAS, Kind.PASTS)
 MARK = 16  # bytes of the mark of a job
@@ -91,13 +92,13 @@ class Book:
             self._last = birth.batch
 
     def _arguments(self, record: Record) -> None:
-        block, offset = record.read(Block), record.offset
+        block, offset = _block(record), record.offset
         for place, (index, size) in enumerate(zip(block.indexes, block.sizes, strict=True)):
             self._entry(block, place).arguments[index] = offset, size
             offset += size
 
     def _outcomes(self, record: Record) -> None:
-        block, offset = record.read(Block), record.offset
+        block, offset = _block(record), record.offset
         data = self._scan.data(record) if record.size <= WHOLE else None
         for place, (index, size) in enumerate(zip(block.indexes, block.sizes, strict=True)):
             start = offset - record.offset
@@ -113,6 +114,7 @@ class Book:
 
     def _back(self, record: Record) -> None:
         back = record.read(Back)
+        _agree(back.indexes, back.checks, back.names)
         for place, (index, check) in enumerate(zip(back.indexes, back.checks, strict=True)):
             entry = self._entry(back, place)
             entry.withdrawn.setdefault(index, set()).add(check)
@@ -148,6 +150,21 @@ class Book:
         """The checksum by which a withdrawal names an outcome."""
         blob = found.blob if found.blob is not None else spoolfile.read(self.path, found.offset, found.size)
         return zlib.crc32(blob)
+
+
+def _block(record: Record) -> Block:
+    """Whose blobs a record holds. Raises BadSignature for a table that does not fit its data."""
+    block = record.read(Block)
+    _agree(block.indexes, block.sizes, block.names)
+    if min(block.sizes, default=0) < 0 or sum(block.sizes) > record.size:
+        raise BadSignature(what="A record of the spool", why="its table names more than it holds")
+    return block
+
+
+def _agree(indexes: list[int], others: list[int], names: list[str]) -> None:
+    fits = len(indexes) == len(others) and len(names) in {0, len(indexes)}
+    if not fits or min(indexes, default=0) < 0 or max(indexes, default=0) >= MOST:
+        raise BadSignature(what="A record of the spool", why="its table makes no sense")
 
 
 class Tale:

@@ -16,6 +16,7 @@ from nbqueue.client import spoolfile
 from nbqueue.client.spoolfile import Birth, Standing
 from nbqueue.errors import BadSignature
 from nbqueue.model import Cause, Echo, Notes, Outcome, Spec, State, Tally, decode
+from nbqueue.store.decoding import entry_of
 from nbqueue.store.records import Stored
 
 if TYPE_CHECKING:
@@ -257,20 +258,21 @@ class Watch:
         self.over = view.done and caught_up
         self._causes = {range(low, high): cause for low, high, cause in view.cuts}
 
-    def enter(self, entry: str) -> None:
-        """Takes one entry of the batch's log."""
-        if entry[0] == "r" and "-" in entry:
-            low, _, high = entry[1:].partition("-")
-            self._cuts.remove(range(int(low), int(high)))  # what it depended on runs again
-        elif entry[0] == "r":
-            self.withdraw(int(entry[1:]))
-        elif entry[0] == "c":
-            low, _, high = entry[1:].partition("-")
-            self._cuts.append(range(int(low), int(high)))
-            self._withdrawn.difference_update(self._cuts[-1])
-            self.ended.append(self._cuts[-1])
+    def enter(self, entry: bytes) -> None:
+        """Takes one entry of the batch's log. Raises Damaged."""
+        kind, low, high = entry_of(entry)
+        if kind == "r" and high:
+            if range(low, high) in self._cuts:
+                self._cuts.remove(range(low, high))  # what it depended on runs again
+        elif kind == "r":
+            self.withdraw(low)
+        elif kind == "c":
+            cut = range(low, high)
+            self._cuts.append(cut)
+            self._withdrawn = {index for index in self._withdrawn if index not in cut}
+            self.ended.append(cut)
         else:
-            self.behind.append(int(entry))
+            self.behind.append(low)
 
     def withdraw(self, index: int) -> None:
         """A retry has withdrawn this job's outcome."""

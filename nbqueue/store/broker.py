@@ -12,7 +12,7 @@ from itertools import repeat
 from typing import Literal
 
 from nbqueue.checks import check_name
-from nbqueue.errors import BadInput, LeaseEnded, NoSuchBatch
+from nbqueue.errors import BadInput, Damaged, LeaseEnded, NoSuchBatch
 from nbqueue.model import BEAT, LEASE, MAX_LOSSES, Rerun, State
 from nbqueue.store.door import FIELDS, loads_of, parts
 from nbqueue.store.reads import Reads
@@ -70,7 +70,7 @@ class Broker(Uploads, Reads):
         if answer[0] != b"OK":
             raise LeaseEnded(worker=worker)
         _, now, grants, counts, due, suspended, left = answer
-        skipped = {counts[i].decode(): int(counts[i + 1]) for i in range(0, len(counts), 2)}
+        skipped = {_text(counts[i]): int(counts[i + 1]) for i in range(0, len(counts), 2)}
         given = [_grant(token, *grant) for grant in grants]
         return Claimed(now, given, skipped, _seconds(due), bool(suspended), bool(left))
 
@@ -90,7 +90,8 @@ class Broker(Uploads, Reads):
     def settle(self, worker: str, settled: Sequence[Settled]) -> list[str]:
         """Writes outcomes; answers "OK", "DUP" (it stands already) or "STALE" (another claim has it), in order.
 
-        "AGAIN": the run has ended, but the job has not: it runs once more, at once or later.
+        "AGAIN": the run has ended, but the job has not: it runs once more, at once or later. "DAMAGED": the keys of
+        its batch are not as they were written, and take no outcome.
         """
         places: dict[str, list[int]] = {}
         for place, one in enumerate(settled):
@@ -107,9 +108,10 @@ class Broker(Uploads, Reads):
                 calls.append(call)
                 owners.append(run)
         answers = [""] * len(settled)
-        answered = (answer for load in loads_of(calls) for answer in self._run_many("settle", load))
+        answered = (answer for load in loads_of(calls) for answer in self._run_many("settle", load, each=True))
         for run, answer in zip(owners, answered, strict=True):
-            for place, word in zip(run, answer, strict=True):
+            words = [b"DAMAGED"] * len(run) if isinstance(answer, Damaged) else answer
+            for place, word in zip(run, words, strict=True):
                 answers[place] = word.decode()
         return answers
 
@@ -181,8 +183,9 @@ class Broker(Uploads, Reads):
         number = 0
         for start in range(0, len(ids), FIELDS):
             part = ids[start : start + FIELDS]
-            for batch, answer in zip(part, self._run_many("cancel", [[i, 1, int(running)] for i in part]), strict=True):
-                if answer != -1:
+            answers = self._run_many("cancel", [[each, 1, int(running)] for each in part], each=True)
+            for batch, answer in zip(part, answers, strict=True):
+                if answer != -1 and not isinstance(answer, Damaged):
                     number += answer[0] + (self.cancel(batch, running=running) if answer[1] else 0)
         return number
 
@@ -195,8 +198,14 @@ class Broker(Uploads, Reads):
         *,
         what: Literal["meta", "echo"] = "meta",
     ) -> bool:
-        """Writes a job's sealed meta or echoes; with a token, only while that claim holds the job."""
-        return index >= 0 and bool(self._run("save", batch_id, index, data, token or "", what))
+        """Writes a job's sealed meta or echoes; with a token, only while that claim holds the job.
+
+        False also where the keys of the batch are not as they were written, and take none.
+        """
+        if index < 0:
+            return False
+        (answer,) = self._run_many("save", [[batch_id, index, data, token or "", what]], each=True)
+        return bool(answer) and not isinstance(answer, Damaged)
 
     def rename(self, batch_id: str, was: str, name: str) -> bool:
         """A batch named `was` bears another name from now on; False if that is in use. Raises NoSuchBatch."""
@@ -219,7 +228,7 @@ class Broker(Uploads, Reads):
         while more:
             worker, some, gone, waiting, more = self._run("reap", max_losses)
             if worker:
-                workers[worker.decode()] = None
+                workers[_text(worker)] = None
             jobs, lost = jobs + some, lost + gone
         return Reaped(list(workers), jobs, lost, bool(waiting))
 
@@ -245,6 +254,11 @@ class Broker(Uploads, Reads):
         return bool(self._run("post", worker, message))
 
 
+def _text(name: bytes) -> str:
+    """What should be a name of ours, and is shown as it can be where it is not: then nothing is signed for it."""
+    return name.decode("utf-8", "replace")
+
+
 def _seconds(us: int) -> float | None:
     return None if us < 0 else us / 1e6
 
@@ -265,8 +279,8 @@ def _grant(
     token: str,
     batch: bytes,
     queue: bytes,
-    spec: bytes,
-    key: bytes,
+    spec: bytes | None,
+    key: bytes | None,
     indexes: list[int],
     payloads: list[bytes | None],
     attempts: list[int],
@@ -284,4 +298,4 @@ def _grant(
         strict=False,
     )
     jobs = [Held(index, attempt, args or b"", bool(solo), meta or b"") for index, attempt, args, solo, meta in rows]
-    return Grant(batch.decode(), queue.decode(), spec, key.decode(), token, jobs, source.decode())
+    return Grant(_text(batch), _text(queue), spec or b"", _text(key or b""), token, jobs, _text(source))

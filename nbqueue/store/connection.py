@@ -153,6 +153,20 @@ def _word(why: wrong.RedisError, text: str) -> str:
     return "OOM" if "command not allowed when used memory" in text else ""
 
 
+def is_wrong_type(answer: object) -> bool:
+    """Whether an answer is an error that says that a key holds something else."""
+    return isinstance(answer, wrong.ResponseError) and str(answer).startswith("WRONGTYPE")
+
+
+def is_damage(answer: object) -> bool:
+    """Whether an answer is the error of a script that met keys which are not as we wrote them."""
+    if not isinstance(answer, wrong.ResponseError):
+        return False
+    text = str(answer)
+    word = _word(answer, text)
+    return word == "WRONGTYPE" or (not word and "user_script" in text)
+
+
 # ---------------------------------------------------------------- the check at connect
 
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
+from nbqueue.checks import is_name
+from nbqueue.errors import Damaged
 from nbqueue.model import Cause, State, Tally
-from nbqueue.store.records import BatchView, Stored
+from nbqueue.store.records import BatchView, Holder, Stored
 
 _COUNTS = ("nrun", "nfin", "nfail", "ncan", "ndef", "npark")
 LITE = ("queue", "n", "open", "cut", "canceled", *_COUNTS, "done", "exp", "cuts", "hold", "due", "queued", "src")
 FULL = (*LITE, "created", "spec", "key", "signer", "session", "name", "single", "nonce")
 PLACES = ("n", "cuts", "hold", "src")
 HOLD = {b"D": State.DEFERRED, b"S": State.SCHEDULED}
-_CUT = re.compile(r"(\d+)-(\d+)-(\w+)")
+_CUT = re.compile(rb"(\d{1,15})-(\d{1,15})-(\w+)", re.ASCII)
+_ENTRY = re.compile(rb"([rc])?(\d{1,15})(?:-(\d{1,15}))?", re.ASCII)
+_NUMBER = re.compile(rb"-?\d{1,18}", re.ASCII)
+T = TypeVar("T")
+_MOST = (1 << 32) - 1  # what a hash of Redis can hold
+_LATEST = 253_402_300_799_000_000  # the last second of year 9999, in microseconds: no number of ours is larger
 
 
 class Progress(NamedTuple):
@@ -40,6 +48,36 @@ class Progress(NamedTuple):
         return self.done_us is not None
 
 
+@contextmanager
+def sound(what: str) -> Iterator[None]:
+    """What is read of a batch within is not signed: where it makes no sense, Damaged is raised."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError) as why:
+        raise Damaged(what=what, why=str(why)) from why
+
+
+def number(value: bytes) -> int:
+    """A whole number as the scripts write it. Raises ValueError, also for one that no count and no time can have."""
+    if not _NUMBER.fullmatch(value) or abs(found := int(value)) > _LATEST:
+        shown = value[:40].decode("ascii", "backslashreplace")
+        raise ValueError(f"{shown!r} is no number of ours")
+    return found
+
+
+def size(value: bytes | None) -> int:
+    """The number of jobs of a batch. Raises ValueError."""
+    if not 0 <= (found := number(value or b"0")) <= _MOST:
+        raise ValueError(f"{found:,} jobs are in no batch")
+    return found
+
+
+def numbers(batch: str, found: Iterable[bytes]) -> list[int]:
+    """Indexes of jobs of a batch. Raises Damaged."""
+    with sound(f"A list of jobs of {batch}"):
+        return list(map(number, found))
+
+
 def us(clock: Sequence[bytes | int]) -> int:
     """The answer of TIME in microseconds."""
     return int(clock[0]) * 1_000_000 + int(clock[1])
@@ -59,21 +97,26 @@ def mapping(answer: dict[bytes, bytes] | list[bytes]) -> dict[bytes, bytes]:
 
 def cuts_of(text: bytes | None) -> tuple[tuple[int, int, Cause], ...]:
     """The ranges in the field `cuts`."""
-    return tuple((int(lo), int(hi), Cause(why)) for lo, hi, why in _CUT.findall((text or b"").decode()))
+    return tuple((int(lo), int(hi), Cause(why.decode())) for lo, hi, why in _CUT.findall(text or b""))
 
 
 def _optional(value: bytes | None) -> int | None:
-    return None if value is None else int(value)
+    return None if value is None else number(value)
 
 
 def progress(batch: str, now: int, values: Sequence[bytes | None]) -> Progress:
-    """The values of LITE."""
+    """The values of LITE. Raises Damaged."""
+    with sound(f"The record of {batch}"):
+        return _progress(batch, now, values)
+
+
+def _progress(batch: str, now: int, values: Sequence[bytes | None]) -> Progress:
     fields = dict(zip(LITE, values, strict=False))
     hold = fields["hold"]
     expires = _optional(fields["exp"])
     return Progress(
         id=batch,
-        n=int(fields["n"] or 0),
+        n=size(fields["n"]),
         open=fields["open"] == b"1",
         cut=fields["cut"] == b"1",
         tally=_tally(fields),
@@ -88,8 +131,29 @@ def progress(batch: str, now: int, values: Sequence[bytes | None]) -> Progress:
     )
 
 
+def told(
+    reader: Callable[..., T], batch: str, now: int, values: Sequence[bytes | None] | Damaged, *rest: Any
+) -> T | Damaged | None:
+    """What `reader` makes of the values of a batch; None where there is none, Damaged in place of what it raises."""
+    for answer in (values, *rest):
+        if isinstance(answer, Damaged):
+            return answer
+    assert not isinstance(values, Damaged)
+    try:
+        return None if values[0] is None else reader(batch, now, values, *rest)
+    except Damaged as why:
+        return why
+
+
+def names(found: Iterable[bytes]) -> list[str]:
+    """Ids, as far as they are some: what else someone wrote there is none of ours."""
+    return [name for name in (each.decode("utf-8", "replace") for each in found) if is_name(name)]
+
+
 def _tally(fields: dict[str, bytes | None]) -> Tally:
-    n, started, finished, failed, canceled, deferred, parked = (int(fields[name] or 0) for name in ("n", *_COUNTS))
+    n, started, finished, failed, canceled, deferred, parked = (
+        number(fields[name] or b"0") for name in ("n", *_COUNTS)
+    )
     counts = {State.DEFERRED: deferred, State.SCHEDULED: parked, State.QUEUED: 0}
     # What waits and is neither: held with the whole batch, or queued.
     counts[HOLD.get(fields["hold"] or b"", State.QUEUED)] += (
@@ -100,12 +164,17 @@ def _tally(fields: dict[str, bytes | None]) -> Tally:
 
 
 def view(batch: str, now: int, values: Sequence[bytes | None], log_length: int) -> BatchView:
-    """The values of FULL."""
+    """The values of FULL. Raises Damaged."""
+    with sound(f"The record of {batch}"):
+        return _view(batch, now, values, log_length)
+
+
+def _view(batch: str, now: int, values: Sequence[bytes | None], log_length: int) -> BatchView:
     fields = dict(zip(FULL, values, strict=True))
-    facts: dict[str, Any] = progress(batch, now, values)._asdict()
+    facts: dict[str, Any] = _progress(batch, now, values)._asdict()
     facts |= {name: (fields[name] or b"").decode() for name in ("queue", "key", "signer", "session", "nonce")}
     name = fields["name"]
-    created = int(fields["created"] or 0)
+    created = number(fields["created"] or b"0")
     if not facts["hold"] and not facts["source"]:
         facts["queued_us"] = facts["queued_us"] or created
     return BatchView(
@@ -136,6 +205,25 @@ def state(
     return whole.waiting(index)
 
 
+def holder(lease: bytes) -> Holder:
+    """An entry of `run`. Raises Damaged."""
+    with sound("The lease of a job"):
+        token, attempt, since, *_ = lease.split()
+        return Holder(token.rpartition(b":")[0].decode(), number(attempt), number(since))
+
+
+def entry_of(entry: bytes) -> tuple[str, int, int]:
+    """An entry of a batch's log: its letter (or none), the first index, and the end of a range (else 0).
+
+    Raises Damaged.
+    """
+    found = _ENTRY.fullmatch(entry)
+    if found is None or (found[1] == b"c" and not found[3]):
+        shown = entry[:40].decode("ascii", "backslashreplace")
+        raise Damaged(what="The log of a batch", why=f"{shown!r} is no entry of ours")
+    return (found[1] or b"").decode(), int(found[2]), int(found[3] or 0)
+
+
 class Whole(NamedTuple):
     """What of a batch decides where its jobs are; `ready` is a bitmap that begins with job `first`."""
 
@@ -148,8 +236,10 @@ class Whole(NamedTuple):
 
     @classmethod
     def parse(cls, values: Sequence[bytes | None], first: int, ready: bytes) -> Whole:
-        """The values of PLACES."""
-        return cls(int(values[0] or 0), cuts_of(values[1]), values[2] or b"", values[3] or b"", first, ready)
+        """The values of PLACES. Raises Damaged."""
+        with sound("The record of a batch"):
+            n, cuts = size(values[0]), cuts_of(values[1])
+        return cls(n, cuts, values[2] or b"", values[3] or b"", first, ready)
 
     def waiting(self, index: int) -> State:
         """Where a job is that has no place of its own."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from nbqueue.errors import Damaged
 from nbqueue.store import scripts
-from nbqueue.store.connection import Connection
+from nbqueue.store.connection import Connection, is_damage, is_wrong_type
 from nbqueue.store.keys import Keys
 from nbqueue.store.scripts import Argument
 
@@ -30,18 +31,37 @@ class Door:
         with self.connection.errors():
             return scripts.run(self.client, verb, self.keys.prefix, arguments)
 
-    def _run_many(self, verb: str, calls: Sequence[Sequence[Argument]]) -> list[Any]:
-        with self.connection.errors():
-            return scripts.run_many(self.client, verb, self.keys.prefix, calls)
+    def _run_many(self, verb: str, calls: Sequence[Sequence[Argument]], *, each: bool = False) -> list[Any]:
+        """The answers of a script to many calls, each about one batch.
 
-    def _read(self, commands: Iterable[tuple[Argument, ...]]) -> list[Any]:
-        """The answers to plain commands, in one round trip."""
+        With `each`, a batch whose keys are not as we wrote them has Damaged as its answer, and spares the others.
+        """
+        with self.connection.errors():
+            answers = scripts.run_many(self.client, verb, self.keys.prefix, calls)
+            for place, answer in enumerate(answers):
+                if each and is_damage(answer):
+                    answers[place] = Damaged(what="What the store keeps of a batch", why=str(answer))
+                elif isinstance(answer, Exception):
+                    raise answer
+            return answers
+
+    def _read(self, commands: Iterable[tuple[Argument, ...]], *, each: bool = False) -> list[Any]:
+        """The answers to plain commands, in one round trip.
+
+        With `each`, a key that holds something else than it should has Damaged as its answer, and spares the others.
+        """
         # No MULTI: a full server refuses whatever comes in one, reads too.
         with self.connection.errors():
             pipeline: Any = self.client.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
-            return list(pipeline.execute())
+            answers = list(pipeline.execute(raise_on_error=False))
+            for place, answer in enumerate(answers):
+                if each and is_wrong_type(answer):
+                    answers[place] = Damaged(what="A key of a batch", why="it holds something else")
+                elif isinstance(answer, Exception):
+                    raise answer
+            return answers
 
 
 def parts(items: Sequence[T], sizes: Iterable[int]) -> Iterator[Sequence[T]]:

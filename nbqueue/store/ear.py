@@ -18,6 +18,7 @@ from redis import exceptions as wrong
 from nbqueue.errors import NoServer
 from nbqueue.store.connection import Connection, translate
 
+_DEAF = 1.0  # seconds after a refusal
 _PATIENCE = 3.0  # an answer that is so much later than BLPOP's own end will not come
 
 
@@ -37,6 +38,7 @@ class Ear:
         self._keys: tuple[str, ...] = ()
         self._deadline = 0.0
         self._kept: tuple[str, bytes] | None = None
+        self._deaf_until = 0.0  # the server refused to listen: it is not asked again before
         self.listening = False
 
     def fileno(self) -> int:
@@ -48,8 +50,11 @@ class Ear:
     def listen(self, keys: Sequence[str], seconds: float) -> None:
         """Waits for at most `seconds` on these lists, the first named first. Raises NoServer or ServerRefused.
 
-        While it listens already, the same keys change nothing; with other keys it starts anew.
+        While it listens already, the same keys change nothing; with other keys it starts anew. Where the server has
+        refused (a key holds something else), it listens again after a second.
         """
+        if time.monotonic() < self._deaf_until:
+            return
         if self.listening and self.overdue():
             self.close()
         if self.listening and tuple(keys) == self._keys:
@@ -105,6 +110,7 @@ class Ear:
             if answer is not False:
                 self.listening = False
                 if isinstance(answer, Exception):
+                    self._deaf_until = time.monotonic() + _DEAF
                     raise hiredis.HiredisError(str(answer))
                 return (answer[0].decode(), answer[1]) if answer else None
             if data is None:
@@ -126,7 +132,9 @@ class Ear:
 
     def _open(self) -> None:
         try:
-            link: Any = self._connection.client.connection_pool.make_connection()
+            pool = self._connection.client.connection_pool
+            # Not by the pool: it counts what it has made, never what was closed, and refuses after a hundred.
+            link: Any = pool.connection_class(**pool.connection_kwargs)
             link.connect()
             link.send_command("CLIENT", "ID")
             self._client_id = int(link.read_response())
@@ -181,7 +189,7 @@ class Hints:
         while (left := until - time.monotonic()) > 0 or found:
             message = self._pubsub.get_message(timeout=0.0 if found else left)
             if message is not None:
-                found.add(message["data"].decode())
+                found.add(message["data"].decode("utf-8", "replace"))
             elif found:
                 break
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 
+from nbqueue.errors import Damaged
 from nbqueue.model import State
 from nbqueue.store import decoding
 from nbqueue.store.decoding import FULL, LITE, PLACES, Progress, Whole, us
@@ -29,29 +30,32 @@ class Reads(Roster):
         """A random id of this server's life: another one means that it forgot everything."""
         key = self.keys.at("epoch")
         fresh = secrets.token_hex(8)
-        return str(self._read([("SET", key, fresh, "NX"), ("GET", key)])[1].decode())
+        return str(self._read([("SET", key, fresh, "NX"), ("GET", key)])[1].decode("utf-8", "replace"))
 
     # ---------------------------------------------------------------- batches
 
     def view(self, batch_id: str) -> BatchView | None:
-        """What there is to know of a batch."""
-        return self.views([batch_id])[0]
+        """What there is to know of a batch. Raises Damaged."""
+        found = self._views([batch_id])[0]
+        if isinstance(found, Damaged):
+            raise found
+        return found
 
     def views(self, ids: Sequence[str]) -> list[BatchView | None]:
-        """As view, of many."""
+        """As view, of many; None also for one that is damaged, which `view` says."""
+        return [None if isinstance(found, Damaged) else found for found in self._views(ids)]
+
+    def _views(self, ids: Sequence[str]) -> list[BatchView | Damaged | None]:
         commands: list[tuple[str, ...]] = [("TIME",)]
         for batch in ids:
             commands.append(("HMGET", self.keys.at("b", batch), *FULL))
             commands.append(("LLEN", self.keys.part(batch, "log")))
-        now, *answers = self._read(commands)
+        now, *answers = self._read(commands, each=True)
         rows = zip(ids, answers[::2], answers[1::2], strict=True)
-        return [
-            decoding.view(batch, us(now), values, length) if values[0] is not None else None
-            for batch, values, length in rows
-        ]
+        return [decoding.told(decoding.view, batch, us(now), values, length) for batch, values, length in rows]
 
     def batches(self) -> list[BatchView]:
-        """All batches that the server knows."""
+        """All batches that the server knows, but for those that are damaged."""
         return self._known(self._read([("ZRANGE", self.keys.at("batches"), 0, -1)])[0])
 
     def sizes(self, ids: Sequence[str]) -> list[int]:
@@ -69,7 +73,7 @@ class Reads(Roster):
         found: list[BatchView | None] = []
         ids = list(names)
         for start in range(0, len(ids), 500):
-            found += self.views([batch.decode() for batch in ids[start : start + 500]])
+            found += self.views(decoding.names(ids[start : start + 500]))
         return [view for view in found if view is not None]
 
     def in_queue(self, queue: str) -> list[BatchView]:
@@ -83,8 +87,8 @@ class Reads(Roster):
         found = self._read([("HGETALL", self.keys.at("name", name))])[0]
         if signer is not None:
             batch = found.get(signer.encode())
-            return batch.decode() if batch else None
-        return next((batch.decode() for batch in found.values()), None)
+            return next(iter(decoding.names([batch])), None) if batch else None
+        return next(iter(decoding.names(found.values())), None)
 
     def log(self, batch_id: str, position: int, count: int = 1000) -> list[bytes]:
         """Entries of the log from `position` on: b"17" ended, b"r17" withdrawn, b"c5-9" canceled from 5 to 8."""
@@ -96,17 +100,24 @@ class Reads(Roster):
         key = self.keys.at("log", session)
         return list(self._read([("LRANGE", key, position, position + count - 1)])[0])
 
-    def follow(self, asked: Sequence[tuple[str, int]], count: int = 1000) -> list[tuple[Progress | None, list[bytes]]]:
-        """Progress and log entries of many batches (id and log position), in one round trip."""
+    def follow(
+        self, asked: Sequence[tuple[str, int]], count: int = 1000
+    ) -> list[tuple[Progress | Damaged | None, list[bytes]]]:
+        """Progress and log entries of many batches (id and log position), in one round trip.
+
+        Damaged, not raised, in the place of one whose keys are not as they were written.
+        """
         commands: list[tuple[str | int, ...]] = [("TIME",)]
         for batch, position in asked:
             # The log after the counts: whatever they count as ended is in it.
             commands.append(("HMGET", self.keys.at("b", batch), *LITE))
             commands.append(("LRANGE", self.keys.part(batch, "log"), position, position + count - 1))
-        now, *answers = self._read(commands)
+        now, *answers = self._read(commands, each=True)
         rows = zip(asked, answers[::2], answers[1::2], strict=True)
         return [
-            (decoding.progress(batch, us(now), values) if values[0] is not None else None, entries)
+            (entries, [])
+            if isinstance(entries, Damaged)
+            else (decoding.told(decoding.progress, batch, us(now), values), entries)
             for (batch, _), values, entries in rows
         ]
 
@@ -171,7 +182,7 @@ class Reads(Roster):
         """(index, sealed meta) of jobs that are held and have one; of very many held ones, of some."""
         run, meta = (self.keys.part(batch_id, part) for part in ("run", "meta"))
         told, (_, held) = self._read([("HLEN", meta), ("HSCAN", run, 0, "COUNT", most)])
-        indexes = sorted(map(int, held))[:most] if told else []
+        indexes = sorted(decoding.numbers(batch_id, held))[:most] if told else []
         pairs = zip(indexes, self.metas(batch_id, indexes), strict=True)
         return [(index, blob) for index, blob in pairs if blob is not None]
 
@@ -180,13 +191,16 @@ class Reads(Roster):
         return bytes(self._read([("GET", self.keys.part(batch_id, "marks"))])[0] or b"")
 
     def function(self, batch_id: str) -> bytes | None:
-        """The sealed function."""
-        found: bytes | None = self._read([("GET", self.keys.part(batch_id, "fn"))])[0]
+        """The sealed function. Raises Damaged."""
+        found: bytes | Damaged | None = self._read([("GET", self.keys.part(batch_id, "fn"))], each=True)[0]
+        if isinstance(found, Damaged):
+            raise found
         return found
 
     def failed(self, batch_id: str) -> list[int]:
         """The indexes of its failed jobs."""
-        return sorted(int(index) for index in self._read([("SMEMBERS", self.keys.part(batch_id, "bad"))])[0])
+        found = self._read([("SMEMBERS", self.keys.part(batch_id, "bad"))])[0]
+        return sorted(decoding.numbers(batch_id, found))
 
     def states(self, batch_id: str, indexes: Sequence[int]) -> list[State | None]:
         """Where jobs are; None: there is no such job. Derived from the place in which each of them is."""
@@ -230,14 +244,8 @@ class Reads(Roster):
 
     def holders(self, batch_id: str, indexes: Sequence[int]) -> list[Holder | None]:
         """Who runs these jobs; None where nobody does."""
-        found: list[Holder | None] = []
-        for lease in self._fields(batch_id, "run", indexes):
-            if lease is None:
-                found.append(None)
-            else:
-                token, attempt, since, *_ = lease.decode().split()
-                found.append(Holder(token.rpartition(":")[0], int(attempt), int(since)))
-        return found
+        leases = self._fields(batch_id, "run", indexes)
+        return [None if lease is None else decoding.holder(lease) for lease in leases]
 
     def attempts(self, batch_id: str, indexes: Sequence[int]) -> list[int]:
         """How many runs each job has begun: as its outcome or its lease says; 0 for one that waits."""
@@ -246,16 +254,21 @@ class Reads(Roster):
         commands = [("HMGET", self.keys.part(batch_id, part), *map(str, indexes)) for part in ("run", "out")]
         run, out = self._read(commands)
         return [
-            Stored.parse(blob).attempt if blob else int(lease.split()[1]) if lease else 0
+            Stored.parse(blob).attempt if blob else decoding.holder(lease).attempt if lease else 0
             for blob, lease in zip(out, run, strict=True)
         ]
 
     def _fields_of(self, part: str, pairs: Sequence[tuple[str, int]]) -> list[bytes | None]:
         if not pairs:
             return []
-        return self._read([("HGET", self.keys.part(batch, part), str(index)) for batch, index in pairs])
+        answers = self._read([("HGET", self.keys.part(batch, part), str(index)) for batch, index in pairs], each=True)
+        # What is no hash holds no record: empty bytes carry no signature, so that job alone is refused.
+        return [b"" if isinstance(answer, Damaged) else answer for answer in answers]
 
     def _fields(self, batch_id: str, part: str, indexes: Sequence[int]) -> list[bytes | None]:
         if not indexes:
             return []
-        return list(self._read([("HMGET", self.keys.part(batch_id, part), *map(str, indexes))])[0])
+        (found,) = self._read([("HMGET", self.keys.part(batch_id, part), *map(str, indexes))], each=True)
+        if isinstance(found, Damaged):
+            raise found
+        return list(found)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from nbqueue.checks import is_name
+from nbqueue.errors import Damaged
 from nbqueue.model import State, Tally
 from nbqueue.store import decoding
 from nbqueue.store.decoding import FULL, us
@@ -28,23 +30,26 @@ class Roster(Door):
     def workers(self) -> list[WorkerView]:
         """All workers that were not given up."""
         now, pairs = self._read([("TIME",), ("ZRANGE", self.keys.at("workers"), 0, -1, "WITHSCORES")])
-        ends = [(name.decode(), float(end)) for name, end in decoding.pairs(pairs)]
+        ends = [(name, float(end)) for raw, end in decoding.pairs(pairs) for name in decoding.names([raw])]
         commands = [("HGET", self.keys.at("w", name), "info") for name, _ in ends]
         held = [("SCARD", self.keys.at("held", name)) for name, _ in ends]
-        answers = self._read([*commands, *held]) if ends else []
+        answers = self._read([*commands, *held], each=True) if ends else []
+        rows = zip(answers[: len(ends)], answers[len(ends) :], ends, strict=True)
         return [
-            WorkerView(answers[place], (end * 1000 - us(now)) / 1e6, answers[len(ends) + place])
-            for place, (_, end) in enumerate(ends)
-            if answers[place] is not None
+            WorkerView(b"" if isinstance(info, Damaged) else info, (end * 1000 - us(now)) / 1e6, number)
+            for info, number, (_, end) in rows
+            if info is not None and not isinstance(number, Damaged)
         ]
 
     def held_by(self, worker: str) -> list[str]:
         """The ids of the jobs that a worker holds."""
         found = self._read([("SMEMBERS", self.keys.at("held", worker))])[0]
-        jobs = sorted(job.decode().rpartition(":") for job in found)
-        singles = self._read([("HGET", self.keys.at("b", batch), "single") for batch, _, _ in jobs]) if jobs else []
+        jobs = sorted(job.decode("utf-8", "replace").rpartition(":") for job in found)
+        asked = [("HGET", self.keys.at("b", batch), "single") for batch, _, _ in jobs]
+        singles = self._read(asked, each=True) if jobs else []
         return [
-            batch if single else f"{batch}:{index}" for (batch, _, index), single in zip(jobs, singles, strict=True)
+            batch if single == b"1" else f"{batch}:{index}"
+            for (batch, _, index), single in zip(jobs, singles, strict=True)
         ]
 
     def queues(self) -> dict[str, Tally]:
@@ -58,13 +63,15 @@ class Roster(Door):
         words = tuple(state.value for state in State)
         found = []
         for values in self._read([("HMGET", self.keys.at("tally", name), *words) for name in names]) if names else []:
-            counts = {word: int(value or 0) for word, value in zip(words, values, strict=True)}
+            with decoding.sound("The tally of a queue"):
+                counts = {word: decoding.number(value or b"0") for word, value in zip(words, values, strict=True)}
             found.append(Tally(n=sum(counts.values()), **counts))
         return found
 
     def length(self, queue: str) -> int:
         """How many jobs wait in a queue."""
-        return int(self._read([("HGET", self.keys.at("tally", queue), "queued")])[0] or 0)
+        with decoding.sound(f"The tally of {queue}"):
+            return max(0, decoding.number(self._read([("HGET", self.keys.at("tally", queue), "queued")])[0] or b"0"))
 
     def queued(self, queue: str) -> list[QueuedBatch]:
         """The batches that have jobs to hand out, in the order of claims, 1,000 in a round trip."""
@@ -73,10 +80,12 @@ class Roster(Door):
         while more:
             now, rows, start, more = self._run("queued", queue, start, *FULL)
             for batch, values, length, again, cursor, skip in rows:
-                view = decoding.view(batch.decode(), now, values, length)
-                beyond = range(cursor, view.n)
-                skipped = set(map(int, skip))
-                found.append(QueuedBatch(view, [*again, *(index for index in beyond if index not in skipped)]))
+                for name in decoding.names([batch]):
+                    with contextlib.suppress(Damaged):  # said where that batch is asked for
+                        view = decoding.view(name, now, values, length)
+                        skipped = set(decoding.numbers(name, skip))
+                        beyond = (index for index in range(cursor, view.n) if index not in skipped)
+                        found.append(QueuedBatch(view, [*again, *beyond]))
         return found
 
     def suspended(self) -> float | None:
@@ -94,7 +103,8 @@ class Roster(Door):
             ]
         )
         living = {name for name, end in decoding.pairs(pairs) if float(end) * 1000 > us(now)}
-        return sum(int(number) for worker, number in decoding.mapping(slots).items() if worker in living)
+        with decoding.sound(f"The slots of {queue}"):
+            return sum(decoding.number(count) for worker, count in decoding.mapping(slots).items() if worker in living)
 
     def client_count(self) -> int:
         """How many clients the server has, of whatever kind."""

@@ -54,9 +54,9 @@ class Uploads(Door):
         word, *facts = answer
         if word == b"OK":
             epoch, state, n = facts
-            return Submitted(epoch.decode(), State(state.decode()), n)
+            return Submitted(epoch.decode("utf-8", "replace"), State(state.decode()), n)
         if word == b"NEED":
-            raise NoSuchDependency(name=facts[0].decode(), server=self.url)
+            raise NoSuchDependency(name=facts[0].decode("utf-8", "replace"), server=self.url)
         if word == b"FULL":
             raise TooManyOpen(queue=batch.queue, limit=batch.max_open, server=self.url)
         what = word.decode()

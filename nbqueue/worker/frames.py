@@ -168,8 +168,9 @@ def unpack_echoes(payload: bytes) -> tuple[int, list[Echo]]:
     """What an ECHO says; raises FrameError."""
     from nbqueue.model import Echo
 
+    (seq,) = _numbers(_SEQ, payload)
     echoes: list[Echo] = _decode(list[Echo], payload[_SEQ.size :])
-    return _SEQ.unpack_from(payload)[0], echoes
+    return seq, echoes
 
 
 def _decode(kind: Any, payload: bytes) -> Any:
@@ -180,8 +181,14 @@ def _decode(kind: Any, payload: bytes) -> Any:
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     try:
         return decoder.decode(payload)
-    except msgspec.MsgspecError as why:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as why:
         raise FrameError(f"no {getattr(kind, '__name__', kind)}: {why}") from why
+
+
+def _numbers(layout: struct.Struct, payload: bytes) -> tuple[Any, ...]:
+    if len(payload) < layout.size:
+        raise FrameError(f"{len(payload)} bytes are too few")
+    return layout.unpack_from(payload)
 
 
 def pack_seqs(seqs: Iterable[int]) -> bytes:
@@ -190,8 +197,10 @@ def pack_seqs(seqs: Iterable[int]) -> bytes:
 
 
 def unpack_seqs(payload: bytes) -> list[int]:
-    """The seqs in the payload of THAW, BEGUN, BACK and GONE."""
+    """The seqs in the payload of THAW, BEGUN, BACK and GONE; raises FrameError."""
     seqs = array("Q")
+    if len(payload) % seqs.itemsize:
+        raise FrameError(f"{len(payload)} bytes are no list of jobs")
     seqs.frombytes(payload)
     return seqs.tolist()
 
@@ -205,8 +214,8 @@ pack_fence = pack_seconds
 
 
 def unpack_seconds(payload: bytes) -> float:
-    """The number in the payload of FENCE and READY."""
-    value: float = _SECONDS.unpack(payload)[0]
+    """The number in the payload of FENCE and READY; raises FrameError."""
+    value: float = _numbers(_SECONDS, payload)[0]
     return value
 
 
@@ -219,8 +228,8 @@ def pack_done(seq: int, ride: bytes, tail: bytes) -> bytes:
 
 
 def unpack_done(payload: bytes) -> Done:
-    """What a DONE says."""
-    seq, size = _DONE.unpack_from(payload)
+    """What a DONE says; raises FrameError."""
+    seq, size = _numbers(_DONE, payload)
     end = 12 + size
     return Done(seq, payload[12:end], payload[end:])
 
@@ -239,15 +248,17 @@ def pack_note(seq: int, kind: int, payload: bytes) -> bytes:
 
 
 def unpack_note(payload: bytes) -> Note:
-    """What a NOTE says."""
-    seq, kind = _NOTE.unpack_from(payload)
+    """What a NOTE says; raises FrameError."""
+    seq, kind = _numbers(_NOTE, payload)
     return Note(seq, kind, payload[9:])
 
 
-def read_value(fd: int) -> bytes:
-    """The value that came beside a DONE or an AFTER; closes the descriptor."""
+def read_value(fd: int, most: int | None = None) -> bytes:
+    """The value that came beside a DONE or an AFTER; closes the descriptor. Raises FrameError for one over `most`."""
     try:
         size = os.fstat(fd).st_size
+        if most is not None and size > most:
+            raise FrameError(f"a value of {size:,} bytes is over the limit of {most:,}")
         parts, offset = [], 0
         while offset < size:
             part = os.pread(fd, size - offset, offset)

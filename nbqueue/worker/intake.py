@@ -16,6 +16,7 @@ from nbqueue.wire import ARGUMENTS, FUNCTION, META, OUTCOME, SPEC, Sealer
 from nbqueue.worker import notes
 from nbqueue.worker.ledger import Ledger, Task
 
+MOST_ATTEMPTS = (1 << 16) - 1  # what the head of an outcome can tell
 _REMEMBERED = 256  # specs of batches, so that a batch's second claim need not check its spec again
 
 
@@ -83,7 +84,7 @@ class Intake:
             seq=self.ledger.next_seq(),
             batch=grant.batch,
             index=job.index,
-            attempt=job.attempt,
+            attempt=min(max(job.attempt, 0), MOST_ATTEMPTS),
             token=grant.token,
             payload=payload,
             spec=spec,

@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
+from nbqueue.checks import inert
+
 
 class Score:
     """Writes the lines; seconds count from the worker's start."""
@@ -26,7 +28,7 @@ class Score:
         """One event; `sign` is `->` begins, `<-` ends, `--` the worker's own, `!!` wants a person."""
         if self._quiet and sign != "!!":
             return
-        clean = text.encode("utf-8", "backslashreplace").decode().replace("\n", " ")
+        clean = inert(text.encode("utf-8", "backslashreplace").decode()).replace("\n", " ")
         # A full disk or a closed pipe behind the log is no reason to stop working.
         with contextlib.suppress(OSError):
             print(f"{time.monotonic() - self._began:8.2f}s {sign} {clean}", file=self._stream, flush=True)

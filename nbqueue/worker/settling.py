@@ -34,7 +34,7 @@ MOST_BYTES = 256 << 20  # of them
 HEAVY = 1 << 16  # bytes of a value that is not kept beside its outcome, unless a callback will want it
 
 
-AGAIN, STALE = "AGAIN", "STALE"  # answers of settle
+AGAIN, STALE, DAMAGED = "AGAIN", "STALE", "DAMAGED"  # answers of settle
 BACK = "BACK"  # not settled: the job was given back
 
 
@@ -207,6 +207,7 @@ class Settler:
         fine: dict[str, list[int]] = defaultdict(list)
         singles: dict[str, bool] = {}
         odd: Counter[str] = Counter()
+        lost: Counter[str] = Counter()
         for record, answer in zip(done, answers, strict=True):
             place = (record.batch, record.index, record.token)
             task, ride = self._told.pop(place)
@@ -214,6 +215,8 @@ class Settler:
             task.over = answer not in (STALE, AGAIN)
             if answer == STALE:
                 odd[record.batch] += 1
+            elif answer == DAMAGED:
+                lost[record.batch] += 1
             elif ride.state is State.FINISHED and answer != AGAIN:
                 fine[record.batch].append(record.index)
                 singles[record.batch] = task.spec.single
@@ -224,6 +227,8 @@ class Settler:
             self.score.group("<-", batch, indexes, singles[batch], "ok")
         for batch, count in odd.items():
             self.score.line("--", f"{batch}: {count} outcomes came too late and were dropped")
+        for batch, count in lost.items():
+            self.score.line("!!", f"{batch}: its keys are damaged, and did not take {count} outcomes")
 
 
 def _weight(record: Settled) -> int:

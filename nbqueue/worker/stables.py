@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import struct
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -234,7 +234,7 @@ class Stables:
         try:
             for kind, payload, fd in stall.channel.receive():
                 self._heard(stall, kind, payload, fd)
-        except (frames.FrameError, BadSignature, ValueError, struct.error) as why:
+        except (frames.FrameError, BadSignature) as why:
             # A job wrote into what is not its own: nothing that comes after can be trusted.
             self.score.line("!!", f"the stable of {stall.label} sent what is no frame ({why}) and is ended")
             stall.process.kill()
@@ -278,10 +278,12 @@ class Stables:
 
     def _done(self, payload: bytes, fd: int | None) -> None:
         done = frames.unpack_done(payload)
-        value = None if fd is None else frames.read_value(fd)
         task = self.ledger.tasks.get(done.seq)
         if task is None:
+            if fd is not None:
+                os.close(fd)
             return  # it was killed on request while its outcome was on the way
+        value = None if fd is None else frames.read_value(fd, task.spec.max_result)
         ride = frames.decode_ride(done.ride)
         if value is not None:
             ride = msgspec.structs.replace(ride, value=value)

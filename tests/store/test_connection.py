@@ -187,6 +187,29 @@ def test_an_ear_outlives_its_connection(broker):
     ear.close()
 
 
+def test_an_ear_may_lose_its_connection_any_number_of_times(broker):
+    ear = Ear(broker.connection)
+    for _ in range(150):
+        ear.listen([broker.keys.bell("default")], 10)
+        ear.close()
+    submit(broker)
+    ear.listen([broker.keys.bell("default")], 10)
+    assert heard(ear) == (broker.keys.bell("default"), b"1")
+    ear.close()
+
+
+def test_an_ear_that_is_refused_does_not_ask_all_the_time(broker):
+    broker.client.hset(broker.keys.bell("default"), "a", "b")
+    before = broker.client.info("stats")["total_connections_received"]
+    ear = Ear(broker.connection)
+    for _ in range(20):
+        ear.listen([broker.keys.bell("default")], 10)
+        assert heard(ear) is None
+    assert broker.client.info("stats")["total_connections_received"] - before < 5
+    ear.close()
+    broker.client.delete(broker.keys.bell("default"))
+
+
 def test_hints_name_batches(broker):
     hints = Hints(broker.connection, broker.keys.hint("s1"))
     assert hints.wait(0.05) == set()

@@ -10,6 +10,29 @@ local function part(batch, name) return K.b(batch) .. ':' .. name end
 -- The first write must be one that a full server allows: after it, the others pass. Submit and extend do without.
 local function make_room() call('DEL', K.room) end
 
+-- What a script does for one of many batches. Where the keys of that batch are not as we wrote them, it alone goes
+-- without: the others are served. Answers nothing then, and whoever asks for that batch itself is told.
+local function guarded(act, ...)
+  local fine, a, b = pcall(act, ...)
+  if fine then return a, b end
+end
+
+-- Whether an id is one of ours: what else stands in a list of ids was written by someone else.
+local function is_id(batch) return string.find(batch, '^[%w_][%w_.@+-]*$') ~= nil end
+
+-- Jobs named "<batch>:<index>", as lists of indexes by batch; other names are passed over.
+local function by_batch(names)
+  local groups = {}
+  for _, job in ipairs(names) do
+    local batch, index = string.match(job, '^(.*):(%d+)$')
+    if batch then
+      groups[batch] = groups[batch] or {}
+      table.insert(groups[batch], index)
+    end
+  end
+  return groups
+end
+
 -- ---------------------------------------------------------------- workers
 
 -- If nobody at all renewed for 1.5 beats, the server was away: every worker not yet given up gets one lease more, once.
@@ -18,6 +41,7 @@ local function outage()
   local pulse = call('GET', K.pulse)
   if not pulse then return false end
   local at, beat, lease, till = string.match(pulse, '^(%d+) (%d+) (%d+) (%d+)$')
+  if not at then return false end
   if tonumber(till) > 0 then return now / 1000 < tonumber(till) end
   if now - tonumber(at) <= 1500 * tonumber(beat) then return false end
   local later = int(math.floor(now / 1000) + tonumber(lease))
@@ -34,13 +58,15 @@ end
 
 local function alive(worker)
   local score = call('ZSCORE', K.workers, worker)
-  return score and tonumber(score) > now / 1000 and call('HEXISTS', K.w(worker), 'dead') == 0
+  if not score or tonumber(score) <= now / 1000 then return false end
+  local v = call('HMGET', K.w(worker), 'dead', 'slots')
+  return not v[1] and v[2] -- one whose record someone has removed joins anew
 end
 
 -- The slots of all workers of a queue.
 local function all_slots(queue)
   local sum = 0
-  for _, slots in ipairs(call('HVALS', K.slots(queue))) do sum = sum + tonumber(slots) end
+  for _, slots in ipairs(call('HVALS', K.slots(queue))) do sum = sum + (tonumber(slots) or 0) end
   return sum
 end
 

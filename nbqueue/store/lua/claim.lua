@@ -10,11 +10,12 @@ if not alive(worker) then return {'GONE'} end
 local MB4 = 4194304
 local grants, skipped, reasons = {}, {}, {}
 
-local function grant(batch, indexes, attempts, solos)
+-- What is handed out of a batch; read before anything is written, so that a damaged one changes nothing.
+local function gift(batch, indexes, attempts, solos)
   local v = call('HMGET', K.b(batch), 'queue', 'spec', 'key', 'src', 'meta')
   local payloads = call('HMGET', v[4] and part(v[4], 'out') or part(batch, 'args'), unpack(indexes))
   local metas = v[5] and call('HMGET', part(batch, 'meta'), unpack(indexes)) or {}
-  grants[#grants + 1] = {batch, v[1], v[2], v[3], indexes, payloads, attempts, solos, v[4] or '', metas}
+  return {batch, v[1], v[2], v[3], indexes, payloads, attempts, solos, v[4] or '', metas}
 end
 
 local suspended = call('EXISTS', K.suspended)
@@ -24,24 +25,24 @@ local function answer(counts, left)
   return {'OK', now, grants, counts, nearest and math.max(0, tonumber(nearest) - now) or -1, suspended, left}
 end
 
-local prior = call('GET', K.claim(worker))
-if prior then
-  prior = cmsgpack.unpack(prior)
-  if prior[1] == token then
-    for _, gave in ipairs(prior[2]) do
-      local batch, indexes, attempts, solos = gave[1], {}, {}, {}
-      for i, run in ipairs(call('HMGET', part(batch, 'run'), unpack(gave[2]))) do
-        local holder, attempt, _, cap = lease_of(run or '')
-        if holder == token then
-          indexes[#indexes + 1] = gave[2][i]
-          attempts[#attempts + 1] = attempt
-          solos[#solos + 1] = cap > 0 and 1 or 0
-        end
-      end
-      if #indexes > 0 then grant(batch, indexes, attempts, solos) end
+-- What the same claim gave of a batch before.
+local function again_from(batch, chosen)
+  local indexes, attempts, solos = {}, {}, {}
+  for i, run in ipairs(call('HMGET', part(batch, 'run'), unpack(chosen))) do
+    local holder, attempt, _, cap = lease_of(run or '')
+    if holder == token then
+      indexes[#indexes + 1] = chosen[i]
+      attempts[#attempts + 1] = attempt
+      solos[#solos + 1] = cap > 0 and 1 or 0
     end
-    return answer({}, 1)
   end
+  if #indexes > 0 then grants[#grants + 1] = gift(batch, indexes, attempts, solos) end
+end
+
+local prior = guarded(function() return cmsgpack.unpack(call('GET', K.claim(worker))) end)
+if type(prior) == 'table' and prior[1] == token then
+  for _, gave in ipairs(prior[2]) do guarded(again_from, gave[1], gave[2]) end
+  return answer({}, 1)
 end
 
 if suspended == 1 then return answer({}, 1) end
@@ -103,9 +104,11 @@ local function pick_again(batch, k, picks, big)
   local later, heavy = {}, false
   for _, entry in ipairs(pop_again(batch, k)) do
     local index, attempt, losses, limit = string.match(entry, '^(%d+) (%d+) (%d+) (%d+)$')
-    limit = tonumber(limit)
+    limit = tonumber(limit or 0)
     local bound = limit > 0 and math.min(cap, limit) or cap
-    if heavy or held + taken + #picks + 1 > bound or not light(index, #picks, big) then
+    if not index then
+      -- someone else's
+    elseif heavy or held + taken + #picks + 1 > bound or not light(index, #picks, big) then
       heavy = heavy or held + taken + #picks + 1 <= bound
       later[#later + 1] = entry
     else
@@ -156,21 +159,30 @@ local function commit(batch, queue, picks)
     end
     names[i] = batch .. ':' .. index
   end
+  local given = gift(batch, indexes, odd and attempts or {}, odd and solos or {})
+  call('HINCRBY', K.b(batch), 'nrun', #picks)
   call('HSET', part(batch, 'run'), unpack(runs))
   call('SADD', K.held(worker), unpack(names))
-  call('HINCRBY', K.b(batch), 'nrun', #picks)
   move(queue, 'queued', 'started', #picks)
   taken = taken + #picks
   gave[#gave + 1] = {batch, indexes}
-  grant(batch, indexes, odd and attempts or {}, odd and solos or {})
+  grants[#grants + 1] = given
+end
+
+local function skip(batch, why)
+  skips[#skips + 1] = batch
+  if not skipped[why] then reasons[#reasons + 1] = why end
+  skipped[why] = (skipped[why] or 0) + 1
 end
 
 -- Takes a share of one batch. Answers whether it has still something to hand out.
 local function take(batch, queue, all, quota)
+  if not is_id(batch) then return false end
   local f = call('HMGET', K.b(batch), 'n', 'cur', 'big', 'key', 'signer', 'python', 'host', 'ttl', 'hold', 'src',
     'meta')
   if not f[1] then return false end
   local n, cur, big = tonumber(f[1]), tonumber(f[2]), tonumber(f[3])
+  if n < 0 or cur < 0 or math.max(n, cur) >= 4294967296 then error('no batch has so many jobs') end
   local left = waiting(batch, n, cur)
   if left <= 0 or f[9] then
     call('HDEL', K.b(batch), 'inq')
@@ -183,9 +195,7 @@ local function take(batch, queue, all, quota)
   end
   local why = misfit(batch, f, queue)
   if why then
-    skips[#skips + 1] = batch
-    if not skipped[why] then reasons[#reasons + 1] = why end
-    skipped[why] = (skipped[why] or 0) + 1
+    skip(batch, why)
     return true
   end
   local free_left = math.max(0, free - taken)
@@ -214,6 +224,14 @@ local function take(batch, queue, all, quota)
   return false
 end
 
+-- As take. One whose keys are not as we wrote them stays where it is, and is counted: the others are served.
+local function try(batch, ...)
+  local fine, more = pcall(take, batch, ...)
+  if fine then return more end
+  if is_id(batch) then skip(batch, 'repair') end
+  return is_id(batch)
+end
+
 local function serve(queue)
   local all = math.max(all_slots(queue), slots)
   local fair = tonumber(call('HGET', K.tally(queue), 'queued') or '0') * slots / all
@@ -222,17 +240,17 @@ local function serve(queue)
   if free_left > 0 then quota = math.max(quota, taken + 1) end
   for _, batch in ipairs(call('LRANGE', K.front(queue), 0, 99)) do
     if full() then return end
-    if not take(batch, queue, all, quota) then call('LREM', K.front(queue), 1, batch) end
+    if not try(batch, queue, all, quota) then call('LREM', K.front(queue), 1, batch) end
   end
   for _ = 1, math.min(call('LLEN', K.q(queue)), math.max(100, want)) do
     if full() or taken >= quota then return end
     local batch = call('LPOP', K.q(queue))
-    if take(batch, queue, all, quota) then call('RPUSH', K.q(queue), batch) end
+    if try(batch, queue, all, quota) then call('RPUSH', K.q(queue), batch) end
   end
 end
 
 for i = queues, #ARGV do
-  if not full() and not partial then serve(ARGV[i]) end
+  if not full() and not partial and not pcall(serve, ARGV[i]) then skip(ARGV[i], 'repair') end
 end
 if cap < math.huge then call('HSET', K.w(worker), 'cap', cap) end
 if taken > 0 or prior then

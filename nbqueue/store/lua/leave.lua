@@ -9,11 +9,15 @@ if info[2] then return 1 end -- it is being reaped
 local mine = {}
 for queue in string.gmatch(info[1], '%S+') do mine[queue] = true end
 
+local function waits(batch)
+  local v = call('HMGET', K.b(batch), 'n', 'cur', 'hold')
+  return v[1] and not v[3] and waiting(batch, tonumber(v[1]), tonumber(v[2])) > 0
+    and not string.find(info[3] or '', ' ' .. batch .. ' ', 1, true)
+end
+
 local function has_work(list)
   for _, batch in ipairs(call('LRANGE', list, 0, 999)) do
-    local v = call('HMGET', K.b(batch), 'n', 'cur', 'hold')
-    if v[1] and not v[3] and waiting(batch, tonumber(v[1]), tonumber(v[2])) > 0
-      and not string.find(info[3] or '', ' ' .. batch .. ' ', 1, true) then return true end
+    if guarded(waits, batch) then return true end
   end
   return false
 end
@@ -22,7 +26,7 @@ local function due_soon()
   for _, item in ipairs(call('ZRANGEBYSCORE', K.later, '-inf', int(now + 30000000), 'LIMIT', 0, 1000)) do
     local what, batch = string.match(item, '^(%a+):([^:]*)')
     if what ~= 'ttl' and what ~= 'sweep' then
-      local queue = call('HGET', K.b(batch), 'queue')
+      local queue = guarded(call, 'HGET', K.b(batch), 'queue')
       if queue and mine[queue] then return true end
     end
   end
@@ -57,13 +61,7 @@ if burst == '1' then
   end
 end
 
-local groups = {}
-for _, job in ipairs(call('SPOP', K.held(worker), 1000)) do
-  local batch, index = string.match(job, '^(.*):(%d+)$')
-  groups[batch] = groups[batch] or {}
-  table.insert(groups[batch], index)
-end
-for batch, indexes in pairs(groups) do
+local function give_back(batch, indexes)
   local f, items = facts(batch), {}
   for i, run in ipairs(call('HMGET', part(batch, 'run'), unpack(indexes))) do
     if run and f then
@@ -76,6 +74,8 @@ for batch, indexes in pairs(groups) do
     hand_back(f, items)
   end
 end
+
+for batch, indexes in pairs(by_batch(call('SPOP', K.held(worker), 1000))) do guarded(give_back, batch, indexes) end
 if call('EXISTS', K.held(worker)) == 1 then return 2 end
 for queue in pairs(mine) do
   call('HDEL', K.slots(queue), worker)

@@ -93,7 +93,7 @@ for _, item in ipairs(due) do
   local what, batch = string.match(item, '^(%a+):(.*)$')
   call('ZREM', K.later, item)
   -- What is not finished goes on at once, unless it has a new time already.
-  if doing[what] and not doing[what](batch) then call('ZADD', K.later, 'NX', int(now), item) end
+  if doing[what] and guarded(doing[what], batch) == false then call('ZADD', K.later, 'NX', int(now), item) end
 end
 drain()
 local nearest = call('ZRANGE', K.later, 0, 0, 'WITHSCORES')

@@ -18,17 +18,24 @@ local function handed_back(batch)
   for _, index in ipairs(call('SMEMBERS', part(batch, 'void'))) do void[index] = true end
   for _, entry in ipairs(call('LRANGE', part(batch, 'again'), 0, -1)) do
     local index = string.match(entry, '^%d+')
-    if void[index] then void[index] = nil else found[#found + 1] = tonumber(index) end
+    if not index then
+      -- someone else's
+    elseif void[index] then
+      void[index] = nil
+    else
+      found[#found + 1] = tonumber(index)
+    end
   end
   return found
 end
 
-for _, batch in ipairs(ids) do
+local function look(batch)
   local v = call('HMGET', K.b(batch), 'n', 'cur', 'hold')
   if v[1] and not v[3] and waiting(batch, tonumber(v[1]), tonumber(v[2])) > 0 then
     rows[#rows + 1] = {batch, call('HMGET', K.b(batch), unpack(names)), call('LLEN', part(batch, 'log')),
       handed_back(batch), tonumber(v[2]), call('SMEMBERS', part(batch, 'skip'))}
   end
 end
+for _, batch in ipairs(ids) do guarded(look, batch) end
 local upto = start + #ids
 return {now, rows, upto, #ids == 1000 and 1 or 0}

@@ -15,13 +15,9 @@ local size = tonumber(info[1] or call('SCARD', held))
 if not info[1] then call('HSET', K.w(worker), 'dead', size) end
 local group = math.max(1, math.floor(math.min(size, tonumber(info[2] or '1')) / 2))
 
-local batches, jobs, lost = {}, 0, 0
-for _, job in ipairs(call('SPOP', held, 1000)) do
-  local batch, index = string.match(job, '^(.*):(%d+)$')
-  batches[batch] = batches[batch] or {}
-  table.insert(batches[batch], index)
-end
-for batch, indexes in pairs(batches) do
+local jobs, lost = 0, 0
+
+local function take_back(batch, indexes)
   local f, back, gone = facts(batch), {}, {}
   for i, run in ipairs(f and call('HMGET', part(batch, 'run'), unpack(indexes)) or {}) do
     local token, attempt, losses = lease_of(run or '')
@@ -41,6 +37,8 @@ for batch, indexes in pairs(batches) do
   end
   jobs, lost = jobs + #back + #gone, lost + #gone
 end
+
+for batch, indexes in pairs(by_batch(call('SPOP', held, 1000))) do guarded(take_back, batch, indexes) end
 if #pending > 0 then later().drain() end
 local more = #due > 1
 if call('EXISTS', held) == 1 then

@@ -29,7 +29,7 @@ end
 
 if unfit == '1' then
   local refused, any = true, false
-  for _, batch in ipairs(order) do
+  local function mark(batch)
     local f = facts(batch)
     if f then
       any = true
@@ -38,9 +38,10 @@ if unfit == '1' then
       refused = refused and all_refused(f.queue, f.key)
     end
   end
+  for _, batch in ipairs(order) do guarded(mark, batch) end
   if any and refused then return 1 end
 end
-for _, batch in ipairs(order) do
+local function give_back(batch)
   local f = facts(batch)
   if f then
     local items = standing(batch)
@@ -48,4 +49,5 @@ for _, batch in ipairs(order) do
     hand_back(f, items)
   end
 end
+for _, batch in ipairs(order) do guarded(give_back, batch) end
 return 0

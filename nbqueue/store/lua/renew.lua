@@ -5,10 +5,10 @@ make_room()
 outage()
 if not alive(worker) then return -1 end
 call('ZADD', K.workers, int(math.floor(now / 1000 + lease)), worker)
-set_pulse(tonumber(call('HGET', K.w(worker), 'beat')), lease)
+set_pulse(tonumber(call('HGET', K.w(worker), 'beat')) or lease / 6, lease)
 local fallen = {}
 for i = entries, #ARGV, 3 do
-  local run = call('HGET', part(ARGV[i], 'run'), ARGV[i + 1])
+  local run = guarded(call, 'HGET', part(ARGV[i], 'run'), ARGV[i + 1])
   local token = ARGV[i + 2] .. ' '
   if not run or string.sub(run, 1, #token) ~= token then fallen[#fallen + 1] = (i - entries) / 3 end
 end
