@@ -173,10 +173,20 @@ def quietly(session: Session, name: str) -> Batch[Any] | None:
 
 
 def why_gone(session: Session, found: Tale) -> str:
-    """`lost` where the server is not the one that knew the batch, or has forgotten everything; else `expired`."""
-    epoch, standing = session.ask(lambda broker: broker.epoch()), found.standing
-    known = (standing.epoch if standing is not None else "") or found.birth.epoch
-    return "lost" if known and known != epoch else "expired"
+    """`lost` where the server cannot have dropped it by the clock, or is another than knew it; else `expired`."""
+    birth, standing = found.birth, found.standing
+    epoch, now = session.ask(lambda broker: (broker.epoch(), broker.now_us()))
+    known = (standing.epoch if standing is not None else "") or birth.epoch
+    return "lost" if (known and known != epoch) or now < _earliest(session, found) else "expired"
+
+
+def _earliest(session: Session, found: Tale) -> float:
+    """When it can have expired at the earliest, in us on the server's clock: after its end, or else its beginning."""
+    spec, standing = _spec(session, found.birth), found.standing
+    if standing is not None and standing.over and standing.expires_us is not None:
+        return standing.expires_us
+    ttl = 0.0 if spec is None else min(spec.result_ttl, spec.failure_ttl)
+    return found.birth.created_us + ttl * 1e6 if found.birth.created_us else 0.0
 
 
 def _fill(session: Session, watch: Watch, found: Tale) -> None:

@@ -67,6 +67,7 @@ class Watch:
         self.bars: list[Bar] = []
         self.awaited = 0  # threads that wait for one job of it
         self.position = self.generation = 0
+        self.reread = False  # whether the log was read a second time, since it named too few
         self.behind: deque[int] = deque()  # ended, but the outcome is not copied yet
         self.ended: list[int | range] = []  # in the order in which they ended
         self.undone: list[int] = []  # whose outcomes a retry withdrew, in that order
@@ -257,6 +258,19 @@ class Watch:
         self.open, self.cut, self.expires_us = view.open, view.cut, view.expires_us
         self.over = view.done and caught_up
         self._causes = {range(low, high): cause for low, high, cause in view.cuts}
+        if self.over and not (self.single or self.reread) and self._unnamed() > 0:
+            self._read_again()
+
+    def _unnamed(self) -> int:
+        """Of how many jobs that have ended the log did not tell."""
+        return self.n - self.collected - sum(not self.has(index) for index in set(self.behind))
+
+    def _read_again(self) -> None:
+        """A server that lost its last second wrote its log anew, behind what we had read: from the start, once."""
+        self.reread, self.over, self.position = True, False, 0
+        self.behind.clear()
+        self._cuts.clear()
+        self._withdrawn.clear()
 
     def enter(self, entry: bytes) -> None:
         """Takes one entry of the batch's log. Raises Damaged."""
@@ -352,7 +366,7 @@ class Watch:
     def reopen(self) -> None:
         """A retry runs: what the store said of the end before is no longer true."""
         self.generation += 1
-        self.over = False
+        self.over = self.reread = False
         self.expires_us = None
 
 
