@@ -51,7 +51,7 @@ class Parent:
             broker, sealer, score, self.ledger, self.settler, self.stables, handlers=bool(plan.handlers)
         )
         self.stables.aftermath, self.settler.told = self.aftermath, self.aftermath.settled
-        self.ears = Ears(broker, self.selector)
+        self.ears = Ears(broker, self.selector, plan.beat)
         self.tenure = Tenure(
             broker,
             sealer.keyring,
