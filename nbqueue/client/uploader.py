@@ -104,7 +104,7 @@ def patiently(action: Callable[[], T], patience: float = PATIENCE) -> T:
 
 
 def arrived(what: str, send: Callable[[], T]) -> T:
-    """Sends what makes a batch or job, `what`, and asks again for a while: raised without an end, it would be sent twice.
+    """Sends what makes a batch or job, `what`, and asks again for a while: a user who tries again makes another one.
 
     Raises NoServer, which then says how to find out whether it has arrived.
     """
