@@ -25,6 +25,7 @@ class Ground:
     """A namespace on a server where faults happen: `session` and `fleet` reach it by `url`, the witness directly."""
 
     def __init__(self, server_url, url, home, folder):
+        self.server_url = server_url
         self.session = nbqueue.connect(url, namespace=f"t{secrets.token_hex(4)}")
         self.fleet = Fleet(url, self.session.settings.namespace, home)
         self.witness = Witness(server_url, self.session.settings.namespace, self.session.sealer, folder)
