@@ -46,8 +46,11 @@ class Claims:
     def claim(self) -> None:
         """Takes jobs, if a claim may find some and there is room; else listens, or passes on what was heard."""
         free, want = self.wish()
-        if self._unheard or (want and self.thirsty):
+        if self._unheard:
             # A claim that was not answered may have given jobs: asked again with its token, the store tells which.
+            self._answered(self._ask(free, want))
+            self.tenure.estranged = False  # as far as we know; the next beat tells
+        elif want and self.thirsty:
             self._answered(self._ask(free, want))
         elif self.rung and not want:
             # Too busy by now: the claim rings for others. It gives only what an earlier one gave that was not heard.

@@ -28,7 +28,8 @@ LEASES = ((2.0, 0.4), (30.0, 5.0))
 def noted(path, seconds):
     with Path(path).open("a") as file:
         file.write(f"{time.monotonic()}\n")
-    time.sleep(seconds)
+    # Suspects of a loss run half as many at a time as before: a second run that lasts would keep the others waiting.
+    time.sleep(seconds if nbqueue.get_current_job().attempt == 1 else 0)
 
 
 def lines(path):
@@ -50,7 +51,6 @@ def dies(fleet, path, times, *, another):
         fleet.start(slots=2, lease=times[0], beat=times[1])
     wait_until(lambda: len(lines(path)) == 4, 300)
     again = [when - died for when in lines(path)[2:]]
-    batch.cancel()
     batch.wait(60)
     for worker in fleet.workers:
         worker.end()

@@ -28,6 +28,8 @@ def test_lost_replies(wire, verb):
         wait_until(lambda expected=before + times: wire.proxy.lost == expected, 30)
     wire.ends_well(first, *batches)
     assert all(len(runs) == 1 for runs in wire.witness.lives().values())  # none has run twice
+    assert {job.outcome.attempt for batch in batches for job in batch} == {1}, worker.log
+    assert "gives back" not in worker.log
 
 
 def test_a_submit_that_may_have_arrived_says_so(wire, monkeypatch):
@@ -42,6 +44,17 @@ def test_a_submit_that_may_have_arrived_says_so(wire, monkeypatch):
     batch = nbqueue.attach(str(told.value).partition("attach('")[2].partition("'")[0])
     wire.start().up()
     assert batch.results(timeout=20) == [1, 2]
+
+
+def test_many_single_jobs_arrive_once(wire):
+    q = nbqueue.Queue("default")
+    q.enqueue(abs, -1)
+    wire.proxy.lose(load("submit").sha, 5)
+    jobs = q.enqueue_many([nbqueue.Queue.prepare_data(abs, (-n,)) for n in range(50)])
+    assert wire.proxy.lost == 5
+    assert len(q) == 51
+    wire.start().up()
+    assert [job.wait(20) for job in jobs] == list(range(50))
 
 
 @pytest.mark.parametrize("verb", ["submit", "extend"])
