@@ -271,11 +271,13 @@ class Submission:
         self, seal: Callable[[str], list[list[bytes]]], *, last: bool, own: str | None = None
     ) -> tuple[Watch, list[list[bytes]]]:
         """Sends the first part: under the given id, or a fresh one, and another where that one is taken."""
+        self.session.broker  # noqa: B018 - a server that never answered is told at once
         for attempt in range(TRIES):
             name = own or self._fresh_id(attempt)
             sealed = seal(name)
+            send = partial(self._send, name, sealed[0], last=last)
             try:
-                told = self.session.ask(partial(self._send, name, sealed[0], last=last))
+                told = uploader.arrived(name, partial(self.session.ask, send))
             except InUse as why:
                 if own is not None or why.facts["what"] != "id" or attempt == TRIES - 1:
                     raise

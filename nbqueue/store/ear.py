@@ -71,6 +71,11 @@ class Ear:
             raise self._no_server(why) from why
         self.listening = True
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as anyone knows."""
+        return self._socket is not None
+
     def overdue(self) -> bool:
         """Whether the answer should have come long ago: the link is dead, though nobody said so."""
         return self.listening and time.monotonic() > self._deadline

@@ -31,6 +31,7 @@ class Claims:
     rung: bool = False  # a bell was heard, which nobody has answered yet
     _count: int = 0
     _withheld: int = 0  # how many jobs it held when it was given none, though there were some
+    _unheard: bool = False  # whether the last claim has had no answer
     _next_stale: float = 0.0
 
     def wish(self) -> tuple[int, int]:
@@ -48,7 +49,11 @@ class Claims:
         if self._holds() < self._withheld:
             self.thirsty = True  # suspects of a loss are given only to who holds few
         free, want = self.wish()
-        if want and self.thirsty:
+        if self._unheard:
+            # A claim that was not answered may have given jobs: asked again with its token, the store tells which.
+            self._answered(self._ask(free, want))
+            self.tenure.estranged = False  # as far as we know; the next beat tells
+        elif want and self.thirsty:
             self._answered(self._ask(free, want))
         elif self.rung and not want:
             # Too busy by now: the claim rings for others. It gives only what an earlier one gave that was not heard.
@@ -63,8 +68,9 @@ class Claims:
         worker = self.tenure.id
         # The token changes only once a claim is answered: asked again with the same one, the store gives the same jobs.
         token = f"{worker}:{self._count + 1}"
+        self._unheard = True
         claimed = self.tenure.broker.claim(worker, token, self.tenure.queues, free=free, want=want, fit=fit)
-        self._count += 1
+        self._count, self._unheard = self._count + 1, False
         return claimed
 
     def _answered(self, claimed: Claimed) -> None:
