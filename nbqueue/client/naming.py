@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbqueue import wire
-from nbqueue.client import handles, likeness, marks, progress, recall, spoolnames, uploader
+from nbqueue.client import handles, likeness, marks, progress, recall, spills, spoolnames, uploader
 from nbqueue.client.again import LIMITS
 from nbqueue.client.batch import Batch
 from nbqueue.client.part import Part
@@ -255,10 +255,14 @@ class Again:
         batch.told = f"{kept:,} of {len(watch.rows or ()):,} jobs were there already" + (
             f"; {len(self._new):,} are new" if self._new else "; nothing new runs"
         )
-        other = [limit for limit in LIMITS if getattr(asked.options, limit, None) != _limit(spec, self._view, limit)]
+        other = [limit for limit in LIMITS if self._wish(limit) != _limit(spec, self._view, limit)]
         if other:
             batch.told += f". It keeps its own {', '.join(other)}: batch.retry(...) takes others"
         return batch
+
+    def _wish(self, limit: str) -> Any:
+        options = self._asked.options
+        return spills.place(options, self._session) if limit == "spill" else getattr(options, limit)
 
     def _extend(self, watch: Part, payloads: list[bytes]) -> None:
         """Sends the new calls. The first part is taken, or the end of the batch has become another's."""

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING
 from nbqueue import spill
 from nbqueue.checks import OFF
 from nbqueue.errors import BadSignature, SpillLost
-from nbqueue.model import Spec
+from nbqueue.model import Options, Spec
 
 if TYPE_CHECKING:
     from nbqueue.client.session import Session
     from nbqueue.client.watch import Watch
+
+
+def place(options: Options, session: Session) -> str:
+    """Where large results of a batch with these options go; empty where no folder is set."""
+    return options.spill or session.settings.spill or ""
 
 
 def forget(session: Session, watch: Watch, spec: Spec) -> None:

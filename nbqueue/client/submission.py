@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from nbqueue import current, settings, spill, wire
-from nbqueue.client import inline, items, likeness, notes, progress, terms, uploader
+from nbqueue.client import inline, items, likeness, notes, progress, spills, terms, uploader
 from nbqueue.client.batch import Batch
 from nbqueue.client.function import Function, describe
 from nbqueue.client.items import Calls
@@ -126,7 +126,7 @@ class Submission:
 
     def _spill(self) -> str:
         """Where large results go. Raises BadOption for a URL that nothing here can open."""
-        root = self.options.spill or self.session.settings.spill or ""
+        root = spills.place(self.options, self.session)
         if root and not self.mode:
             spill.check(root)
         return root
