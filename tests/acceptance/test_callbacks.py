@@ -158,14 +158,14 @@ def test_a_burst_waits_for_callbacks(session, fleet, diary):
 
 
 def test_a_stopped_job_is_canceled_and_told(session, fleet, diary):
-    worker = fleet.start(beat=5, lease=30).up()
+    worker = fleet.start(beat=25, lease=80).up()
     job = nbqueue.options(on_stopped=Told(diary.path).stopped).submit(time.sleep, 60)
     wait_until(lambda: job.status == "started")
     began = time.monotonic()
     assert job.stop()
     wait_until(lambda: job.status == "canceled")
     wait_until(lambda: diary.lines)
-    assert time.monotonic() - began < 4, worker.log
+    assert time.monotonic() - began < 20, worker.log  # long before the next beat
     assert diary.lines[0].endswith(job.id)
     assert nbqueue.submit(abs, -1).wait(10) == 1
 

@@ -112,15 +112,15 @@ def test_arguments_and_messages_are_in_no_log_line(session, fleet):
 
 
 def test_a_canceled_job_stops_soon(session, fleet):
-    worker = fleet.start(lease=30, beat=10).up()
+    worker = fleet.start(lease=80, beat=25).up()
     batch = nbqueue.map(time.sleep, [60, 60, 60])
     wait_until(lambda: batch.tally.started == 2)
     began = time.monotonic()
     assert batch.cancel() == 3
-    assert batch.wait(5)
+    assert batch.wait(15)
     assert batch.tally.canceled == 3
     assert nbqueue.submit(abs, -2).wait(10) == 2  # the slots are free again, long before the next beat
-    assert time.monotonic() - began < 9
+    assert time.monotonic() - began < 20
     assert worker.process.poll() is None
 
 

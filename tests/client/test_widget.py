@@ -121,7 +121,7 @@ def test_a_click_blocks_nobody_and_what_goes_wrong_is_said_in_the_widget(own_ser
     os.kill(pid, signal.SIGSTOP)
     begun = time.monotonic()
     shown.controls._yes.click()
-    assert time.monotonic() - begun < 0.5
+    assert time.monotonic() - begun < 4  # a request would wait for 5 s
     assert "Canceling" in shown.note
     shown.controls._yes.click()  # while it works, a second click does nothing
     os.kill(pid, signal.SIGCONT)
