@@ -111,6 +111,30 @@ def test_a_single_job_whose_result_was_read_before_the_collector_came_is_copied_
     new.collector.stop()
 
 
+def test_the_bytes_of_a_forgotten_single_job_go_with_prune(server, session, hands, monkeypatch):
+    from click.testing import CliRunner
+
+    from nbqueue.cli.main import cli
+
+    job = nbqueue.submit(work, 7)
+    hands.work()
+    assert job.wait(10) == 7
+    wait_until(lambda: job.batch.watch.spooled)
+    job.batch.forget()
+    assert [file.stat().st_size > 100 for file in spoolhouse.single_files(session.spool.folder)] == [True]
+    monkeypatch.setenv("NBQUEUE_URL", session.settings.url)
+    monkeypatch.setenv("NBQUEUE_NAMESPACE", session.settings.namespace)
+    told = CliRunner().invoke(cli, ["prune", "--older", "0"], prog_name="nbqueue").output
+    assert "spool   single jobs" in told
+    assert "removed 0 on the server, 1 in the spool" in told
+    assert spoolhouse.single_files(session.spool.folder) == []
+    more = nbqueue.submit(work, 8)  # the session goes on, with another file
+    hands.work()
+    assert more.wait(10) == 8
+    found = wait_until(lambda: spoolhouse.single_files(session.spool.folder))
+    wait_until(lambda: more.batch.watch.spooled and list(Book(found[0]).entries) == [more.id])
+
+
 # ---------------------------------------------------------------- a disk that does not answer
 
 
