@@ -167,7 +167,8 @@ class Spool:
         """As keep, for batches of one."""
         places: dict[Watch, int] = {}
         with self._lock:
-            fresh = [each for each in found if each[0].birth is not None and not each[0].spooled]
+            # One that was forgotten while its outcome was on its way must not come back.
+            fresh = [each for each in found if each[0].birth and not each[0].spooled and not each[0].gone]
             for watch, _, _ in fresh:
                 self.keep(watch, ())
                 watch.spooled = True
