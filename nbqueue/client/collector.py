@@ -212,15 +212,17 @@ class Collector:
         ended = [(watch, blob) for watch, blob in zip(asked, blobs, strict=True) if blob is not None]
         fresh = [(watch, blob) for watch, blob in ended if not watch.spooled] if self._session.spool.on else []
         said = broker.said_of([watch.batch for watch, _ in fresh])
-        self._session.spool.keep_singles([(*each, _of_one(parts)) for each, parts in zip(fresh, said, strict=True)])
+        places = self._session.spool.keep_singles(
+            [(*each, _of_one(parts)) for each, parts in zip(fresh, said, strict=True)]
+        )
         for watch, generation, blob in zip(asked, generations, blobs, strict=True):
             if blob is not None:
-                self._end_single(watch, generation, blob)
+                self._end_single(watch, generation, places.get(watch, blob))
         look = [*named, *few, *_window(strangers, FEW, self._round)]
         silent = {watch for watch, blob in zip(asked, blobs, strict=True) if blob is None}
         return len(entries) == PART or bool(self._named), [watch for watch in dict.fromkeys(look) if watch in silent]
 
-    def _end_single(self, watch: Watch, generation: int, blob: bytes) -> None:
+    def _end_single(self, watch: Watch, generation: int, blob: bytes | int) -> None:
         with watch.changed:
             if not watch.put_single(blob, generation):
                 return

@@ -163,10 +163,12 @@ class Spool:
                 return {}
             return self._places(watch, found[0], pairs, found[1])
 
-    def keep_singles(self, found: Sequence[tuple[Watch, bytes, Said]]) -> None:
+    def keep_singles(self, found: Sequence[tuple[Watch, bytes, Said]]) -> dict[Watch, int]:
         """As keep, for batches of one."""
+        places: dict[Watch, int] = {}
         with self._lock:
-            fresh = [each for each in found if each[0].birth is not None and not each[0].spooled]
+            # One that was forgotten while its outcome was on its way must not come back.
+            fresh = [each for each in found if each[0].birth and not each[0].spooled and not each[0].gone]
             for watch, _, _ in fresh:
                 self.keep(watch, ())
                 watch.spooled = True
@@ -176,7 +178,14 @@ class Spool:
                 for birth, (_, _, said) in zip(births, fresh, strict=True):
                     self._write_said(birth, said)
                 blobs = [blob for _, blob, _ in fresh]
-                self._guarded(lambda: self._pen.singles(Kind.OUTCOMES, births, blobs), sum(map(len, blobs)))
+                there = self._guarded(lambda: self._pen.singles(Kind.OUTCOMES, births, blobs), sum(map(len, blobs)))
+                if there is None:
+                    self._weigh([(0, blob) for blob in blobs])
+                    return places
+                for (watch, blob, _), offset in zip(fresh, there[1], strict=True):
+                    if place := self._places(watch, there[0], [(0, blob)], [offset]):
+                        places[watch] = place[0]
+        return places
 
     def keep_arguments(self, watch: Watch, pairs: Sequence[tuple[int, bytes]]) -> None:
         """Writes arguments that were read from the store."""

@@ -268,8 +268,9 @@ class Appender:
         return self.size - len(data)
 
     def _open(self) -> None:
-        if self._fd >= 0:
+        if self._fd >= 0 and os.fstat(self._fd).st_nlink:
             return
+        self.close()  # if it is open, it was removed, and what is written would be nowhere
         # Made once: one that someone has removed since is not begun anew in its middle.
         made = os.O_CREAT if not self.size else 0
         self._fd = os.open(self.path, os.O_WRONLY | made | os.O_APPEND | os.O_NOFOLLOW, 0o600)

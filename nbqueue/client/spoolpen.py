@@ -69,6 +69,16 @@ class Pen:
         self, kind: Kind, births: Sequence[Birth], blobs: Sequence[bytes], indexes: Sequence[int] | None = None
     ) -> tuple[Path, list[int]]:
         """Writes a blob each of single jobs; answers the file and where in it each lies."""
+        try:
+            return self._write_singles(kind, births, blobs, indexes)
+        except FileNotFoundError:  # it was removed as old, and the session goes on
+            self._books.pop("").close()
+            self._born.clear()
+            return self._write_singles(kind, births, blobs, indexes)
+
+    def _write_singles(
+        self, kind: Kind, births: Sequence[Birth], blobs: Sequence[bytes], indexes: Sequence[int] | None
+    ) -> tuple[Path, list[int]]:
         book = self._singles()
         born = {(birth.batch, birth.nonce): birth for birth in births}
         if fresh := [birth for key, birth in born.items() if key not in self._born]:

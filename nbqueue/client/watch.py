@@ -316,7 +316,7 @@ class Watch:
         self._opened[index] = outcome
         self.ended.append(index)
 
-    def put_single(self, blob: bytes, generation: int) -> bool:
+    def put_single(self, blob: bytes | int, generation: int) -> bool:
         """The outcome of a batch of one, which says all that there is to say; False: a retry came in between."""
         if generation != self.generation:
             return False

@@ -11,7 +11,7 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue import Retry
-from nbqueue.client import notes, spoolhouse
+from nbqueue.client import notes, spool, spoolhouse
 from nbqueue.client.spoolbook import Book
 
 
@@ -34,9 +34,12 @@ def another_kernel(server, session):
 def copied(batch, n):
     """Waits until the spool has the outcomes of a batch, and what came with them."""
     folder = Path(batch.session.spool.folder)
-    wait_until(
-        lambda: any(len(Book(each).entries[batch.id].outcomes) == n for each in spoolhouse.files_of(folder, batch.id))
-    )
+    wait_until(lambda: any(len(outcomes(each, batch.id)) == n for each in spoolhouse.files_of(folder, batch.id)), 20)
+
+
+def outcomes(file, batch):
+    entry = Book(file).entries.get(batch)
+    return {} if entry is None else entry.outcomes
 
 
 def test_logs_and_meta_are_there_after_the_server_forgot(server, session, hands):
@@ -96,19 +99,72 @@ def test_a_replay_after_all_is_gone_has_the_function_as_it_was_sent(server, sess
 
 
 def test_a_single_job_whose_result_was_read_before_the_collector_came_is_copied_all_the_same(server, session, hands):
-    session.collector.stop()  # it is late
+    session.asleep = True  # the collector is late
     folder = session.spool.folder
     job = nbqueue.submit(work, 7)
     hands.work()
     assert job.result == 7
-    session.collector._pause.clear()
-    session.collector.follow(job.batch.watch)
+    session.asleep = False
     wait_until(lambda: spoolhouse.single_files(folder))
-    wait_until(lambda: Book(spoolhouse.single_files(folder)[0]).entries[job.id].outcomes)
+    wait_until(lambda: outcomes(spoolhouse.single_files(folder)[0], job.id), 20)
     new = another_kernel(server, session)
     flush(new)
     assert nbqueue.Job.fetch(job.id).result == 7
     new.collector.stop()
+
+
+def test_the_bytes_of_a_forgotten_single_job_go_with_prune(server, session, hands, monkeypatch):
+    from click.testing import CliRunner
+
+    from nbqueue.cli.main import cli
+
+    job = nbqueue.submit(work, 7)
+    hands.work()
+    assert job.wait(10) == 7
+    wait_until(lambda: job.batch.watch.spooled)
+    job.batch.forget()
+    assert [file.stat().st_size > 100 for file in spoolhouse.single_files(session.spool.folder)] == [True]
+    monkeypatch.setenv("NBQUEUE_URL", session.settings.url)
+    monkeypatch.setenv("NBQUEUE_NAMESPACE", session.settings.namespace)
+    told = CliRunner().invoke(cli, ["prune", "--older", "0"], prog_name="nbqueue").output
+    assert "spool   single jobs" in told
+    assert "removed 0 on the server, 1 in the spool" in told
+    assert spoolhouse.single_files(session.spool.folder) == []
+    more = nbqueue.submit(work, 8)  # the session goes on, with another file
+    hands.work()
+    assert more.wait(10) == 8
+    found = wait_until(lambda: spoolhouse.single_files(session.spool.folder))
+    wait_until(lambda: more.batch.watch.spooled and list(Book(found[0]).entries) == [more.id])
+
+
+def big(x):
+    return bytes(50_000) + bytes([x])
+
+
+def test_big_results_of_single_jobs_lie_on_disk_and_so_do_all_once_memory_holds_enough(session, hands, monkeypatch):
+    jobs = [nbqueue.submit(big, x) for x in range(5)]
+    hands.work()
+    wait_until(lambda: all(job.batch.watch.spooled and job.batch.watch.over for job in jobs))
+    assert [type(job.batch.watch._blobs[0]) for job in jobs] == [int] * 5
+    assert [job.result for job in jobs] == [big(x) for x in range(5)]
+    monkeypatch.setattr(spool, "HELD", 2_000)
+    batch = nbqueue.map(work, range(2, 200))
+    hands.work(100)
+    wait_until(lambda: batch.watch.collected == 100)
+    hands.work()
+    assert batch.results(timeout=10) == list(range(2, 200))
+    assert batch.watch.weight < 98 * 300  # those of the second half are on disk
+
+
+def test_memory_that_is_over_its_bound_is_told_where_there_is_no_disk(server, session, hands, monkeypatch, capsys):
+    monkeypatch.setattr(spool, "HELD", 2_000)
+    session.spool.read_only("it is a test")
+    batches = []
+    for _ in range(3):
+        batches.append(nbqueue.map(work, range(2, 100)))
+        hands.work()
+        assert batches[-1].wait(10)
+    assert capsys.readouterr().err.count("of results are held in memory, since it is a test") == 1
 
 
 # ---------------------------------------------------------------- a disk that does not answer
