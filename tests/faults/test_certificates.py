@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from faults.test_worker import kill
-from helpers import wait_until
+from helpers import eventually
 
 import nbqueue
 from nbqueue.cli.main import cli
@@ -60,9 +60,9 @@ def test_each_end_names_its_cause_and_all_that_is_known(session, fleet, witness)
     kinds = [kind for kind in ENDS if ENDS[kind][1] is not Cause.TIMEOUT]
     batch = nbqueue.options(max_result=1 << 20, isolate=True).map(ends, kinds)
     witness.watch(batch.id)
-    assert batch.wait(60), worker.log
+    assert batch.wait(120), worker.log
     late = nbqueue.options(timeout=1, grace=0.5, isolate=True).map(ends, [kind for kind in ENDS if kind not in kinds])
-    assert late.wait(60), worker.log  # its function is loaded by now, which would count
+    assert late.wait(120), worker.log  # its function is loaded by now, which would count
     frame = nbqueue.gather([*batch, *late], meta=True)
     for (_, row), job in zip(frame.iterrows(), [*batch, *late], strict=True):
         kind = job.args[0]
@@ -86,7 +86,7 @@ def test_who_depended_names_its_parent(session, fleet):
     parent = nbqueue.submit(ends, "error")
     then = parent.then(len)
     behind = nbqueue.map(abs, [1, 2], depends_on=[parent])
-    assert all(each.wait(20) for each in (parent.batch, then.batch, behind))
+    assert all(each.wait(60) for each in (parent.batch, then.batch, behind))
     said = f"canceled: {parent.id}, which it depends on, did not finish"
     assert (then.outcome.cause, then.error) == (Cause.DEPENDENCY, said)
     assert behind.to_frame()["error"].tolist() == [said] * 2
@@ -112,13 +112,13 @@ def by_attempt(path):
 def test_errors_and_crashes_use_up_retries_and_losses_and_giving_back_do_not(session, fleet, diary):
     job = nbqueue.options(retry=2).submit(by_attempt, str(diary.path))
     fleet.start("--grace", "0", slots=1).up()
-    wait_until(lambda: len(diary.lines) == 1)
+    eventually(lambda: len(diary.lines) == 1)
     assert fleet.workers[0].stop() == 0  # given back
     second = fleet.start(slots=1, lease=1.0, beat=0.2).up()
-    wait_until(lambda: len(diary.lines) == 2)
+    eventually(lambda: len(diary.lines) == 2)
     kill([second.pid, *second.tree()])  # lost
     fleet.start(slots=1, lease=1.0, beat=0.2).up()
-    assert job.wait(30) == 5
+    assert job.wait(90) == 5
     assert [line.split()[0] for line in diary.lines] == ["1", "2", "3", "4", "5"]
     assert [run.outcome.cause for run in job.results()] == [None, Cause.CRASHED, Cause.ERROR]
 
@@ -150,7 +150,7 @@ def test_who_writes_into_the_socket_of_its_outcome_ends_alone(session, fleet, wi
     worker = fleet.start(slots=1).up()
     kinds = ["good", "short", "good", "empty", "long", "echo", "other", "note", "good"]
     batch = nbqueue.map(writes_garbage, kinds)
-    assert batch.wait(40), worker.log
+    assert batch.wait(120), worker.log
     assert (
         len({value for kind, value in zip(kinds, batch.results(errors="return"), strict=True) if kind == "good"}) == 1
     )
