@@ -29,6 +29,11 @@ def wait_until(predicate: Callable[[], T], seconds: float = 10, every: float = 0
         time.sleep(every)
 
 
+def eventually(predicate: Callable[[], T], seconds: float = 60) -> T:
+    """As `wait_until`, for what takes long on a loaded machine."""
+    return wait_until(predicate, seconds)
+
+
 def new_batch(batch: str = "b1", **changes: Any) -> NewBatch:
     facts: dict[str, Any] = {
         "id": batch,

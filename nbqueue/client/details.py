@@ -62,7 +62,7 @@ def arguments(batch: Batch[Any], index: int) -> str:
         return "<the arguments are not to be had any more>"
     try:
         args, kwargs, label = perform.unpack(payload)
-    except Exception as why:  # noqa: BLE001 - a class of the user's that is not here, or refuses
+    except (Exception, SystemExit) as why:  # noqa: BLE001 - a class of the user's that is not here, or refuses
         return f"<cannot be opened here: {perform.type_name(type(why))}: {perform.text_of(why)}>"
     names = [*batch.spec.columns, *(f"arg_{place}" for place in range(len(batch.spec.columns), len(args)))]
     lines = [f"{name} = {_shown(value)}" for name, value in [*zip(names, args, strict=False), *kwargs.items()]]

@@ -70,7 +70,7 @@ def value_of(outcome: Outcome | None) -> Any:
         return MISSING
     try:
         return perform.opened(outcome)
-    except Exception as why:  # noqa: BLE001 - a class that is not here costs one cell, not the frame
+    except (Exception, SystemExit) as why:  # noqa: BLE001 - what cannot be opened costs one cell, not the frame
         return f"<cannot be opened here: {perform.type_name(type(why))}: {perform.text_of(why)}>"
 
 

@@ -262,7 +262,7 @@ def opened_call(payload: bytes | None) -> tuple[tuple[Any, ...], dict[str, Any],
         return (), {}, None
     try:
         return perform.unpack(payload)
-    except Exception as why:  # noqa: BLE001 - a class that is not here costs one cell, not the frame
+    except (Exception, SystemExit) as why:  # noqa: BLE001 - what cannot be opened costs one cell, not the frame
         return (f"<cannot be opened here: {perform.type_name(type(why))}: {perform.text_of(why)}>",), {}, None
 
 

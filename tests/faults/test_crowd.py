@@ -4,7 +4,7 @@ import sys
 import threading
 from collections import Counter
 
-from helpers import FIT, claim, ended, expire, join, leases, submit, wait_until
+from helpers import FIT, claim, ended, eventually, expire, join, leases, submit
 
 import nbqueue
 from nbqueue.store.broker import Broker
@@ -21,11 +21,11 @@ def test_two_reapers_against_a_late_settle(server, broker):
 
     def takes_part(place):
         for _ in range(ROUNDS):
-            gate.wait(30)
+            gate.wait(60)
             worker, lease = round_
             settles = place == 0
             answers[place] = parties[0].settle(worker, [ended(lease)])[0] if settles else parties[place].reap().jobs
-            gate.wait(30)
+            gate.wait(60)
 
     threads = [threading.Thread(target=takes_part, args=(place,), daemon=True) for place in range(3)]
     for thread in threads:
@@ -37,8 +37,8 @@ def test_two_reapers_against_a_late_settle(server, broker):
         worker = join(broker, f"w{number}")
         round_[:] = worker, leases(claim(broker, worker, want=1))[0]
         expire(broker, worker)
-        gate.wait(30)
-        gate.wait(30)
+        gate.wait(60)
+        gate.wait(60)
         ways[answers[0], answers[1] + answers[2]] += 1
         assert broker.view("b1").tally.started == 0
         if answers[0] == "STALE":
@@ -56,9 +56,9 @@ def test_a_burst_fleet_stays_until_the_jobs_of_a_dead_worker_have_run(session, f
     victim = fleet.start(slots=8).up()
     batch = nbqueue.map(witness.job(1.5), range(4))
     witness.watch(batch.id)
-    wait_until(lambda: len(witness.lives()) == 4)
+    eventually(lambda: len(witness.lives()) == 4)
     bursts = [fleet.start("--burst", slots=2) for _ in range(3)]
-    wait_until(lambda: all(" is up: " in each.log for each in bursts), 20)
+    eventually(lambda: all(" is up: " in each.log for each in bursts))
     victim.process.kill()
     assert all(each.process.wait(60) == 0 for each in bursts)
     assert batch.tally.finished == 4, [each.log for each in bursts]
@@ -76,5 +76,5 @@ def test_what_a_dead_worker_held_runs_without_a_pause_between(session, fleet):
     claimed = session.broker.claim("doomed", "doomed:1", ["default"], free=200, want=200, fit=fit)
     assert len(leases(claimed)) == 200
     fleet.start(lease=4.0, beat=1.0)
-    assert batch.wait(30), batch.tally
+    assert batch.wait(60), batch.tally
     assert {job.outcome.attempt for job in batch} == {2}

@@ -10,7 +10,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from helpers import wait_until
+from faults.test_worker import victims
+from helpers import eventually
 from witness import noting
 
 import nbqueue
@@ -80,7 +81,7 @@ POISONS = {  # kind -> what it does, how many of it, the cause, a word of its er
     "overflow": (overflows, 2, *OVERFLOW),
     "parent": (kills_parent, 1, Cause.CRASHED, "SIGKILL"),
 }
-GOOD, MANY = 1000, 2400
+GOOD, MANY = 1000, 1200
 
 
 def deed(kind, number, path):
@@ -99,7 +100,7 @@ def test_a_hundred_poisons_among_a_thousand(session, fleet, witness):
         calls.insert(number * 11 // 10, ("good", number))
     batch = nbqueue.starmap(deed, [(*call, str(witness.path)) for call in calls])
     witness.watch(batch.id)
-    assert batch.wait(90), worker.log
+    assert batch.wait(120), worker.log
     for (kind, number), job in zip(calls, batch, strict=True):
         outcome = job.outcome
         if kind == "good":
@@ -127,24 +128,24 @@ def fatal(x, path):
     return x
 
 
-def test_a_job_that_kills_its_worker_while_that_holds_thousands(session, fleet, witness):
+def test_a_job_that_kills_its_worker_while_that_holds_hundreds(session, fleet, witness):
     workers = [fleet.start(lease=1.0, beat=0.2).up()]
     session.broker.suspend()  # so that all is there when the first one begins
     batch = nbqueue.starmap(fatal, [(x, str(witness.path)) for x in range(MANY)])
-    wait_until(lambda: batch.tally.queued == MANY)
+    eventually(lambda: batch.tally.queued == MANY)
     session.broker.resume()
     witness.watch(batch.id)
 
-    wait_until(lambda: workers[0].process.poll() is not None, 20)
+    eventually(lambda: workers[0].process.poll() is not None)
     held = next(session.broker.client.scan_iter(match=session.broker.keys.prefix + "held:*"))
-    assert session.broker.client.scard(held) > 1000
+    assert session.broker.client.scard(held) > 300
 
     def replaced():
         if workers[-1].process.poll() is not None:
             workers.append(fleet.start(lease=1.0, beat=0.2))
         return batch.wait(0.05)
 
-    wait_until(replaced, 60)
+    eventually(replaced, 120)
     failed = batch.failed
     assert [job.index for job in failed] == [777], failed
     last = failed[0].outcome
@@ -169,14 +170,14 @@ def leads(path):
 def test_a_scheduler_that_ends_the_jobs_children_before_the_worker_charges_nobody(session, fleet, diary):
     first = fleet.start("--grace", "5").up()
     job = nbqueue.submit(leads, str(diary.path))
-    wait_until(lambda: diary.lines)
+    eventually(lambda: diary.lines)
     children = [int(pid) for pid in diary.lines[0].split()[1:]]
     for pid in [*children, first.pid]:
         os.kill(pid, signal.SIGTERM)
-    assert first.process.wait(20) == 0
+    assert first.process.wait(60) == 0
     assert job.status == "queued", first.log
     fleet.start().up()
-    assert job.wait(20) == 2
+    assert job.wait(60) == 2
     assert len(job.results()) == 1
 
 
@@ -192,7 +193,7 @@ def test_a_gigabyte_on_stdout_is_drained_and_its_end_is_kept(session, fleet):
     job = nbqueue.submit(floods, 1 << 30)
     assert job.wait(60) == "done"
     assert 3000 < len(job.log) <= 4096
-    for pid in [worker.pid, *worker.tree()]:
+    for pid in [worker.pid, *victims(worker, "stable")]:
         peak = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
         assert int(peak.split()[1]) < 200_000, peak
 
@@ -200,9 +201,9 @@ def test_a_gigabyte_on_stdout_is_drained_and_its_end_is_kept(session, fleet):
 def test_what_a_job_leaves_ends_with_it_and_not_before_the_outcome(session, fleet, witness, tmp_path):
     worker = fleet.start().up()
     batch = nbqueue.map(daemonises, [str(tmp_path / name) for name in ("plain", "setsid", "twice", "holds")])
-    assert batch.wait(20), worker.log
+    assert batch.wait(120), worker.log
     pids = [int(Path(pid).read_text()) for pid in batch.results()]
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     witness.check(batch.id)
 
 
@@ -214,5 +215,5 @@ def daemonises(path):
     else:
         quiet = {} if kind == "holds" else {"stdout": subprocess.DEVNULL}
         subprocess.Popen(words, start_new_session=kind == "setsid", **quiet)
-    wait_until(Path(path).exists)
+    eventually(Path(path).exists)
     return path

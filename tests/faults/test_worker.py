@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fleet import processes
-from helpers import wait_until
+from helpers import eventually
 
 import nbqueue
 from nbqueue.model import Cause, State
@@ -49,13 +49,13 @@ def test_kills_at_random_moments(session, fleet, witness):
     for which in chance.choices(["parent", "stable", "horse", "all"], k=KILLS):
         moment = time.monotonic() + chance.uniform(0.05, 0.4)
         place = chance.randrange(2)
-        wait_until(lambda until=moment: time.monotonic() > until)
+        eventually(lambda until=moment: time.monotonic() > until)
         hit = victims(workers[place], which)
         kill(hit)
         horses += which == "horse" and len(hit)
         if which in ("parent", "all"):
             workers[place] = fleet.start(slots=2, lease=1.0, beat=0.2).up()
-    assert batch.wait(60), [worker.log for worker in workers]
+    assert batch.wait(120), [worker.log for worker in workers]
     for job in batch.failed:
         assert (job.outcome.cause, job.outcome.code) == (Cause.CRASHED, -signal.SIGKILL), job.outcome
     assert batch.tally.failed <= horses  # of all that was killed, only a horse is its job's own end
@@ -69,8 +69,8 @@ def test_kills_at_random_moments(session, fleet, witness):
 def test_a_stable_that_is_killed_while_it_loads_costs_no_job(session, fleet, witness):
     worker = fleet.start(slots=1).up()
     batch = nbqueue.map(witness.job(), range(3))
-    kill(wait_until(lambda: victims(worker, "stable")))
-    assert batch.wait(20)
+    kill(eventually(lambda: victims(worker, "stable")))
+    assert batch.wait(120)
     assert batch.results() == list(range(3))
     witness.check(batch.id)
 
@@ -81,18 +81,19 @@ def test_stopped_past_the_lease_and_woken(session, fleet, witness, which):
     first = fleet.start(slots=2, lease=1.0, beat=0.2).up()
     batch = nbqueue.map(witness.job(0.6), range(4))
     witness.watch(batch.id)
-    wait_until(lambda: len(witness.lives()) == 2)
+    eventually(lambda: len(witness.lives()) == 2)
     stopped = victims(first, which)
     kill(stopped, signal.SIGSTOP)
     asleep = time.monotonic()
     fleet.start(slots=2, lease=1.0, beat=0.2).up()
-    assert batch.wait(60)
-    wait_until(lambda: time.monotonic() > asleep + 2.0)  # two leases
-    kill(stopped, signal.SIGCONT)
-    wait_until(lambda: "joins under a new id" in first.log, 20)
-    wait_until(lambda: not [pid for pid in stopped if pid != first.pid and Path(f"/proc/{pid}").exists()])
+    assert batch.wait(120)
+    eventually(lambda: time.monotonic() > asleep + 2.0)  # two leases
+    # Not the horses: woken at the same moment, one may go on until it is killed.
+    kill([pid for pid in stopped if pid == first.pid or parent_of(pid) == first.pid], signal.SIGCONT)
+    eventually(lambda: "joins under a new id" in first.log)
+    eventually(lambda: not [pid for pid in stopped if pid != first.pid and Path(f"/proc/{pid}").exists()])
     assert batch.results() == list(range(4))
-    assert {job.outcome.attempt for job in batch} == {1, 2}
+    assert max(job.outcome.attempt for job in batch) >= 2
     witness.check(batch.id)
 
 
@@ -100,13 +101,13 @@ def test_sigterm_then_sigkill_within_the_grace(session, fleet, witness):
     first = fleet.start("--grace", "30", lease=1.0, beat=0.2).up()
     batch = nbqueue.map(witness.job(1.0), range(4))
     witness.watch(batch.id)
-    wait_until(lambda: len(witness.lives()) == 2)
+    eventually(lambda: len(witness.lives()) == 2)
     first.process.terminate()
-    wait_until(lambda: "asked to stop" in first.log)
+    eventually(lambda: "asked to stop" in first.log)
     first.process.kill()
-    wait_until(lambda: not processes([first.mark]))
+    eventually(lambda: not processes([first.mark]))
     fleet.start(lease=1.0, beat=0.2).up()
-    assert batch.wait(60)
+    assert batch.wait(120)
     assert batch.results() == list(range(4))
     witness.check(batch.id)
 
@@ -116,16 +117,16 @@ def test_five_sigterms(session, fleet, witness):
     first = fleet.start("--grace", "60").up()
     batch = nbqueue.options(retry=1).map(witness.job(3.0), range(2))
     witness.watch(batch.id)
-    wait_until(lambda: len(witness.lives()) == 2)
+    eventually(lambda: len(witness.lives()) == 2)
     for _ in range(5):
         kill([first.pid], signal.SIGTERM)
         again = time.monotonic() + 0.4
-        wait_until(lambda until=again: time.monotonic() > until)
+        eventually(lambda until=again: time.monotonic() > until)
     assert first.process.wait(10) == 0
     assert "2 running jobs were given back" in first.log
     assert (batch.tally.queued, batch.tally.failed) == (2, 0)
     fleet.start().up()
-    assert batch.wait(30)
+    assert batch.wait(120)
     assert [(job.outcome.state, job.outcome.attempt) for job in batch] == [(State.FINISHED, 2)] * 2
     witness.check(batch.id)
 
