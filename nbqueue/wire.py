@@ -10,6 +10,7 @@ Layout: version (1 byte), key id (4), MAC cut to 16 bytes (RFC 2104, 5), payload
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -44,11 +45,10 @@ FUNCTION, SPEC, ARGUMENTS, OUTCOME, META, MAIL, TAIL, ECHO = (
 class Keyring:
     """The secrets that this user signs with (the first) and accepts (all of them)."""
 
-    def __init__(self, keys: list[bytes], path: str) -> None:
-        import hashlib
-
+    def __init__(self, keys: list[bytes], path: str, file: Path | None = None) -> None:
         self.path = path
-        self._keys = {hashlib.sha256(b"nbqueue key id" + key).digest()[:4]: key for key in keys}
+        self._file, self._stamp = file, _stamp(file)
+        self._keys = _named(keys)
         self.current, self.key = next(iter(self._keys.items()))
 
     @property
@@ -57,11 +57,21 @@ class Keyring:
         return tuple(key.hex() for key in self._keys)
 
     def find(self, key_id: bytes, what: str) -> bytes:
-        """The secret with this id; raises UnknownKey."""
+        """The secret with this id, also where it was added to the file by now; raises UnknownKey."""
+        if key_id not in self._keys:
+            self._look_again()
         try:
             return self._keys[key_id]
         except KeyError:
             raise UnknownKey(what=what, key=key_id.hex(), path=self.path) from None
+
+    def _look_again(self) -> None:
+        """Takes in what was added to the file since it was read: a key is replaced while notebooks and workers run."""
+        if self._file is None or (stamp := _stamp(self._file)) == self._stamp:
+            return
+        self._stamp = stamp
+        with contextlib.suppress(BadSecret):  # it is no good now; what was read from it before goes on
+            self._keys = self._keys | _named(_parse(_read(self._file), self.path))
 
     @classmethod
     def load(cls, home: Path, environ: Mapping[str, str] = os.environ) -> Keyring:
@@ -72,7 +82,23 @@ class Keyring:
         path = home / "secret"
         if not os.path.lexists(path):
             _create(path)
-        return cls(_parse(_read(path), str(path)), str(path))
+        return cls(_parse(_read(path), str(path)), str(path), path)
+
+
+def _stamp(file: Path | None) -> tuple[int, int] | None:
+    """What changes when a file is written or replaced."""
+    try:
+        facts = None if file is None else file.lstat()
+    except OSError:
+        return None
+    return None if facts is None else (facts.st_mtime_ns, facts.st_ino)
+
+
+def _named(keys: list[bytes]) -> dict[bytes, bytes]:
+    """Keys by their ids."""
+    import hashlib
+
+    return {hashlib.sha256(b"nbqueue key id" + key).digest()[:4]: key for key in keys}
 
 
 def _create(path: Path) -> None:

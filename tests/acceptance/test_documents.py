@@ -12,6 +12,7 @@ from nbqueue.model import Cause, Options
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 SETTINGS = (ROOT / "docs/settings.md").read_text()
+PROMISES = (ROOT / "docs/promises.md").read_text()
 HOW = (ROOT / "docs/how-it-works.md").read_text()
 
 
@@ -84,3 +85,17 @@ def test_the_options_of_the_worker_command_that_the_readme_names_exist():
     assert {"--burst", "--slots", "--url", "--name", "--isolate", "--max-jobs", "--max-idle", "--patience"} <= known
     named = set(re.findall(r"nbqueue worker[^`|]*?(--[a-z-]+)", README))
     assert named <= known
+
+
+def test_every_test_that_the_page_of_promises_names_exists():
+    faults = PROMISES.partition("## What each fault costs")[2].partition("\n## ")[0]
+    rows = [row for row in faults.splitlines() if row.startswith("| ") and not row.startswith("| fault |")]
+    named = [re.search(r"`(test_\w+)` \|$", row) for row in rows]
+    assert len(rows) > 10
+    assert all(named), rows
+    defined = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    assert {match[1] for match in named if match} <= defined

@@ -85,6 +85,24 @@ def test_keys_rotate():
     assert sealer(new).unseal(wire.META, "b", 0, both.seal(wire.META, "b", 0, b"y")) == b"y"
 
 
+def test_a_key_that_is_added_to_the_file_later_is_accepted_and_does_not_sign(tmp_path):
+    old, new = "o" * 40, "n" * 40
+    path = tmp_path / "secret"
+    path.write_text(old + "\n")
+    path.chmod(0o600)
+    running = wire.Sealer(wire.Keyring.load(tmp_path, {}), "nbq")
+    blob = sealer(new.encode()).seal(wire.META, "b", 0, b"x")
+    with pytest.raises(UnknownKey):
+        running.unseal(wire.META, "b", 0, blob)
+    path.write_text(f"{new}\n{old}\n")
+    assert running.unseal(wire.META, "b", 0, blob) == b"x"
+    assert running.keyring.key == old.encode()
+    path.chmod(0o644)
+    with pytest.raises(UnknownKey):
+        running.unseal(wire.META, "b", 0, sealer(b"z" * 40).seal(wire.META, "b", 0, b"x"))
+    assert running.unseal(wire.META, "b", 0, blob) == b"x"
+
+
 # ---------------------------------------------------------------- the secret file
 
 
