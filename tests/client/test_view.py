@@ -160,16 +160,23 @@ def test_nothing_is_loaded_from_the_network():
     assert "src=" not in page
 
 
-def test_running_jobs_say_how_far_they_are_a_handful_at_most(server, session, tmp_path):
+@pytest.fixture
+def fleet(server, session, tmp_path):
+    started = Fleet(server.url, session.settings.namespace, tmp_path / "home")
+    yield started
+    started.close()
+
+
+def test_running_jobs_say_how_far_they_are_a_handful_at_most(session, fleet, tmp_path):
     def work(path, n):
         nbqueue.progress(n, 40, "<b>reading</b>") if n else nbqueue.progress(7.5)
         while not path.exists():
             time.sleep(0.01)
 
-    fleet = Fleet(server.url, session.settings.namespace, tmp_path / "home")
     fleet.start(slots=8)
     batch = nbqueue.starmap(work, [(tmp_path / "go", n) for n in range(8)])
     rounds = Rounds()
+    wait_until(lambda: len(session.broker.noted(batch.id)) == 8, 30)
 
     def going():
         rounds._next = 0.0
@@ -185,7 +192,6 @@ def test_running_jobs_say_how_far_they_are_a_handful_at_most(server, session, tm
     (tmp_path / "go").touch()
     assert batch.wait(20)
     assert rounds.going == going() == ()
-    fleet.close()
 
 
 def test_one_failed_of_very_many_is_still_seen():
