@@ -61,7 +61,7 @@ def test_a_batch_from_map_to_the_saved_notebook(lab, notebook, fleet, tmp_path):
     page.button(2, "Retry 7 failed").press("Enter")
     page.sees(2, "60 of 60", "60 finished")
     wait_until(lambda: "KeyError" not in page.text(2))
-    page.shot("retried-light")
+    page.shot("retried-dark")
     assert page.page.title() != "hacked"
 
 

@@ -1,6 +1,7 @@
 import time
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 from fleet import Fleet
 from helpers import wait_until
@@ -117,6 +118,18 @@ def test_an_argument_that_cannot_be_shown_costs_nothing():
     page = Elements(markup.told(details.told(batch, 1), details.arguments(batch, 1)))
     assert "script" not in page.tags
     assert "<script>x</script>" in page.text
+
+
+def test_a_column_name_of_the_users_becomes_no_html():
+    frame = pd.DataFrame({"<script>alert(1)</script>": [1], "'><b>x": [2]})
+    batch = nbqueue.map(lambda **row: 1 / 0, frame, inline="collect")
+    page = Elements(markup.told(details.told(batch, 0), details.arguments(batch, 0)))
+    assert not {"script", "img"} & set(page.tags)
+    assert page.tags.count("b") == 1  # the job's
+    assert "<script>alert(1)</script> = 1\n'><b>x = 2" in page.text
+    shown = Elements(batch.to_frame()._repr_html_())
+    assert "script" not in shown.tags
+    assert "b" not in shown.tags
 
 
 ANY = st.text(max_size=30) | st.sampled_from(
