@@ -87,14 +87,16 @@ def pace_of(watch: Watch) -> Pace:
 # ---------------------------------------------------------------- words
 
 
+# The order in which a line tells them.
+_LINED = ("deferred", "scheduled", "queued", "started", "finished", "failed", "canceled")
+
+
 def line(tally: Tally, n: int, eta: float | None) -> str:
     """`120 of 1,000: 700 queued, 2 started, 118 finished, 2 failed, about 3 min left`."""
-    waiting = f"{tally.deferred:,} deferred, " if tally.deferred else ""
-    waiting += f"{tally.scheduled:,} scheduled, " if tally.scheduled else ""
-    counts = f"{tally.queued:,} queued, {tally.started:,} started, {tally.finished:,} finished, {tally.failed:,} failed"
-    canceled = f", {tally.canceled:,} canceled" if tally.canceled else ""
+    counts = [(name, int(getattr(tally, name))) for name in _LINED]
+    told = ", ".join(f"{count:,} {name}" for name, count in counts if count or name == "finished")
     left = f", about {left_words(eta)} left" if eta is not None and tally.over < n else ""
-    return f"{tally.over:,} of {n:,}: {waiting}{counts}{canceled}{left}"
+    return f"{tally.over:,} of {n:,}: {told}{left}"
 
 
 def span(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["announce", "cell", "in_terminal", "presented", "shell", "view", "wanted"]
 
+TITLE, WORDS = 24, 68  # characters of a batch's name in a terminal, and of the words that have the precedence
 SHARED_FROM = 4  # the batch of a cell that begins the shared panel
 
 
@@ -81,10 +83,13 @@ def in_terminal(batch: Batch[Any]) -> Iterator[Callable[[], None]]:
         yield _nothing
         return
     from rich import progress as rich
+    from rich.table import Column
 
+    width = min(TITLE, max(12, shutil.get_terminal_size().columns - WORDS))
+    title = rich.TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=width))
     words = rich.TextColumn("{task.fields[words]}", markup=False)
-    with rich.Progress(rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), words) as bar:
-        task = bar.add_task(batch.id, total=max(1, len(batch)), words="")
+    with rich.Progress(title, rich.BarColumn(), words) as bar:
+        task = bar.add_task(batch.name or batch.id, total=max(1, len(batch)), words="")
         pace = pace_of(batch.watch)
 
         def show() -> None:

@@ -62,7 +62,7 @@ class Rounds:
                 told = [] if batch.session.asleep else batch.session.broker.noted(batch.id)
             except NbqueueError:
                 return  # the collector's outage is told; what was known last stays
-            found += [one for index, blob in told if (one := _read(batch, index, blob)) is not None]
+            found += [one for index, blob in sorted(told) if (one := _read(batch, index, blob)) is not None]
         self._found = found[:SHOWN]
 
 

@@ -1,6 +1,7 @@
 import time
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 from fleet import Fleet
 from helpers import wait_until
@@ -119,6 +120,18 @@ def test_an_argument_that_cannot_be_shown_costs_nothing():
     assert "<script>x</script>" in page.text
 
 
+def test_a_column_name_of_the_users_becomes_no_html():
+    frame = pd.DataFrame({"<script>alert(1)</script>": [1], "'><b>x": [2]})
+    batch = nbqueue.map(lambda **row: 1 / 0, frame, inline="collect")
+    page = Elements(markup.told(details.told(batch, 0), details.arguments(batch, 0)))
+    assert not {"script", "img"} & set(page.tags)
+    assert page.tags.count("b") == 1  # the job's
+    assert "<script>alert(1)</script> = 1\n'><b>x = 2" in page.text
+    shown = Elements(batch.to_frame()._repr_html_())
+    assert "script" not in shown.tags
+    assert "b" not in shown.tags
+
+
 ANY = st.text(max_size=30) | st.sampled_from(
     [
         "<script>alert(1)</script>",
@@ -160,16 +173,23 @@ def test_nothing_is_loaded_from_the_network():
     assert "src=" not in page
 
 
-def test_running_jobs_say_how_far_they_are_a_handful_at_most(server, session, tmp_path):
+@pytest.fixture
+def fleet(server, session, tmp_path):
+    started = Fleet(server.url, session.settings.namespace, tmp_path / "home")
+    yield started
+    started.close()
+
+
+def test_running_jobs_say_how_far_they_are_a_handful_at_most(session, fleet, tmp_path):
     def work(path, n):
         nbqueue.progress(n, 40, "<b>reading</b>") if n else nbqueue.progress(7.5)
         while not path.exists():
             time.sleep(0.01)
 
-    fleet = Fleet(server.url, session.settings.namespace, tmp_path / "home")
     fleet.start(slots=8)
     batch = nbqueue.starmap(work, [(tmp_path / "go", n) for n in range(8)])
     rounds = Rounds()
+    wait_until(lambda: len(session.broker.noted(batch.id)) == 8, 30)
 
     def going():
         rounds._next = 0.0
@@ -185,7 +205,6 @@ def test_running_jobs_say_how_far_they_are_a_handful_at_most(server, session, tm
     (tmp_path / "go").touch()
     assert batch.wait(20)
     assert rounds.going == going() == ()
-    fleet.close()
 
 
 def test_one_failed_of_very_many_is_still_seen():
