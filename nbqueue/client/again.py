@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbqueue import wire
-from nbqueue.client import captures, inline, likeness, looking, tables
+from nbqueue.client import captures, inline, likeness, looking, tables, waiting
 from nbqueue.client.function import describe
 from nbqueue.client.job import Job
 from nbqueue.errors import BadInput, BadOption, Expired
@@ -40,7 +40,7 @@ def retry(
     session, watch = batch.session, batch.watch
     spec, changes = _changes(batch, func, spec, queue)
     if watch.gone:
-        raise Expired(what=batch.id, ttl="some time")
+        raise waiting.absence(watch, session, batch.id)
     seen = [(index, watch.attempt(index)) for index in indexes]
     nonce = new_id("retry", 12)
     session.attend()

@@ -12,7 +12,7 @@ from nbqueue.client.job import Job, error_of, text_of, value_of
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.session import Session
 from nbqueue.client.watch import Watch
-from nbqueue.errors import BadInput, BadOption, BadSignature, BatchFailed, JobFailed, NotDone, SpillLost
+from nbqueue.errors import BadInput, BadOption, BadSignature, BatchFailed, JobFailed, LostByServer, NotDone, SpillLost
 from nbqueue.model import Hook, Outcome, Spec, State, Tally
 
 if TYPE_CHECKING:
@@ -143,25 +143,38 @@ class Batch(Sequence[Job[R]], Generic[R]):
         """
         if errors not in {"raise", "return", "skip"}:
             raise BadOption(message=f"errors={errors!r} must be 'raise', 'return' or 'skip'.")
-        if not self.wait(timeout):
+        try:
+            met = self.wait(timeout)
+        except LostByServer:
+            met = errors != "raise"
+            if not met:
+                raise
+        if not met:
             raise NotDone(what=f"Batch {self.id}", seconds=timeout, tally=str(self.tally))
         if errors == "raise" and self.tally.finished < len(self):
             raise self._complaint()
         found: list[Any] = []
-        for index, outcome in self.outcomes():
-            job = Job(self, index).id
-            error = error_of(outcome, job, parents_of(self.spec))
+        for index in self.indexes:
+            value, error = self._value(index)
             if error is None:
-                try:
-                    found.append(value_of(outcome, job))
-                    continue
-                except (SpillLost, BadSignature) as why:
-                    if errors == "raise":
-                        raise
-                    error = why
-            if errors == "return":
+                found.append(value)
+            elif errors == "return":
                 found.append(error)
+            elif errors == "raise":
+                raise error
         return found
+
+    def _value(self, index: int) -> tuple[Any, BaseException | None]:
+        """The value of a job that has ended, or the error that stands in its place."""
+        job = Job(self, index).id
+        try:
+            outcome = self.watch.outcome(index, self.session.sealer)
+            if outcome is None:
+                return None, waiting.absence(self.watch, self.session, job)
+            error = error_of(outcome, job, parents_of(self.spec))
+            return (value_of(outcome, job), None) if error is None else (None, error)
+        except (SpillLost, BadSignature) as why:
+            return None, why
 
     def outcomes(self) -> Iterator[tuple[int, Outcome]]:
         """(index, outcome) of all jobs that have ended, in input order. Raises BadSignature."""
@@ -209,7 +222,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
     ) -> pd.DataFrame:
         """One row an input, in input order: arguments, result, status, error, runtime_s, job_id.
 
-        Never raises for a failed job.
+        Never raises for a failed job; where the server has forgotten the batch, a warning and the rows say so.
         `wait=False` shows what there is. `meta=True` adds causes, times (UTC), CPU seconds, MB of memory, host and
         worker. `args=True` shows arguments over 1 kB whole. NotDone after `timeout` seconds.
         """
@@ -230,10 +243,13 @@ class Batch(Sequence[Job[R]], Generic[R]):
         return stacking.stack(self, args=args)
 
     def _arrived(self, timeout: float | None) -> bool:
-        """As wait; where the input broke off, the jobs that had arrived are enough, with a warning."""
+        """As wait; where the input broke off, or the server forgot, what had arrived is enough, with a warning."""
         watch = self.watch
         try:
             return self.wait(timeout)
+        except LostByServer as why:
+            warnings.warn(str(why), stacklevel=3)
+            return True
         except Exception as why:
             if why is not watch.error or not watch.known:
                 raise
@@ -249,7 +265,12 @@ class Batch(Sequence[Job[R]], Generic[R]):
         """The Jobs that failed so far, as a sequence with a table for a repr. Until all is here, the store is asked."""
         watch = self.watch
         if self.inline or watch.settled or watch.gone:
-            failed = [Job(self, index) for index in self.indexes if watch.state(index) is State.FAILED]
+            lost = watch.gone == "lost"
+            failed = [
+                Job(self, index)
+                for index in self.indexes
+                if watch.state(index) is State.FAILED or (lost and not watch.has(index))
+            ]
         else:
             named = set(self.session.ask(lambda broker: broker.failed(self.id)))
             failed = [Job(self, index) for index in self.indexes if index in named]

@@ -325,7 +325,7 @@ class Collector:
         self.drop(watch)
         recall.mend(self._session, watch)
         with watch.changed:
-            watch.gone = why
+            watch.gone = watch.gone or why  # what this process removed meanwhile was not lost
             watch.over = watch.over or watch.whole  # what nobody can ask for any more is all here
             watch.behind = deque() if watch.whole else watch.behind
             watch.changed.notify_all()

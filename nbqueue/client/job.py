@@ -109,6 +109,8 @@ class Job(Facts[R]):
     def error(self) -> str:
         """What went wrong, in a line; empty while nothing has."""
         found = self.outcome
+        if found is None and self.batch.watch.gone == "lost":
+            return str(Cause.LOST_BY_SERVER)
         return "" if found is None else text_of(found, self.dependency_ids)
 
     @property

@@ -172,7 +172,8 @@ def trouble(watch: Watch) -> str:
     if watch.error is not None:
         return f"its input stopped here: {type(watch.error).__name__}: {watch.error}"
     words = {
-        "lost": "the server has forgotten this batch",
+        "lost": f"the server has forgotten this batch, and {counted(watch.n - watch.collected, 'job')} of it that must "
+        "run again; what was collected here stays",
         "expired": "its results have expired",
         "forgotten": "it was removed from the server",
     }

@@ -5,8 +5,8 @@ A script's header names its arguments, and the loader turns the header into Lua 
     -- ARGV: worker lease# queues...
 
 gives `worker` (text), `lease` (a number), and `queues`, the position in ARGV of the first of the rest. Each script
-gets one key, the prefix `P` of the namespace. It builds further keys from it, with the table `K` that keys.py makes:
-all share the hash tag of the namespace, so they lie in one slot of a cluster, and an ACL on the prefix covers them.
+gets one key, the prefix `P` of the namespace. It builds further keys from it: `K.b(batch)`, as keys.py spells them.
+All share the hash tag of the namespace, so they lie in one slot of a cluster, and an ACL on the prefix covers them.
 
 In front of each goes `_prelude.lua`, and what a line `-- WITH: dependents` names: `_dependents.lua`. After
 `-- LATER: dependents -> drain fall` it becomes a function `later()` instead, which gives a table with these two: a
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import NoScriptError
 
-from nbqueue.store.keys import lua_keys
+from nbqueue.store.keys import spelled
 
 _WITH = re.compile(r"^-- WITH: *(.*)$", re.MULTILINE)
 _LATER = re.compile(r"^-- LATER: *(.*?) *-> *(.*)$", re.MULTILINE)
@@ -52,7 +52,7 @@ def load(name: str) -> Script:
         texts = [(folder / f"_{each}.lua").read_text() for each in files_of_it.split()]
         exports = ",".join(f"{each}={each}" for each in names.split())
         before += ["local function later()", *texts, f"return {{{exports}}} end"]
-    text = "\n".join(("local P=KEYS[1]", lua_keys(), _locals(body), *before, body))
+    text = "local P=KEYS[1]\n" + spelled("\n".join((_locals(body), *before, body)))
     return Script(name, text, hashlib.sha1(text.encode()).hexdigest())  # noqa: S324 - the name that Redis gives it
 
 

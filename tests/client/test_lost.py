@@ -1,0 +1,83 @@
+"""A server that forgot: whoever asks is told, nobody waits for ever, and what was collected stays."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from helpers import wait_until
+
+import nbqueue
+from nbqueue.client import view
+from nbqueue.errors import LostByServer
+
+
+def work(x):
+    return x * x
+
+
+@pytest.fixture(params=["spool", "no spool"])
+def lost(request, server, session, hands):
+    """A batch of five, of which the server forgot three before they ran, and a single job that it forgot."""
+    if request.param == "no spool":
+        session.spool.folder, session.spool.why = None, "off"
+    batch = nbqueue.map(work, range(5))
+    hands.work(2)
+    wait_until(lambda: batch.watch.collected == 2)
+    single = nbqueue.submit(work, 9)
+    wait_until(lambda: single.batch.watch.known)
+    broker = session.broker
+    broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*", count=1000))
+    wait_until(lambda: batch.watch.gone and single.batch.watch.gone, 20)
+    return batch, single
+
+
+def test_everyone_who_waits_is_told(lost):
+    batch, single = lost
+
+    async def awaited(what):
+        return await what
+
+    asked = [
+        lambda: batch.wait(20),
+        lambda: batch.results(timeout=20),
+        lambda: asyncio.run(awaited(batch)),
+        lambda: asyncio.run(awaited(batch[4])),
+        lambda: asyncio.run(awaited(single)),
+        lambda: batch[4].result,
+        lambda: batch[4].wait(20),
+        lambda: batch[4].exception(20),
+        lambda: single.result,
+        lambda: single.wait(20),
+        lambda: nbqueue.gather([single, batch[4]]),
+    ]
+    for ask in asked:
+        with pytest.raises(LostByServer, match="has forgotten"):
+            ask()
+    assert "forgotten this batch, and 3 jobs of it" in view.trouble(batch.watch)
+    assert "lost by the server" in repr(batch)
+
+
+def test_what_was_collected_stays(lost):
+    batch, single = lost
+    assert [batch[0].result, batch[1].result] == [0, 1]
+    with pytest.warns(UserWarning, match="has forgotten"):
+        frame = batch.to_frame(timeout=20, meta=True)
+    assert frame["status"].tolist() == ["finished"] * 2 + ["failed"] * 3
+    assert frame["cause"].tolist()[2:] == ["lost_by_server"] * 3
+    assert frame["result"].tolist()[:2] == [0, 1]
+    assert batch.results("skip", timeout=20) == [0, 1]
+    assert [type(each) for each in batch.results("return", timeout=20)] == [int, int, *[LostByServer] * 3]
+    assert [job.index for job in batch.failed] == [2, 3, 4]
+    assert (batch[2].error, single.error) == ("lost_by_server", "lost_by_server")
+    seen = []
+    with pytest.raises(LostByServer):
+        seen.extend(job.index for job in batch.as_completed(timeout=20))
+    with pytest.warns(UserWarning, match="has forgotten"):
+        assert single.batch.to_frame(timeout=20)["error"].tolist() == ["lost_by_server"]
+
+
+def test_a_retry_says_why_it_cannot_be(lost):
+    batch, _ = lost
+    with pytest.raises(LostByServer):
+        batch.retry([0])
