@@ -131,7 +131,7 @@ class Verdict:
                 ends[report["id"]] = next(iter(report["counts"]), "")
         for line, number in told.items():
             word, job = line.split()
-            if number > 1:
+            if number > 1 and self.strict:
                 self.note(f"the callback {word} of {job} ran {number} times")
             fits = {"success": "finished", "failure": "failed"}[word]
             if self.strict and job in ends and not ends[job].startswith(fits):
@@ -244,11 +244,11 @@ class Verdict:
 
     def _fair(self, worker, code):
         """Whether a worker may have left so: killed, or before it was up."""
-        if " is up: " not in worker.log and code != 0:
-            return (code == -signal.SIGTERM and signal.SIGTERM in worker.doom) or worker.log.startswith("nbqueue: ")
         if code == -signal.SIGKILL:
             poison = any(part["kind"] == "poison" for parts in self.story.parts.values() for part in parts)
             return signal.SIGKILL in worker.doom or poison
+        if " is up: " not in worker.log and code != 0:
+            return (code == -signal.SIGTERM and signal.SIGTERM in worker.doom) or worker.log.startswith("nbqueue: ")
         return code == 0
 
     def forgotten(self):
