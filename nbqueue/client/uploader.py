@@ -6,6 +6,7 @@ none is read on a thread, and whatever has been read goes out soon, so that firs
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from nbqueue import wire
 from nbqueue.client import progress
-from nbqueue.errors import NoServer
+from nbqueue.errors import NoServer, SetupError
 
 if TYPE_CHECKING:
     from nbqueue.client.session import Session
@@ -238,4 +239,5 @@ class Reader:
             self._watch.error = why
             self._watch.changed.notify_all()
         if not isinstance(why, NoServer):
-            self._target.close()  # what arrived is a batch of its own
+            with contextlib.suppress(SetupError):  # refused again: the store closes it when its lease has ended
+                self._target.close()  # what arrived is a batch of its own

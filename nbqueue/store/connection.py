@@ -149,6 +149,8 @@ def preflight(connection: Connection) -> list[str]:
     """
     with connection.errors():
         info = connection.client.info()
+        if info.get("loading"):  # it answers this much, and does not yet say what it will be
+            raise wrong.BusyLoadingError
     refuse(info, connection.url)
     if not info.get("aof_enabled"):
         told = f"The server at {connection.url} keeps no append-only file: what it holds may be lost when it stops."

@@ -1,5 +1,6 @@
 """The invariants at the end of a run; each finding is a line."""
 
+import itertools
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ from witness import Witness, _apart
 from nbqueue.errors import NbqueueError
 
 DRAIN = 120.0  # seconds; an upload whose client was killed is open for 30
+LONGEST = 120.0  # seconds that a job which was cut off may wait, while others run
 SLACK = 0.1  # seconds by which the clocks of two processes may differ here
 
 
@@ -98,6 +100,10 @@ class Verdict:
         lives = self.witness.lives()
         for (batch, index), runs in lives.items() if self.strict else ():
             self._guarded(_apart, f"{batch}:{index}", runs)
+            for before, after in itertools.pairwise(runs):
+                if before.end is None and after.begin - before.last > LONGEST:
+                    wait = after.begin - before.last
+                    self.note(f"I8: {batch}:{index} waited {wait:.0f} s to run again after it was cut off")
         self._callbacks()
         self._times(lives)
 
