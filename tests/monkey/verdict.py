@@ -226,7 +226,9 @@ class Verdict:
                 self.note(f"the log of worker {worker.pid}:\n{log[-3000:]}")
         for client in self.stage.clients:
             lines = client.errors.read_text().splitlines()
-            strange = [line for line in lines if line and not line.startswith("nbqueue: ")]
+            # Warnings to the user, each with its line of source below it, are as good as lines of ours.
+            fine = ("nbqueue: ", "  frame = batch.to_frame", "  self._end_of_wait()", "  return session.connect(")
+            strange = [line for line in lines if line and "UserWarning: " not in line and not line.startswith(fine)]
             if strange:
                 self.note(f"client {client.number} printed: {strange[:40]}")
 
