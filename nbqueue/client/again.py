@@ -56,6 +56,9 @@ def retry(
             # The log says so too, but `job.wait()` right after this must not find the old outcome.
             for index in indexes:
                 watch.withdraw(index)
+    if count < len(indexes):
+        # Others ran them again, or the server went back and they ran anew: the next retry must name what stands now.
+        looking.look(session, [Job(batch, index) for index in indexes], afresh=True)
     if watch.followed:
         session.collector.follow(watch)
     return count

@@ -6,6 +6,7 @@ none is read on a thread, and whatever has been read goes out soon, so that firs
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nbqueue import wire
 from nbqueue.client import progress
-from nbqueue.errors import NoServer
+from nbqueue.errors import NoServer, SetupError
 
 if TYPE_CHECKING:
     from nbqueue.client.session import Session
@@ -262,4 +263,5 @@ class Reader:
             self._watch.error = why
             self._watch.changed.notify_all()
         if not isinstance(why, NoServer):
-            self._target.close()  # what arrived is a batch of its own
+            with contextlib.suppress(SetupError):  # refused again: the store closes it when its lease has ended
+                self._target.close()  # what arrived is a batch of its own

@@ -177,7 +177,7 @@ def preflight(connection: Connection) -> list[str]:
     """
     with connection.errors():
         info = connection.client.info()
-    if info.get("loading"):
+    if info.get("loading"):  # it answers this much, and does not yet say what it will be
         raise _loading(connection.url)
     refuse(info, connection.url)
     notes = []

@@ -7,7 +7,7 @@ import socket
 import time
 from selectors import DefaultSelector
 
-from nbqueue.errors import LeaseEnded, SetupError
+from nbqueue.errors import LeaseEnded, NoServer, ServerRefused, SetupError
 from nbqueue.model import new_id
 from nbqueue.settings import cpus, host
 from nbqueue.store.broker import Broker
@@ -101,9 +101,7 @@ class Parent:
             self.score.line("--", f"killed {killed} processes that a dead worker left behind")
         with self.signals.watched(self.selector):
             try:
-                self.tenure.join()
-                what = f"slots {self.tenure.slots}, queues {' '.join(self.tenure.queues)}"
-                self.score.line("--", f"worker {self.tenure.id} is up: {what}, {self.plan.server}")
+                self._join()
                 while not self.leaving.over:
                     self._turn()
             except Exception as why:
@@ -120,6 +118,26 @@ class Parent:
                 tree.become_subreaper(wanted=self.plan.exits)
         self.selector.close()
         return 0
+
+    def _join(self) -> None:
+        """Joins; where the server has gone since it was reached, as soon as it is back, unless told to stop."""
+        while True:
+            try:
+                try:
+                    self.tenure.join()
+                except LeaseEnded as why:  # it had heard us, and we did not hear it
+                    self.tenure.rejoin(why)
+            except (NoServer, ServerRefused) as why:
+                self._gone_offline(why)
+                self.selector.select(max(0.0, self._retry_at - time.monotonic()))
+                self.leaving.over = self.leaving.over or self.signals.stop_at is not None
+                if self.leaving.over:
+                    return
+            else:
+                self._back_online()
+                what = f"slots {self.tenure.slots}, queues {' '.join(self.tenure.queues)}"
+                self.score.line("--", f"worker {self.tenure.id} is up: {what}, {self.plan.server}")
+                return
 
     def _turn(self) -> None:
         """Waits for whatever comes first, and does what is due."""

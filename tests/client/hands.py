@@ -21,6 +21,7 @@ class Hands:
         self.queues, self.slots = queues, slots
         self.id = f"hands-{id(self):x}-{time.monotonic_ns()}"
         self.claims = 0
+        self.fit = Fitness(keys=self.sealer.keyring.ids, python="any", host=host())
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
         info = WorkerInfo(id=self.id, name="hands", host=host(), pid=0, slots=slots, queues=queues, python="3.11")
@@ -29,8 +30,8 @@ class Hands:
     def work(self, want: int = 1000) -> int:
         """Runs up to `want` jobs; answers how many there were."""
         self.claims += 1
-        fit = Fitness(keys=self.sealer.keyring.ids, python="any", host=host())
-        claimed = self.broker.claim(self.id, f"{self.id}:{self.claims}", self.queues, free=want, want=want, fit=fit)
+        token = f"{self.id}:{self.claims}"
+        claimed = self.broker.claim(self.id, token, self.queues, free=want, want=want, fit=self.fit)
         settled = [one for grant in claimed.grants for one in self._run(grant)]
         self.broker.settle(self.id, settled)
         return len(settled)

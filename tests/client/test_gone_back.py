@@ -1,6 +1,7 @@
 """A server that lost its last second (the power went): what it forgot runs again, the notebook misses nothing."""
 
 import pytest
+from hands import Hands
 from helpers import wait_until
 
 import nbqueue
@@ -55,3 +56,29 @@ def test_an_unfinished_batch_that_the_server_forgot_is_lost_and_not_expired(serv
     with pytest.raises(LostByServer):  # also in a kernel that knows it from the spool only
         nbqueue.attach(batch.id).wait(10)
     another.collector.stop()
+
+
+def test_a_job_that_failed_again_after_the_server_went_back_can_be_retried(session, hands, tmp_path):
+    mended = tmp_path / "mended"
+
+    def works(x):
+        if not mended.exists():
+            raise LookupError(x)
+        return x
+
+    batch = nbqueue.map(works, [7])
+    kept = snapshot(session.broker)
+    hands.work()
+    assert batch.wait(10)
+    go_back(session.broker, kept)
+    taken = session.broker.claim(hands.id, f"{hands.id}:99", hands.queues, free=1, want=1, fit=hands.fit)
+    assert [job.attempt for grant in taken.grants for job in grant.jobs] == [1]
+    session.broker.leave(hands.id)
+    other = Hands(session)
+    assert other.work() == 1  # it fails in its second run, of which this notebook knows nothing
+    mended.touch()
+    batch.retry()
+    batch.retry()
+    assert other.work() == 1
+    assert batch.results(timeout=10) == [7]
+    other.stop()

@@ -86,6 +86,8 @@ class Client:
                 return
             if part.kind == "mend" and not part.follows and flows.mend(self.folder, part):
                 return
+            if flows.behind(part):
+                return
             told = flows.report(part, before)
         except AWAY as why:
             if not part.stream or part.batch.watch.error is not why:

@@ -171,6 +171,14 @@ def slowly(calls):
 # ---------------------------------------------------------------- afterwards
 
 
+def behind(part):
+    """Whether the store knows better of what depends on others: while it is away, memory is what there is."""
+    if not (part.follows or part.needs):
+        return False
+    view = part.batch.session.broker.view(part.id)
+    return view is not None and view.tally != part.batch.tally
+
+
 def report(part, before):
     """What a client sees of a part that is over; `before` are the flow's earlier parts. Raises NoServer.
 

@@ -1,5 +1,6 @@
 """The invariants at the end of a run; each finding is a line."""
 
+import itertools
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ from witness import Witness, _apart
 from nbqueue.errors import NbqueueError
 
 DRAIN = 120.0  # seconds; an upload whose client was killed is open for 30
+LONGEST = 120.0  # seconds that a job which was cut off may wait, while others run
 SLACK = 0.1  # seconds by which the clocks of two processes may differ here
 
 
@@ -98,6 +100,10 @@ class Verdict:
         lives = self.witness.lives()
         for (batch, index), runs in lives.items() if self.strict else ():
             self._guarded(_apart, f"{batch}:{index}", runs)
+            for before, after in itertools.pairwise(runs):
+                if before.end is None and after.begin - before.last > LONGEST:
+                    wait = after.begin - before.last
+                    self.note(f"I8: {batch}:{index} waited {wait:.0f} s to run again after it was cut off")
         self._callbacks()
         self._times(lives)
 
@@ -131,7 +137,7 @@ class Verdict:
                 ends[report["id"]] = next(iter(report["counts"]), "")
         for line, number in told.items():
             word, job = line.split()
-            if number > 1:
+            if number > 1 and self.strict:
                 self.note(f"the callback {word} of {job} ran {number} times")
             fits = {"success": "finished", "failure": "failed"}[word]
             if self.strict and job in ends and not ends[job].startswith(fits):
@@ -220,7 +226,9 @@ class Verdict:
                 self.note(f"the log of worker {worker.pid}:\n{log[-3000:]}")
         for client in self.stage.clients:
             lines = client.errors.read_text().splitlines()
-            strange = [line for line in lines if line and not line.startswith("nbqueue: ")]
+            # Warnings to the user, each with its line of source below it, are as good as lines of ours.
+            fine = ("nbqueue: ", "  frame = batch.to_frame", "  self._end_of_wait()", "  return session.connect(")
+            strange = [line for line in lines if line and "UserWarning: " not in line and not line.startswith(fine)]
             if strange:
                 self.note(f"client {client.number} printed: {strange[:40]}")
 
@@ -244,11 +252,11 @@ class Verdict:
 
     def _fair(self, worker, code):
         """Whether a worker may have left so: killed, or before it was up."""
-        if " is up: " not in worker.log and code != 0:
-            return (code == -signal.SIGTERM and signal.SIGTERM in worker.doom) or worker.log.startswith("nbqueue: ")
         if code == -signal.SIGKILL:
             poison = any(part["kind"] == "poison" for parts in self.story.parts.values() for part in parts)
             return signal.SIGKILL in worker.doom or poison
+        if " is up: " not in worker.log and code != 0:
+            return (code == -signal.SIGTERM and signal.SIGTERM in worker.doom) or worker.log.startswith("nbqueue: ")
         return code == 0
 
     def forgotten(self):

@@ -120,3 +120,44 @@ def test_after_an_outage_it_waits_one_lease(broker):
     assert broker.reap().waiting
     reaped = wait_until(lambda: (found := broker.reap()).workers and found)
     assert reaped.jobs == 1
+
+
+def busy(broker, *workers):
+    """Workers with two slots that hold a job each, of a batch that has enough for all; and a suspect that waits."""
+    submit(broker, "others", n=100)
+    held = {join(broker, worker): leases(claim(broker, worker, want=1)) for worker in workers}
+    submit(broker, "lost", n=1, at_front=True)
+    join(broker, "doomed", slots=1)
+    assert [lease.batch for lease in leases(claim(broker, "doomed", want=1))] == ["lost"]
+    die(broker, "doomed")
+    return held
+
+
+def test_a_busy_worker_makes_way_for_a_suspect(broker):
+    held = busy(broker, "w0")["w0"]
+    assert leases(claim(broker, "w0", want=1)) == []  # though others have work: else it would never run
+    broker.settle("w0", [ended(held[0])])
+    given = leases(claim(broker, "w0", want=2))
+    assert [(lease.batch, lease.index) for lease in given] == [("lost", 0)]
+    assert leases(claim(broker, "w0", want=1)) == []
+    broker.settle("w0", [ended(given[0])])
+    assert {lease.batch for lease in leases(claim(broker, "w0", want=2))} == {"others"}
+
+
+def test_one_worker_makes_way_and_another_when_it_is_gone(broker):
+    held = busy(broker, "w0", "w1")
+    assert leases(claim(broker, "w0", want=1)) == []
+    more = leases(claim(broker, "w1", want=1))
+    assert [lease.batch for lease in more] == ["others"]
+    broker.settle("w1", [ended(more[0])])
+    die(broker, "w0")
+    assert leases(claim(broker, "w1", want=1)) == []
+    broker.settle("w1", [ended(held["w1"][0])])
+    assert [lease.batch for lease in leases(claim(broker, "w1", want=2))] == ["lost"]
+
+
+def test_who_made_way_goes_on_where_the_suspect_is_gone(broker):
+    busy(broker, "w0")
+    assert leases(claim(broker, "w0", want=1)) == []
+    broker.cancel("lost")
+    assert [lease.batch for lease in leases(claim(broker, "w0", want=1))] == ["others"]

@@ -2,6 +2,8 @@
 -- Order: queue by queue; `front`, then `q`, which rotates; within a batch what was handed back before the cursor.
 -- The same token again is answered again from what it gave; an earlier one, which comes late, gives nothing. While all is
 -- suspended it gives nothing.
+-- A worker that meets a suspect, and holds too many to take it, takes nothing else until it can: it makes way, as one
+-- worker for each batch (`way` of the worker, `waymaker` of the batch). Else a busy fleet would never run a suspect.
 -- Answers {'GONE'} or {'OK', now, grants, skipped, us until something is due or -1, 1 if suspended, 1 if work is left}.
 -- ARGV: worker token free# want# python host keys unfit queues...
 make_room()
@@ -54,7 +56,7 @@ end
 if suspended == 1 then return answer({}, 1) end
 
 local held = call('SCARD', K.held(worker))
-local own = call('HMGET', K.w(worker), 'slots', 'cap')
+local own = call('HMGET', K.w(worker), 'slots', 'cap', 'way')
 local slots, cap = tonumber(own[1]), tonumber(own[2] or 'inf') or math.huge
 if held == 0 and own[2] then
   call('HDEL', K.w(worker), 'cap')
@@ -62,8 +64,10 @@ if held == 0 and own[2] then
 end
 local taken, bytes, gave, skips = 0, 0, {}, {}
 local partial = false -- whether a queue has more for us than its share: those behind it wait
+local way = own[3] -- the batch with a suspect for which this worker makes way
+local crowded = false -- whether a suspect was met that may not be held with so many others
 
-local function full() return taken >= want or taken >= 1000 or held + taken >= cap or bytes >= MB4 end
+local function full() return taken >= want or taken >= 1000 or held + taken >= cap or bytes >= MB4 or way end
 
 local function misfit(batch, f, queue)
   if not string.find(' ' .. keys .. ' ', ' ' .. f[5] .. ' ', 1, true) then return 'key ' .. f[5] end
@@ -105,17 +109,22 @@ local function pop_again(batch, k)
   return good
 end
 
--- Picks from what was handed back. Suspects whose cap forbids it now go to the end.
-local function pick_again(batch, k, picks, big)
+-- Picks from what was handed back, or `only` suspects. Those whose cap forbids it now go to the end.
+local function pick_again(batch, k, picks, big, only)
   local later, heavy = {}, false
+  crowded = false
   for _, entry in ipairs(pop_again(batch, k)) do
     local index, attempt, losses, limit = string.match(entry, '^(%d+) (%d+) (%d+) (%d+)$')
     limit = tonumber(limit or 0)
     local bound = limit > 0 and math.min(cap, limit) or cap
+    local fits = held + taken + #picks + 1 <= bound
     if not index then
       -- someone else's
-    elseif heavy or held + taken + #picks + 1 > bound or not light(index, #picks, big) then
-      heavy = heavy or held + taken + #picks + 1 <= bound
+    elseif only and (limit == 0 or taken + #picks >= want) then
+      later[#later + 1] = entry
+    elseif heavy or not fits or not light(index, #picks, big) then
+      heavy = heavy or fits
+      crowded = crowded or (limit > 0 and not fits)
       later[#later + 1] = entry
     else
       cap = bound
@@ -181,6 +190,33 @@ local function skip(batch, why)
   skipped[why] = (skipped[why] or 0) + 1
 end
 
+-- From now on this worker takes nothing but the suspects of a batch, unless another one does so already.
+local function begin_way(batch)
+  local maker = call('HGET', K.b(batch), 'waymaker')
+  if maker and maker ~= worker and alive(maker) and call('HGET', K.w(maker), 'way') == batch then return end
+  call('HSET', K.b(batch), 'waymaker', worker)
+  call('HSET', K.w(worker), 'way', batch)
+  way = batch
+end
+
+-- Takes the suspects for which this worker has made way, if it holds few enough by now; else it waits on.
+local function end_way()
+  local batch = way
+  local f = call('HMGET', K.b(batch), 'queue', 'hold', 'big', 'key', 'signer', 'python', 'host', 'src', 'meta')
+  local picks = {}
+  crowded = false
+  if f[1] and not f[2] and not misfit(batch, f, f[1]) and call('EXISTS', part(batch, 'again')) == 1 then
+    payload = f[8] and part(f[8], 'out') or part(batch, 'args')
+    metas = f[9] and part(batch, 'meta')
+    pick_again(batch, 1000, picks, (f[8] or f[9]) and math.huge or tonumber(f[3]), true)
+    if #picks > 0 then commit(batch, f[1], picks) end
+  end
+  if #picks > 0 or not crowded then
+    call('HDEL', K.w(worker), 'way')
+    way = nil
+  end
+end
+
 -- Takes a share of one batch. Answers whether it has still something to hand out.
 local function take(batch, queue, all, quota)
   if not is_id(batch) then return false end
@@ -216,12 +252,14 @@ local function take(batch, queue, all, quota)
   payload = f[10] and part(f[10], 'out') or part(batch, 'args')
   metas = f[11] and part(batch, 'meta')
   if f[10] or f[11] then big = math.huge end
+  crowded = false
   local heavy = call('EXISTS', part(batch, 'again')) == 1 and pick_again(batch, k, picks, big)
   if not heavy and cur < n then
     local upto = pick_new(batch, k, picks, big, cur, n)
     if upto > cur then call('HSET', K.b(batch), 'cur', upto) end
   end
   if #picks > 0 then commit(batch, queue, picks) end
+  if crowded then begin_way(batch) end
   if left > #picks then
     partial = true
     return true
@@ -255,6 +293,10 @@ local function serve(queue)
   end
 end
 
+if way and want > 0 and not pcall(end_way) then
+  call('HDEL', K.w(worker), 'way')
+  way = nil
+end
 for i = queues, #ARGV do
   if not full() and not partial and not pcall(serve, ARGV[i]) then skip(ARGV[i], 'repair') end
 end
