@@ -15,6 +15,7 @@ from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.session import Session
 from nbqueue.client.submission import Submission, When, refuse_inside
+from nbqueue.client.uploader import arrived
 from nbqueue.errors import BadInput, BadOption, NotThere
 from nbqueue.model import DEFAULT_QUEUE, Options, State
 from nbqueue.store.broker import Broker
@@ -160,7 +161,8 @@ class Queue:
         if any(one.mode for one in ready):
             return [one.run()[0] for one in ready]
         sent = [one.prepared() for one in ready]
-        told = self.session.ask(partial(_submit_many, [(new, args) for new, args, _ in sent]))
+        send = partial(self.session.ask, partial(_submit_many, [(new, args) for new, args, _ in sent]))
+        told = arrived(sent[0][0].id, send) if sent else []
         return [
             one.sent(new.id, payload, each)[0] for one, (new, _, payload), each in zip(ready, sent, told, strict=True)
         ]

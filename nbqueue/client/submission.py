@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hashlib
 import secrets
@@ -23,7 +24,7 @@ from nbqueue.client.part import Part
 from nbqueue.client.session import Session, tell
 from nbqueue.client.spoolfile import Birth
 from nbqueue.client.watch import Watch
-from nbqueue.errors import BadOption, InsideJob, InUse
+from nbqueue.errors import BadOption, InsideJob, InUse, ServerRefused, SetupError
 from nbqueue.model import Notes, Options, Spec, State, Tally, encode, new_id
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import NewBatch, Submitted
@@ -220,7 +221,12 @@ class Submission:
         watch.over = not payloads  # an empty batch is done from the start
         self._spooled(watch, sealed)
         self.session.collector.follow(watch)
-        uploader.send_parts(self.session, watch, sealed, self.nonce, begun, marks=self._span(0, len(payloads)))
+        try:
+            uploader.send_parts(self.session, watch, sealed, self.nonce, begun, marks=self._span(0, len(payloads)))
+        except ServerRefused:
+            with contextlib.suppress(SetupError):  # the caller has no handle: nothing of it is to run
+                batch.cancel()
+            raise
         return batch
 
     def _held(self, watch: Watch, payloads: list[bytes]) -> Batch[Any]:
@@ -249,11 +255,13 @@ class Submission:
         self, seal: Callable[[str], list[list[bytes]]], *, last: bool, own: str | None = None
     ) -> tuple[Watch, list[list[bytes]]]:
         """Sends the first part: under the given id, or a fresh one, and another where that one is taken."""
+        self.session.broker  # noqa: B018 - a server that never answered is told at once
         for attempt in range(TRIES):
             name = own or self._fresh_id(attempt)
             sealed = seal(name)
+            send = partial(self._send, name, sealed[0], last=last)
             try:
-                told = self.session.ask(partial(self._send, name, sealed[0], last=last))
+                told = uploader.arrived(name, partial(self.session.ask, send))
             except InUse as why:
                 if own is not None or why.facts["what"] != "id" or attempt == TRIES - 1:
                     raise

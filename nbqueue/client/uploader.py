@@ -6,10 +6,11 @@ none is read on a thread, and whatever has been read goes out soon, so that firs
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nbqueue import wire
 from nbqueue.client import progress
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from nbqueue.client.session import Session
     from nbqueue.client.watch import Watch
 
+T = TypeVar("T")
 PART = 1_000
 PART_BYTES = 4 << 20
 MARK = 16  # bytes of the mark of a job
@@ -26,6 +28,7 @@ AT_ONCE = 0.5  # seconds that `map` may spend sending
 STALE = 0.05  # seconds that an item may wait for company
 BEAT = 8.0  # seconds between signs of life of an upload; its lease is 30 s
 PATIENCE = 120.0  # seconds that an upload outlives a server that does not answer
+ARRIVE = 5.0  # seconds that `map` asks again whether its first part has arrived
 
 
 def parts(payloads: list[bytes]) -> Iterator[list[bytes]]:
@@ -52,14 +55,21 @@ def send_parts(
 ) -> None:
     """Sends sealed parts 1.. of a batch (part 0 went before, to index `first`); after AT_ONCE seconds on a thread."""
     start = first + len(sealed[0])
-    for place in range(1, len(sealed)):
+    place = 1
+    while place < len(sealed):
         if time.monotonic() - since > AT_ONCE:
             _begin(watch, lambda: _rest(session, watch, sealed, nonce, place, first, marks), daemon=False)  # noqa: B023 - the loop ends here
             return
         own, last = marks[MARK * (start - first) :], place == len(sealed) - 1
-        if not session.broker.extend(watch.batch, start, sealed[place], nonce=nonce, last=last, marks=own):
-            return
+        try:
+            if not session.broker.extend(watch.batch, start, sealed[place], nonce=nonce, last=last, marks=own):
+                return
+        except NoServer:
+            # The batch is there: the thread tries for longer than anyone would wait for `map`.
+            since = -math.inf
+            continue
         start += len(sealed[place])
+        place += 1
 
 
 def _rest(
@@ -79,17 +89,30 @@ def _rest(
         sealed[place] = []  # sent: its memory is free
 
 
-def patiently(action: Callable[[], bool]) -> bool:
-    """Repeats `action` (it is idempotent) while the server is away, for PATIENCE seconds."""
-    end = time.monotonic() + PATIENCE
-    pause = threading.Event()
+def patiently(action: Callable[[], T], patience: float = PATIENCE) -> T:
+    """Repeats `action` (it is idempotent) while the server is away, for so many seconds."""
+    end = time.monotonic() + patience
+    pause, seconds = threading.Event(), 0.1
     while True:
         try:
             return action()
         except NoServer:
             if time.monotonic() > end:
                 raise
-            pause.wait(0.5)
+            pause.wait(seconds)
+            seconds = min(0.5, 2 * seconds)
+
+
+def arrived(what: str, send: Callable[[], T]) -> T:
+    """Sends what makes a batch or job, `what`, and asks again for a while: a user who tries again makes another one.
+
+    Raises NoServer, which then says how to find out whether it has arrived.
+    """
+    try:
+        return patiently(send, ARRIVE)
+    except NoServer as why:
+        remedy = f"{why.facts['remedy']} It may have arrived all the same: `nbqueue.attach({what!r})` tells."
+        raise NoServer(**(why.facts | {"remedy": remedy})) from why
 
 
 def _begin(watch: Watch, work: Callable[[], None], *, daemon: bool) -> None:
