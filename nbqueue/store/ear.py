@@ -66,6 +66,11 @@ class Ear:
             raise self._no_server(why) from why
         self.listening = True
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as anyone knows."""
+        return self._socket is not None
+
     def overdue(self) -> bool:
         """Whether the answer should have come long ago: the link is dead, though nobody said so."""
         return self.listening and time.monotonic() > self._deadline
@@ -126,7 +131,9 @@ class Ear:
 
     def _open(self) -> None:
         try:
-            link: Any = self._connection.client.connection_pool.make_connection()
+            # Not by the pool's make_connection(), which counts each as one in use for ever: the hundredth was the last.
+            pool = self._connection.client.connection_pool
+            link: Any = pool.connection_class(**pool.connection_kwargs)
             link.connect()
             link.send_command("CLIENT", "ID")
             self._client_id = int(link.read_response())

@@ -12,7 +12,7 @@ from nbqueue.store.broker import Broker
 from nbqueue.store.ear import Ear
 from nbqueue.worker.mail import LOOK
 
-_LONG = 3_600.0  # seconds that the mail is listened to at a stretch
+STRETCH = 4  # beats that the mail is listened to at a stretch: a link that died without a word is found out by then
 
 
 class Ears:
@@ -20,8 +20,8 @@ class Ears:
 
     connections = 3  # of one worker to its server: commands, mail, bells
 
-    def __init__(self, broker: Broker, selector: BaseSelector) -> None:
-        self._broker, self._selector = broker, selector
+    def __init__(self, broker: Broker, selector: BaseSelector, beat: float) -> None:
+        self._broker, self._selector, self._stretch = broker, selector, STRETCH * beat
         self._mail, self._bell = Ear(broker.connection), Ear(broker.connection)
         self._watched: dict[Ear, int] = {}  # ear -> the descriptor that the selector knows
         self._worker = ""
@@ -29,7 +29,7 @@ class Ears:
     def attend(self, worker: str) -> None:
         """Listens to the mail of this worker, again if the connection was lost. Raises NoServer."""
         self._worker = worker
-        self._listen(self._mail, [self._broker.keys.mail(worker)], _LONG)
+        self._listen(self._mail, [self._broker.keys.mail(worker)], self._stretch)
 
     def listen(self, queues: Sequence[str], seconds: float) -> None:
         """Listens to the bells of these queues. Raises NoServer."""
@@ -60,7 +60,9 @@ class Ears:
             return None
         if ear is not self._mail:
             return b""
-        return LOOK if heard is None else heard[1]
+        if heard is None:
+            return None if ear.connected else LOOK
+        return heard[1]
 
     def _unwatch(self, ear: Ear) -> None:
         if (known := self._watched.pop(ear, None)) is not None:

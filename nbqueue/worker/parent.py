@@ -51,7 +51,7 @@ class Parent:
             broker, sealer, score, self.ledger, self.settler, self.stables, handlers=bool(plan.handlers)
         )
         self.stables.aftermath, self.settler.told = self.aftermath, self.aftermath.settled
-        self.ears = Ears(broker, self.selector)
+        self.ears = Ears(broker, self.selector, plan.beat)
         self.tenure = Tenure(
             broker,
             sealer.keyring,
@@ -234,7 +234,8 @@ class Parent:
         if self.plan.local and now - self._offline > STRANDED:
             self.score.line("--", "leaves: its private server is gone; the next notebook starts both")
             self.leaving.over = True
-        self._retry_at = now + min(2.0, 0.1 + (now - self._offline) / 4)
+        # When the server is back, all have one lease to say that they live.
+        self._retry_at = now + min(2.0, self.plan.lease / 8, 0.1 + (now - self._offline) / 4)
 
     def _back_online(self) -> None:
         if self._offline is not None:

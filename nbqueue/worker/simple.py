@@ -64,7 +64,7 @@ class Simple:
         self._selector = DefaultSelector()
         self._signals = Signals(0.0, exits=False, urgent=self._urge)
         self._mailbox = mail.Mailbox(sealer)
-        self._ears = Ears(broker, self._selector)
+        self._ears = Ears(broker, self._selector, plan.beat)
         self._queues = plan.queues
         self._pulse: Pulse | None = None
         self._after: list[tuple[Task, Ride, str, bool]] = []
