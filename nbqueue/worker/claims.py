@@ -30,6 +30,7 @@ class Claims:
     suspended: bool = False  # someone has suspended all workers
     rung: bool = False  # a bell was heard, which nobody has answered yet
     _count: int = 0
+    _unheard: bool = False  # whether the last claim has had no answer
     _next_stale: float = 0.0
 
     def wish(self) -> tuple[int, int]:
@@ -45,7 +46,11 @@ class Claims:
     def claim(self) -> None:
         """Takes jobs, if a claim may find some and there is room; else listens, or passes on what was heard."""
         free, want = self.wish()
-        if want and self.thirsty:
+        if self._unheard:
+            # A claim that was not answered may have given jobs: asked again with its token, the store tells which.
+            self._answered(self._ask(free, want))
+            self.tenure.estranged = False  # as far as we know; the next beat tells
+        elif want and self.thirsty:
             self._answered(self._ask(free, want))
         elif self.rung and not want:
             # Too busy by now: the claim rings for others. It gives only what an earlier one gave that was not heard.
@@ -60,8 +65,9 @@ class Claims:
         worker = self.tenure.id
         # The token changes only once a claim is answered: asked again with the same one, the store gives the same jobs.
         token = f"{worker}:{self._count + 1}"
+        self._unheard = True
         claimed = self.tenure.broker.claim(worker, token, self.tenure.queues, free=free, want=want, fit=fit)
-        self._count += 1
+        self._count, self._unheard = self._count + 1, False
         return claimed
 
     def _answered(self, claimed: Claimed) -> None:

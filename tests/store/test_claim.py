@@ -55,6 +55,19 @@ def test_without_a_lease_there_is_nothing(broker):
         claim(broker)
 
 
+def test_an_earlier_token_that_comes_late_gives_nothing(broker):
+    """Its sender lost patience, asked again on another link, and has had later answers: nobody would hear this one."""
+    join(broker)
+    claim(broker, token="w1:1")
+    claim(broker, token="w1:2")
+    submit(broker, n=3)
+    assert claim(broker, token="w1:1").grants == []
+    assert len(indexes(claim(broker, token="w1:10"))[0][1]) == 3
+    submit(broker, "b2", n=3)
+    assert claim(broker, token="w1:9").grants == []
+    assert finish_all(broker) == 3
+
+
 def test_a_foreign_token(broker):
     join(broker)
     with pytest.raises(BadInput):

@@ -1,6 +1,7 @@
 -- claim: hands out jobs, from several batches if need be, until `want` is reached.
 -- Order: queue by queue; `front`, then `q`, which rotates; within a batch what was handed back before the cursor.
--- The same token again is answered again from what it gave. While all is suspended it gives nothing.
+-- The same token again is answered again from what it gave; an earlier one, which comes late, gives nothing. While all is
+-- suspended it gives nothing.
 -- Answers {'GONE'} or {'OK', now, grants, skipped, us until something is due or -1, 1 if suspended, 1 if work is left}.
 -- ARGV: worker token free# want# python host keys unfit queues...
 make_room()
@@ -42,6 +43,8 @@ if prior then
     end
     return answer({}, 1)
   end
+  -- Its sender has given it up long ago, and has had the answer of a later one.
+  if tonumber(string.match(token, '%d+$')) < tonumber(string.match(prior[1], '%d+$')) then return answer({}, 1) end
 end
 
 if suspended == 1 then return answer({}, 1) end
@@ -235,9 +238,7 @@ for i = queues, #ARGV do
   if not full() and not partial then serve(ARGV[i]) end
 end
 if cap < math.huge then call('HSET', K.w(worker), 'cap', cap) end
-if taken > 0 or prior then
-  call('SET', K.claim(worker), cmsgpack.pack({token, gave}))
-end
+call('SET', K.claim(worker), cmsgpack.pack({token, gave}))
 local known = #skips > 0 and ' ' .. table.concat(skips, ' ') .. ' ' or ''
 if known ~= '' then
   call('HSET', K.w(worker), 'skips', known)
