@@ -48,12 +48,17 @@ class Rows:
 
     def states(self) -> list[State]:
         """Where each job is; `queued` where the store cannot be asked."""
+        waiting = [place for place, outcome in enumerate(self.outcomes) if outcome is None]
         try:
-            waiting = [place for place, outcome in enumerate(self.outcomes) if outcome is None]
             found = iter(_states([self.jobs[place] for place in waiting]))
         except SetupError as why:
             warnings.warn(f"What is queued and what runs is not known at the moment: {why}", stacklevel=5)
             found = iter([State.QUEUED] * self.n)
+        if gone := sum(bool(self.jobs[place].batch.watch.gone) for place in waiting):
+            text = (
+                "What became of {:,} jobs is not known any more: it expired, or was deleted, before it was copied here."
+            )
+            warnings.warn(text.format(gone), stacklevel=5)
         return [next(found) if outcome is None else outcome.state for outcome in self.outcomes]
 
     def queued(self) -> list[int]:
