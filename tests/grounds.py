@@ -57,11 +57,11 @@ class Ground:
 
 
 class Wire(Ground):
-    """All but the witness come through `proxy`."""
+    """All but the witness come through `proxy`; an answer is waited for `timeout` seconds, 5 by default elsewhere."""
 
-    def __init__(self, server_url, home, folder):
+    def __init__(self, server_url, home, folder, timeout=1):
         self.proxy = Proxy(server_url)
-        super().__init__(server_url, f"{self.proxy.url}?socket_timeout=1", home, folder)
+        super().__init__(server_url, f"{self.proxy.url}?socket_timeout={timeout}", home, folder)
 
     def close(self):
         super().close()

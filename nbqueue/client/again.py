@@ -19,6 +19,7 @@ from nbqueue.model import FunctionRecord, Hook, Options, Spec, decode, encode, n
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
+    from nbqueue.client.watch import Watch
 
 LIMITS = ("timeout", "grace", "isolate", "slice", "preload", "max_result", "spill", "queue")
 
@@ -48,6 +49,17 @@ def retry(
     batch.spec = spec
     if count and ("function" in changes or "spec" in changes):
         session.spool.function(watch, changes.get("function", b""), changes.get("spec", b""))
+    _withdrawn(watch, indexes, count, queue)
+    if count < len(indexes):
+        # Others ran them again, or the server went back and they ran anew: the next retry must name what stands now.
+        looking.look(session, [Job(batch, index) for index in indexes], afresh=True)
+    if watch.followed:
+        session.collector.follow(watch)
+    return count
+
+
+def _withdrawn(watch: Watch, indexes: list[int], count: int, queue: str | None) -> None:
+    """Takes in that `count` of these jobs run again."""
     with watch.changed:
         watch.reopen()
         if queue is not None and count:
@@ -56,12 +68,6 @@ def retry(
             # The log says so too, but `job.wait()` right after this must not find the old outcome.
             for index in indexes:
                 watch.withdraw(index)
-    if count < len(indexes):
-        # Others ran them again, or the server went back and they ran anew: the next retry must name what stands now.
-        looking.look(session, [Job(batch, index) for index in indexes], afresh=True)
-    if watch.followed:
-        session.collector.follow(watch)
-    return count
 
 
 def _revived(batch: Batch[Any]) -> list[int] | None:

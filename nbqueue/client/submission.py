@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hashlib
 import itertools
@@ -24,7 +25,7 @@ from nbqueue.client.part import Part
 from nbqueue.client.session import Session, tell
 from nbqueue.client.spoolfile import Birth
 from nbqueue.client.watch import Watch
-from nbqueue.errors import BadItems, BadOption, InsideJob, InUse
+from nbqueue.errors import BadItems, InsideJob, InUse, ServerRefused, SetupError
 from nbqueue.model import Notes, Options, Spec, State, Tally, encode, new_id
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import NewBatch, Submitted
@@ -78,7 +79,7 @@ class Submission:
         self.calls = calls(self.function)
         self.marks: Marks | None = None  # of a batch with a name, which may be submitted again
         self._packed: list[bytes] | None = None
-        _check_again(options)
+        terms.check_name_again(options)
         if options.name is not None and not self.mode:
             self._recognizable(str(function))
         self.spec = self._spec()
@@ -239,7 +240,12 @@ class Submission:
         watch.over = not payloads  # an empty batch is done from the start
         self._spooled(watch, sealed)
         self.session.collector.follow(watch)
-        uploader.send_parts(self.session, watch, sealed, self.nonce, begun, marks=self._span(0, len(payloads)))
+        try:
+            uploader.send_parts(self.session, watch, sealed, self.nonce, begun, marks=self._span(0, len(payloads)))
+        except ServerRefused:
+            with contextlib.suppress(SetupError):  # the caller has no handle: nothing of it is to run
+                batch.cancel()
+            raise
         return batch
 
     def _held(self, watch: Watch, payloads: list[bytes]) -> Batch[Any]:
@@ -380,14 +386,6 @@ class Submission:
         self.session.collector.follow(watch)
         reader.drain(upload, watch)
         return batch
-
-
-def _check_again(options: Options) -> None:
-    for word in ("update", "fresh"):
-        if getattr(options, word) and options.name is None:
-            raise BadOption(message=f"{word}=True is for a batch with a name that is there already: give name= too.")
-    if options.update and options.fresh:
-        raise BadOption(message="update=True keeps the batch of this name, fresh=True makes another: give one of them.")
 
 
 def _owner() -> str:

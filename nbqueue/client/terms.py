@@ -29,6 +29,15 @@ CALLBACKS = {  # option -> (name of the hook, what it is called with)
 # ---------------------------------------------------------------- as they are typed
 
 
+def check_name_again(options: Options) -> None:
+    """Raises BadOption for `update` and `fresh` that mean nothing."""
+    for word in ("update", "fresh"):
+        if getattr(options, word) and options.name is None:
+            raise BadOption(message=f"{word}=True is for a batch with a name that is there already: give name= too.")
+    if options.update and options.fresh:
+        raise BadOption(message="update=True keeps the batch of this name, fresh=True makes another: give one of them.")
+
+
 def understood(typed: Mapping[str, Any]) -> dict[str, Any]:
     """`typed` in the words of Options, with the policies made. Raises BadOption."""
     found = dict(typed)

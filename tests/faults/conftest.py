@@ -21,6 +21,13 @@ def wire(server, home, tmp_path):  # noqa: F811 - the fixture
 
 
 @pytest.fixture
+def slow_wire(server, home, tmp_path):  # noqa: F811 - the fixture
+    found = Wire(server.url, home, tmp_path, timeout=5)
+    yield found
+    found.close()
+
+
+@pytest.fixture
 def hurt(short_folder, home, tmp_path):  # noqa: F811 - the fixture
     found = Hurt(short_folder, home, tmp_path)
     yield found

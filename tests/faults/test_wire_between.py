@@ -111,13 +111,14 @@ def test_a_letter_is_heard_after_the_mail_link_went_silent(wire):
     wire.ends_well(batch)
 
 
-def test_latency(wire):
-    worker = wire.start(lease=20, beat=5).up()
+def test_latency(slow_wire):
+    wire = slow_wire
+    worker = wire.start(lease=30, beat=5).up()
     first = wire.map(2)
     assert first.wait(20), worker.log
     wire.proxy.latency = float(os.environ.get("NBQUEUE_TEST_LATENCY", "0.5"))  # 2.0 takes half a minute
-    second = wire.map(6)
-    assert second.wait(50), worker.log
+    second = wire.map(4)
+    assert second.wait(90), worker.log
     wire.proxy.latency = 0.0
     wire.ends_well(first, second)
     assert {job.outcome.attempt for job in second} == {1}

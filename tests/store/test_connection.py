@@ -156,6 +156,13 @@ def test_an_ear_hears(broker):
     ear.close()
 
 
+def test_an_ear_may_lose_its_connection_again_and_again(broker):
+    ear = Ear(broker.connection)
+    for _ in range(150):  # more than redis-py's pools allow at a time, by default
+        ear.listen([broker.keys.bell("default")], 10)
+        ear.close()
+
+
 def heard(ear):
     import select
 
