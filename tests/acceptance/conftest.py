@@ -23,8 +23,9 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def local_home(home):
-    """A home whose private server and worker are stopped at the end."""
+def local_home(home, monkeypatch):
+    """A home whose private server and worker are stopped at the end; a login node's worker would yield to everybody."""
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
     yield home
     sessions._current = None
     nbqueue.local().stop()

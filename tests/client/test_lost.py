@@ -77,7 +77,11 @@ def test_what_was_collected_stays(lost):
         assert single.batch.to_frame(timeout=20)["error"].tolist() == ["lost_by_server"]
 
 
-def test_a_retry_says_why_it_cannot_be(lost):
+def test_a_retry_says_why_it_cannot_be_and_where_this_disk_has_a_copy_it_can(lost, request):
     batch, _ = lost
-    with pytest.raises(LostByServer):
-        batch.retry([0])
+    if batch.session.spool.folder is None:
+        with pytest.raises(LostByServer):
+            batch.retry([0])
+    else:
+        assert batch.retry([0]) == 1
+        assert batch.cancel() == 1
