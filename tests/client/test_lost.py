@@ -83,5 +83,6 @@ def test_a_retry_says_why_it_cannot_be_and_where_this_disk_has_a_copy_it_can(los
         with pytest.raises(LostByServer):
             batch.retry([0])
     else:
-        assert batch.retry([0]) == 1
+        batch.retry([0])
+        assert (batch.tally.queued, batch.tally.finished) == (1, 1)
         assert batch.cancel() == 1
