@@ -84,5 +84,5 @@ def test_a_retry_says_why_it_cannot_be_and_where_this_disk_has_a_copy_it_can(los
             batch.retry([0])
     else:
         batch.retry([0])
-        assert (batch.tally.queued, batch.tally.finished) == (1, 1)
+        wait_until(lambda: (batch.tally.queued, batch.tally.finished) == (1, 1))
         assert batch.cancel() == 1
