@@ -17,8 +17,14 @@ from nbqueue.store import server as program
 from nbqueue.store.broker import Broker
 from nbqueue.store.connection import Connection, connect
 
+# The same examples each time; "long" draws others, which is done by hand before a release.
 settings.register_profile(
-    "suite", max_examples=50, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    "suite",
+    max_examples=50,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
 )
 settings.register_profile(
     "long", max_examples=500, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
