@@ -104,7 +104,7 @@ class TooLarge(BadInput, ValueError):
 
 
 class SpillFailed(TooLarge):
-    """{what} is too large for the store, and cannot be spilled to {folder}: {why}. {remedy}"""
+    """{what} cannot be spilled to {folder}: {why}. {remedy}"""
 
 
 class TooManyOpen(BadInput, RuntimeError):
@@ -162,8 +162,12 @@ class NoSuchBatch(NotThere):
     those there are."""
 
 
+class NoBatchAtAll(NoSuchBatch):
+    """There is no batch of yours on {server}. If it should be on another server: `nbqueue.connect(url)`."""
+
+
 class NoSuchJob(NotThere):
-    """There is no job {name!r} on {server}."""
+    """There is no job {name!r} on {server}{hint}."""
 
 
 class NoSuchWorker(NotThere):
@@ -177,7 +181,8 @@ class Expired(NotThere):
 
 class LostByServer(NotThere):
     """The server at {server} has forgotten {what}: it was restarted without its data, or flushed, or someone deleted
-    it. What had not been collected by then must run again."""
+    it. What had been collected is here. The rest must run again: `batch.retry()` brings the batch back and does so,
+    where the spool on this disk has a copy of it; else submit it again."""
 
 
 class SpillLost(NotThere):

@@ -187,7 +187,7 @@ def _through_store(value: Any, limit: int, failed: SpillFailed) -> bytes:
         data = _dumped(value, limit)
     except TooLarge:
         raise failed from failed.__cause__
-    sys.stderr.write(f"nbqueue: {failed} It went through the store.\n")  # into the job's log
+    sys.stderr.write(f"nbqueue: {failed} This one went through the store.\n")  # into the job's log
     return data
 
 

@@ -90,7 +90,10 @@ class Batch(Sequence[Job[R]], Generic[R]):
     @overload
     def __getitem__(self, index: slice) -> list[Job[R]]: ...
     def __getitem__(self, index: int | slice) -> Job[R] | list[Job[R]]:
-        found = self.indexes[index]
+        try:
+            found = self.indexes[index]
+        except IndexError:
+            raise IndexError(f"{self.id} has {len(self):,} jobs: there is no {index}") from None
         return Job(self, found) if isinstance(found, int) else [Job(self, each) for each in found]
 
     def __repr__(self) -> str:

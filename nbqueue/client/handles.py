@@ -77,7 +77,7 @@ def fetch(session: Session, name: str) -> Job[Any]:
         if (spooled := recall.quietly(session, batch)) is not None:
             return _job(spooled, name, digits if colon else "", session)
     if view is None:
-        raise NoSuchJob(name=name, server=session.server)
+        raise NoSuchJob(name=name, server=session.server, hint="")
     opened = handle(session, view)
     if view.expired:
         from nbqueue.client.waiting import lifetime
@@ -89,5 +89,8 @@ def fetch(session: Session, name: str) -> Job[Any]:
 def _job(batch: Batch[Any], name: str, digits: str, session: Session) -> Job[Any]:
     index = int(digits) if digits.isdecimal() else 0 if batch.single and not digits else -1
     if not 0 <= index < len(batch):
-        raise NoSuchJob(name=name, server=session.server)
+        many = (
+            f"; {name} is a batch of {len(batch):,} jobs, and {name}:0 its first" if not digits and len(batch) else ""
+        )
+        raise NoSuchJob(name=name, server=session.server, hint=many)
     return Job(batch, index)

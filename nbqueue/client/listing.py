@@ -11,7 +11,7 @@ from nbqueue.client.batch import Batch
 from nbqueue.client.session import Session
 from nbqueue.client.spoolfile import Birth
 from nbqueue.client.spoolhouse import Kept
-from nbqueue.errors import BadSignature, Expired, NoSuchBatch, SetupError
+from nbqueue.errors import BadSignature, Expired, NoBatchAtAll, NoSuchBatch, SetupError
 from nbqueue.model import Spec, State, Tally, utc
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def attach(session: Session, name: str | None) -> Batch[Any]:
     if (view is None or view.expired) and (spooled := recall.attached(session, wanted)) is not None:
         return spooled
     if view is None:
-        raise NoSuchBatch(name=name or "at all", server=session.server)
+        raise NoSuchBatch(name=name, server=session.server) if name else NoBatchAtAll(server=session.server)
     batch = handles.handle(session, view)
     if view.expired:
         from nbqueue.client.waiting import lifetime

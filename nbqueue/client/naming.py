@@ -255,6 +255,9 @@ class Again:
         batch.told = f"{kept:,} of {len(watch.rows or ()):,} jobs were there already" + (
             f"; {len(self._new):,} are new" if self._new else "; nothing new runs"
         )
+        open_ = 0 if watch.others else watch.tally.n - watch.tally.over
+        if open_ and not self._new:
+            batch.told += f"; {open_:,} of them have not ended yet"
         other = [limit for limit in LIMITS if self._wish(limit) != _limit(spec, self._view, limit)]
         if other:
             batch.told += f". It keeps its own {', '.join(other)}: batch.retry(...) takes others"

@@ -59,6 +59,7 @@ class Session:
         self._broker: Broker | None = None
         self._url = settings.url
         self._told = False
+        self._server_was_there = False
         self.filed = client is None and settings_module.filed_url(settings.home) == settings.url
         self._attended = 0.0  # when we looked last for a local worker
         _alive.add(self)
@@ -143,6 +144,7 @@ class Session:
     # ------------------------------------------------------------ local mode
 
     def _start_server(self) -> None:
+        self._server_was_there = server.status(self.settings.local) is not None
         self._url = server.start(self.settings.local, maxmemory=self.memory).url
 
     def revive(self) -> None:
@@ -158,7 +160,7 @@ class Session:
             self._start_server()
 
     def attend(self) -> None:
-        """In local mode: makes sure that a worker is there; says once what was started. Elsewhere nothing."""
+        """In local mode: makes sure that a worker is there; says once what was started, and each time why again."""
         if not self.local:
             return
         if not self.asleep and time.monotonic() - self._attended < ATTEND:
@@ -170,11 +172,20 @@ class Session:
             self._start_again()
             begun = self._ensure()
         self._attended = time.monotonic()
-        if begun is not None and not self._told:
+        if begun is not None and begun.lost is not None:
             self._told = True
+            pid, left, held = begun.lost
             tell(
-                f"nbqueue: started a private server and a local worker with {begun.slots} slots"
-                f"{begun.why} in {self.settings.local}. Both outlive this session and leave when idle; "
+                f"nbqueue: the local worker (process {pid}) was killed, or has died, with {held} jobs in its hands: "
+                f"started another with {begun.slots} slots{begun.why}. These jobs run again when its lease ends, in "
+                f"{left:.0f} s or so; what it said last is in {self.settings.local / 'worker.log'}."
+            )
+        elif begun is not None and not self._told:
+            self._told = True
+            what = "a local worker" if self._server_was_there else "a private server and a local worker"
+            tell(
+                f"nbqueue: started {what} with {begun.slots} slots"
+                f"{begun.why} in {self.settings.local}. Server and worker outlive this session and leave when idle; "
                 "nbqueue.local().stop() stops them now."
             )
 

@@ -34,12 +34,21 @@ class Workers(Protocol):
         """(info, seconds of lease left, jobs held) of each."""
 
 
+class Lost(NamedTuple):
+    """A worker of this machine that has died while it held jobs."""
+
+    pid: int
+    left: float  # seconds until its lease ends
+    held: int
+
+
 class Begun(NamedTuple):
     """A worker that was just started."""
 
     pid: int
     slots: int
     why: str  # a word on an unusual number of slots, or empty
+    lost: Lost | None = None  # whose place it takes
 
 
 def on_login_node() -> bool:
@@ -52,20 +61,28 @@ def on_login_node() -> bool:
 def ensure(folder: Path, url: str, namespace: str, broker: Workers, slots: int | None = None) -> Begun | None:
     """Starts a local worker unless one lives or is just starting; answers what was started. Raises OSError."""
     with _locked(folder):
-        if _starting(folder) or any(_serves(info) for info, *_ in broker.workers()):
+        workers = broker.workers()
+        if _starting(folder) or any(_serves(info) for info, *_ in workers):
             return None
         login = on_login_node()
         count = slots or (LOGIN_SLOTS if login else cpus())
         why = " (this looks like a login node: nice 10)" if login else ""
         pid = _start(folder, url, namespace, count, nice=LOGIN_NICE if login else 0)
         _note(folder, pid)
-        return Begun(pid, count, why)
+        return Begun(pid, count, why, _lost(workers))
 
 
 def _serves(info: bytes) -> bool:
     worker = decode(WorkerInfo, info, "A worker")
     # Its lease may outlast a worker that was killed; on this host we can see for ourselves.
     return worker.local and worker.host == host() and alive(worker.pid)
+
+
+def _lost(workers: Sequence[tuple[bytes, float, int]]) -> Lost | None:
+    """Of those that died with jobs in their hands the one whose jobs come back last."""
+    found = [(left, decode(WorkerInfo, info, "A worker"), held) for info, left, held in workers if held and left > 0]
+    lost = [Lost(each.pid, left, held) for left, each, held in found if each.local and each.host == host()]
+    return max(lost, key=lambda each: each.left, default=None)
 
 
 def command(slots: int) -> list[str]:

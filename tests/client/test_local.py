@@ -150,3 +150,20 @@ def test_a_pid_that_is_another_process_by_now_is_not_believed(tmp_path):
     assert local._starting(tmp_path)
     (tmp_path / "worker.json").write_text('{"pid":')
     assert not local._starting(tmp_path)
+
+
+def test_a_worker_killed_with_jobs_in_its_hands_is_told_of_with_the_time_until_they_run_again(home, capfd):
+    batch = nbqueue.map(__import__("time").sleep, [60])
+    found = session_module.current()
+    wait_until(lambda: batch.tally.started, 30)
+    pid = next(local._local(found.broker)).pid
+    capfd.readouterr()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not local.alive(pid), 30)
+    found._attended = 0.0
+    found.attend()
+    told = capfd.readouterr().err
+    assert f"(process {pid}) was killed, or has died, with 1 jobs in its hands: started another" in told
+    assert "when its lease ends, in" in told
+    assert "private server" not in told  # it has been there all the time
+    batch.cancel()

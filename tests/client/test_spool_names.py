@@ -204,3 +204,12 @@ def test_a_retry_brings_back_what_the_server_has_no_more(session, hands, forgott
     again.retry([1], func=lambda x: -x)
     assert Hands(new).work() == 1
     assert again.results(timeout=10) == [0, -1, 2, 103, 4, 105]
+
+
+def test_what_is_brought_back_says_how_much_has_still_to_run(session, hands, forgotten):
+    ran(session, hands, [1, 2])
+    again = forgotten(session)
+    nbqueue.map(square, [1, 2, 3], name="x")
+    assert again is not session
+    two = nbqueue.map(square, [1, 2, 3], name="x")
+    assert two.told == "3 of 3 jobs were there already; nothing new runs; 1 of them have not ended yet"

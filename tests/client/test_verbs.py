@@ -18,8 +18,10 @@ from nbqueue.errors import (
     BadName,
     BadOption,
     InsideJob,
+    NoBatchAtAll,
     NoServer,
     NoSuchBatch,
+    NoSuchJob,
     NotPicklable,
 )
 
@@ -318,3 +320,15 @@ def test_columns_are_fixed_by_the_signature(session):
 
     assert items.mapped(describe(clash), ([],)).columns == ("x",)
     assert items.mapped(describe(int), ([1],)).columns == ("arg_0",)
+
+
+def test_what_is_not_there_is_said_with_the_way_out(session, hands):
+    with pytest.raises(NoBatchAtAll, match="There is no batch of yours on"):
+        nbqueue.attach()
+    batch = nbqueue.map(square, [1, 2])
+    with pytest.raises(IndexError, match=f"{batch.id} has 2 jobs: there is no 7"):
+        batch[7]
+    with pytest.raises(NoSuchJob, match=f"{batch.id} is a batch of 2 jobs, and {batch.id}:0 its first"):
+        nbqueue.Job.fetch(batch.id)
+    with pytest.raises(NoSuchJob, match=r"There is no job 'none:0' on \S+\.$"):
+        nbqueue.Job.fetch("none:0")
