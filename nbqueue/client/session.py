@@ -21,7 +21,7 @@ from nbqueue.client.kernel import shell
 from nbqueue.client.spool import Spool
 from nbqueue.errors import BadInput, NbqueueError, NoServer, WrongPassword
 from nbqueue.launch import local
-from nbqueue.model import new_id
+from nbqueue.model import LEASE, new_id
 from nbqueue.settings import Settings
 from nbqueue.store import connection, server
 from nbqueue.store.broker import Broker
@@ -174,11 +174,12 @@ class Session:
         self._attended = time.monotonic()
         if begun is not None and begun.lost is not None:
             self._told = True
+            # Where nobody else renewed meanwhile, a pause of the server is allowed for: one lease more, from now on.
             pid, left, held = begun.lost
             tell(
                 f"nbqueue: the local worker (process {pid}) was killed, or has died, with {held} jobs in its hands: "
                 f"started another with {begun.slots} slots{begun.why}. These jobs run again when its lease ends, in "
-                f"{left:.0f} s or so; what it said last is in {self.settings.local / 'worker.log'}."
+                f"{min(left, LEASE):.0f} to {LEASE:.0f} s; what it said last: {self.settings.local / 'worker.log'}."
             )
         elif begun is not None and not self._told:
             self._told = True
