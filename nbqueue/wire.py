@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import cloudpickle
 
 from nbqueue.checks import size_text
-from nbqueue.errors import BadSecret, BadSignature, TooLarge, UnknownKey
+from nbqueue.errors import BadSecret, BadSignature, SpillFailed, TooLarge, UnknownKey
 
 VERSION = b"\x01"
 _HEAD = 21
@@ -313,8 +313,8 @@ def dump(value: Any, sink: Sink) -> None:
     stream = _Stream(sink)
     try:
         pickle.Pickler(stream, 5).dump(value)
-    except TooLarge:
-        raise
+    except (TooLarge, SpillFailed):
+        raise  # another way to pickle it changes nothing
     except Exception:  # noqa: BLE001 - as in dumps
         stream.whole = True
     if stream.whole or cloudpickle.list_registry_pickle_by_value():

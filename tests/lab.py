@@ -26,20 +26,28 @@ session = nbqueue.connect({url!r}, namespace={space!r})
 here = Path({here!r})"""
 
 _RESTORED = "async () => { const a = window.jupyterapp; if (!a) return false; await a.restored; return true }"
-_READY = """async () => {
+_OPEN = "async name => { await window.jupyterapp.commands.execute('docmanager:open', {path: name}); return true }"
+_LEAVE = "() => { window.jupyterapp.shell.currentWidget.dispose() }"
+_READY = """async name => {
   const w = window.jupyterapp.shell.currentWidget;
-  if (!w || !w.sessionContext) return false;
+  if (!w || !w.sessionContext || w.context.path !== name) return false;
   await w.context.ready; await w.sessionContext.ready;
   const k = w.sessionContext.session?.kernel;
   return Boolean(k) && k.connectionStatus === 'connected' && k.status === 'idle' }"""
 _RUN = """i => {
   const n = window.jupyterapp.shell.currentWidget.content;
-  n.activeCellIndex = i; n.deselectAll(); window.jupyterapp.commands.execute('notebook:run-cell') }"""
+  n.activeCellIndex = i; n.deselectAll(); n.widgets[i].model.clearExecution();
+  window.jupyterapp.commands.execute('notebook:run-cell') }"""
 _DONE = """i => {
   const m = window.jupyterapp.shell.currentWidget.content.widgets[i].model;
   return m.executionCount !== null && m.executionState !== 'running' }"""
 _RESTART = "async () => { await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart() }"
 _SAVE = "async () => { await window.jupyterapp.shell.currentWidget.context.save(); return true }"
+
+
+def until(predicate):
+    """As wait_until, for what a page shows, in a time that a loaded machine may need."""
+    return wait_until(predicate, 30, 0.05)
 
 
 def missing():
@@ -59,6 +67,7 @@ class Lab:
 
     def __init__(self, folder):
         self.folder = folder
+        self.tab = None  # the browser's, in which one notebook after the other is opened: to load JupyterLab takes long
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -118,32 +127,44 @@ class Lab:
 
 
 class Page:
-    """A notebook in a tab of its own: of JupyterLab, or with `simple` of Notebook 7, which the same server serves."""
+    """A notebook in JupyterLab, or with `simple` in Notebook 7, which the same server serves.
 
-    def __init__(self, lab, name, *, dark=False, simple=False):
+    With `fresh` in a tab of its own, which has seen nothing of it; else in the tab of the notebooks before it.
+    """
+
+    def __init__(self, lab, name, *, dark=False, simple=False, fresh=False):
         self.lab, self.name = lab, name
         self._url = f"{lab.url}/{'notebooks' if simple else 'lab/tree'}/{name}?token={TOKEN}&reset"
-        self.page = lab.browser.new_page(viewport=SIZE)
-        self._load()
+        self._own = simple or fresh
+        if self._own or lab.tab is None:
+            self._load()
+        else:
+            self.page = lab.tab
+            self.page.evaluate(_OPEN, name)
+        wait_until(lambda: self.page.evaluate(_READY, name), 60, 0.05)
         self.theme("JupyterLab Dark" if dark else "JupyterLab Light")
 
     def _load(self):
+        self.page = self.lab.browser.new_page(viewport=SIZE)
+        if not self._own:
+            self.lab.tab = self.page
         self.page.goto(self._url)
-        wait_until(lambda: self.page.evaluate(_RESTORED), 60, 0.1)
-        wait_until(lambda: self.page.evaluate(_READY), 60, 0.1)
+        wait_until(lambda: self.page.evaluate(_RESTORED), 60, 0.05)
 
     def reload(self):
         """Closes the page and opens it again; the kernel lives on."""
         self.page.close()
-        self.page = self.lab.browser.new_page(viewport=SIZE)
         self._load()
+        wait_until(lambda: self.page.evaluate(_READY, self.name), 60, 0.05)
 
     def theme(self, name):
+        if self.page.evaluate("document.body.dataset.jpThemeName") == name:
+            return
         change = "name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})"
         self.page.evaluate(change, name)
         light = "document.body.dataset.jpThemeLight"
-        wait_until(lambda: self.page.evaluate(light) == ("false" if "Dark" in name else "true"))
-        wait_until(lambda: self.page.locator("#jupyterlab-splash").count() == 0)
+        until(lambda: self.page.evaluate(light) == ("false" if "Dark" in name else "true"))
+        until(lambda: self.page.locator("#jupyterlab-splash").count() == 0)
 
     def start(self, place):
         """Begins to run a cell."""
@@ -166,9 +187,9 @@ class Page:
     def outputs(self, place):
         return self.cell(place).locator(".jp-OutputArea-child").count()
 
-    def sees(self, place, *words, seconds=20):
+    def sees(self, place, *words):
         try:
-            wait_until(lambda: all(word in self.text(place) for word in words), seconds, 0.05)
+            until(lambda: all(word in self.text(place) for word in words))
         except AssertionError as why:
             raise AssertionError(f"{words} not seen in {self.text(place)!r}") from why
 
@@ -196,7 +217,11 @@ class Page:
         assert self.page.evaluate(_SAVE)
 
     def close(self):
-        self.page.close()
+        if self._own or self.page.locator(".jp-Dialog").count():
+            self.page.close()
+            self.lab.tab = self.lab.tab if self._own else None
+        else:
+            self.page.evaluate(_LEAVE)
 
     def shot(self, name):
         """A picture for people, in a folder that git ignores."""

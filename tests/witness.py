@@ -25,6 +25,7 @@ from nbqueue.wire import OUTCOME
 
 BEAT = 0.05  # seconds between two lines of a job that runs
 MOST_LOSSES = 3
+STOPPED, MOMENT = 1.0, 1.0  # seconds: a silence that only a stop explains; how long one who is woken may go on
 COUNTS = ("nrun", "nfin", "nfail", "ncan", "ndef", "npark")  # fields of a batch
 
 
@@ -37,6 +38,7 @@ class Life(NamedTuple):
     begin: float
     last: float
     end: float | None
+    lines: list[float]
 
 
 def noting(path):
@@ -160,7 +162,8 @@ class Witness:
             word, when, batch, index, attempt, mark, pid = line.split()
             runs = found[batch, int(index)]
             key = (mark, attempt, pid)
-            life = runs.get(key) or Life(mark, int(attempt), int(pid), float(when), float(when), None)
+            life = runs.get(key) or Life(mark, int(attempt), int(pid), float(when), float(when), None, [])
+            life.lines.append(float(when))
             runs[key] = life._replace(last=float(when), end=float(when) if word == "end" else life.end)
         return {job: sorted(runs.values(), key=lambda life: life.begin) for job, runs in found.items()}
 
@@ -179,7 +182,7 @@ class Witness:
             self._count(view)
             self._settled(view, lives)
         for (batch, index), runs in lives.items():
-            _apart(f"{batch}:{index}", runs)
+            apart(f"{batch}:{index}", runs)
 
     def _count(self, view):
         """I1: as many outcomes that stand as the tally says, each of the kind that it says."""
@@ -223,7 +226,14 @@ class Witness:
         self.broker.connection.close()
 
 
-def _apart(job, runs):
-    """I4: no run writes after the next one has begun, nor ends then."""
+def apart(job, runs, *, woken=False):
+    """I4: no run writes after the next one has begun, nor ends then.
+
+    With `woken`, one may whose processes were all stopped, and woken at once: for the moment until it is killed.
+    """
     for before, after in itertools.pairwise(runs):
+        late = [when for when in before.lines if when > after.begin + BEAT / 2]
+        early = [when for when in before.lines if when <= after.begin + BEAT / 2]
+        if woken and late and late[0] - early[-1] > STOPPED and late[-1] - late[0] < MOMENT:
+            continue
         assert before.last <= after.begin + BEAT / 2, f"I4: two runs of {job} overlap: {before}, {after}"

@@ -278,7 +278,9 @@ class Collector:
             watch.typical = max(1, sum(len(blob) for _, blob in pairs) // len(pairs))
         with watch.changed:
             if watch.single and generation != watch.generation:
-                pairs = []  # withdrawn meanwhile, which no log says of a batch of one
+                for index, blob in pairs:  # withdrawn meanwhile, which no log says of a batch of one
+                    watch.passed_over(places.get(index, blob))
+                pairs = []
             for index, blob in pairs:  # None: a retry has just withdrawn it, and the log says so next
                 watch.put(index, places.get(index, blob))
             for _ in wanted:  # last: with nothing behind, it counts as settled

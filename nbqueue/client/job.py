@@ -11,6 +11,7 @@ from nbqueue.client.facts import Facts
 from nbqueue.client.spoolfile import Kind
 from nbqueue.errors import (
     BadInput,
+    BadSignature,
     Expired,
     JobCanceled,
     JobFailed,
@@ -207,6 +208,9 @@ class Job(Facts[R]):
         self._notes = None
         if batch.inline:
             return
+        found = batch.session.ask(lambda broker: broker.outcomes(batch.id, [self.index]))[0]
+        if found is not None and found == self._stored():
+            return  # withdrawn here, it would count as withdrawn in the spool, too
         with watch.changed:
             watch.withdraw(self.index)
         looking.read(batch, self.index)
@@ -216,6 +220,12 @@ class Job(Facts[R]):
             with watch.changed:
                 watch.reopen()
             batch.session.collector.follow(watch)
+
+    def _stored(self) -> bytes | None:
+        try:
+            return self.batch.watch.stored(self.index)
+        except BadSignature:
+            return None  # the spool has lost it
 
     @property
     def log(self) -> str:

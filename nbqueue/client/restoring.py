@@ -44,6 +44,7 @@ class Restoring:
         self._made: list[tuple[int, bytes]] = []
         self._withdrawn: list[tuple[int, bytes | int]] = []
         self._tally = dict.fromkeys(State, 0)
+        self._before = 0  # ended jobs before the first that is queued: after these, others may write into the log
 
     def state(self, index: int) -> State | None:
         """How a job ended; None if the spool has no outcome of it."""
@@ -109,6 +110,7 @@ class Restoring:
             blob = self._canceled(index)
             self._made.append((index, blob))
         self._tally[State.QUEUED if blob is None else header(blob)[0]] += 1
+        self._before += not self._tally[State.QUEUED]
         return given, blob or b""
 
     def _arguments(self, index: int) -> bytes:
@@ -140,13 +142,12 @@ class Restoring:
         """Tells the spool, so that nothing of it needs to be copied again."""
         birth, spool = self._birth, self._session.spool
         tally = Tally(n=n, **{str(state): count for state, count in self._tally.items()})
-        ended = n - tally.queued
         watch = Watch(birth.batch, birth.queue, epoch, self.spec)
         watch.birth, watch.taken_back = birth, self._withdrawn
         now = time.time()
         spool.function(watch, b"", spec)
         spool.drain()
-        standing = Standing(now, ended, n, False, False, False, None, [], [], epoch, tally, self.spec.restored)
+        standing = Standing(now, self._before, n, False, False, False, None, [], [], epoch, tally, self.spec.restored)
         spool.keep(watch, ())
         spool.restored(watch, self._made, standing)
 

@@ -45,19 +45,27 @@ class Desk:
         self._errands = SimpleQueue[_Errand | None]()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._due: dict[_Errand, float] = {}  # how many seconds each may take of those that are not done
 
     def ask(self, work: Callable[[], T], size: int = 0) -> T:
-        """What `work()` answers or raises; `size` is how many bytes it writes. Raises Hung."""
+        """What `work()` answers or raises; `size` is how many bytes it writes. Raises Hung.
+
+        What was asked before comes first, and may take its own time: a disk that is busy is not one that hangs.
+        """
         if threading.current_thread() is self._thread:
             return work()
         errand = _Errand(work)
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="nbqueue spool", daemon=True)
+                self._thread = threading.Thread(target=_run, args=(self._errands,), name="nbqueue spool", daemon=True)
                 self._thread.start()
             self._errands.put(errand)
-        seconds = self.patience + size / PACE
-        if not any(errand.done.wait(LOOK) for _ in range(math.ceil(seconds / LOOK))):
+            self._due[errand] = self.patience + size / PACE
+            seconds = sum(self._due.values())
+        met = any(errand.done.wait(LOOK) for _ in range(math.ceil(seconds / LOOK)))
+        with self._lock:
+            del self._due[errand]
+        if not met:
             raise Hung(errno.ETIMEDOUT, f"the disk has not answered for {seconds:.0f} s")
         if errand.fault is not None:
             raise errand.fault
@@ -70,7 +78,7 @@ class Desk:
                 self._errands.put(None)
                 self._thread, self._errands = None, SimpleQueue()
 
-    def _run(self) -> None:
-        errands = self._errands
-        while (errand := errands.get()) is not None:
-            errand.run()
+
+def _run(errands: SimpleQueue[_Errand | None]) -> None:
+    while (errand := errands.get()) is not None:
+        errand.run()

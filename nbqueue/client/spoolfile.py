@@ -166,6 +166,13 @@ def read(path: Path, offset: int, size: int) -> bytes:
     return data
 
 
+def orphaned() -> None:
+    """In a forked child: another thread of the parent's may have been reading, and nobody here ends that."""
+    global _reading  # noqa: PLW0603 - the lock of the table beside it
+    _reading = threading.Lock()
+    _files.clear()  # it may be half changed; what is open in it stays open
+
+
 def let_go(path: Path) -> None:
     """Closes a file that `read` has kept open."""
     with _reading:

@@ -319,6 +319,7 @@ class Watch:
     def put_single(self, blob: bytes | int, generation: int) -> bool:
         """The outcome of a batch of one, which says all that there is to say; False: a retry came in between."""
         if generation != self.generation:
+            self.passed_over(blob)
             return False
         self.keep(0, blob)
         if not self.ended:
@@ -327,6 +328,11 @@ class Watch:
         self.tally = Tally(n=1, **{str(header(blob)[0]): 1})
         self.known = self.over = True
         return True
+
+    def passed_over(self, found: bytes | int) -> None:
+        """Of a batch of one: a retry withdrew this outcome while it was on its way here; the spool has it already."""
+        self.spooled = False
+        self.taken_back += [(0, found)] if self.birth is not None else []
 
     def keep(self, index: int, found: bytes | int | Outcome) -> None:
         """What was read before it was heard of, or of a batch that nobody follows."""

@@ -93,7 +93,7 @@ class Controls:
             row.take(each)
 
     def _new(self) -> Row:
-        self._rows.append(Row(self.acts))
+        self._rows.append(Row(self.acts, self._lock))
         self._kinds.children = [row.box for row in self._rows]
         return self._rows[-1]
 
@@ -155,9 +155,10 @@ class Controls:
 class Row:
     """One kind of failure: a button that opens one of its jobs. `kind` is None while it stands by, hidden."""
 
-    def __init__(self, acts: Acts) -> None:
+    def __init__(self, acts: Acts, lock: threading.RLock) -> None:
         import ipywidgets
 
+        self._lock = lock  # the panel's: clicks come on one thread, news on another
         self.kind: Kind | None = None
         self.open = False
         self._acts, self._text, self._place = acts, "", 0
@@ -201,19 +202,22 @@ class Row:
         _close(self._body)
 
     def _toggle(self) -> None:
-        self.open = not self.open
-        self._fold()
-        if self.open:
-            self._fill()
+        with self._lock:
+            self.open = not self.open
+            self._fold()
+            if self.open:
+                self._fill()
 
     def _further(self) -> None:
-        self._place += 1
-        self._asked = False
-        self._fill()
+        with self._lock:
+            self._place += 1
+            self._asked = False
+            self._fill()
 
     def _ask(self) -> None:
-        self._asked = not self._asked
-        self._fill()
+        with self._lock:
+            self._asked = not self._asked
+            self._fill()
 
     def _fill(self) -> None:
         self._arguments.description = f"{'Hide' if self._asked else 'Show'} its arguments"  # the button keeps the focus
@@ -224,8 +228,9 @@ class Row:
                 text = self._read(kind, place, asked=asked)
             except Exception as why:  # noqa: BLE001 - a thread has no caller: whatever it is, the user reads it here
                 text = markup.message(f"{type(why).__name__}: {why}", wrong=True)
-            if (kind, place, asked) == (self.kind, self._place, self._asked):
-                self._told.value = text
+            with self._lock:
+                if (kind, place, asked) == (self.kind, self._place, self._asked):
+                    self._told.value = text
 
         _aside(run)
 

@@ -130,15 +130,15 @@ class Reads(Roster):
     def landed(
         self, batch_id: str, indexes: Sequence[int]
     ) -> tuple[list[bytes | None], dict[str, list[tuple[int, bytes]]]]:
-        """As outcomes; and what there is of SAID: its name -> (index, blob)."""
+        """As outcomes; and what there is of SAID: its name -> (index, blob). Raises Damaged for the outcomes alone."""
         if not indexes:
             return [], {}
-        keys = [self.keys.part(batch_id, part) for part in SAID]
-        blobs, *there = self._read(
-            [("HMGET", self.keys.part(batch_id, "out"), *map(str, indexes)), *(("EXISTS", key) for key in keys)]
-        )
+        out, keys = self.keys.part(batch_id, "out"), [self.keys.part(batch_id, part) for part in SAID]
+        blobs, *kinds = self._read([("HMGET", out, *map(str, indexes)), *(("TYPE", key) for key in keys)], each=True)
+        if isinstance(blobs, Damaged):
+            raise blobs
         said: dict[str, list[tuple[int, bytes]]] = {}
-        for part in (part for part, is_there in zip(SAID, there, strict=True) if is_there):
+        for part in (part for part, kind in zip(SAID, kinds, strict=True) if kind == b"hash"):
             for start in range(0, len(indexes), SOME):
                 some = indexes[start : start + SOME]
                 pairs = zip(some, self._fields(batch_id, part, some), strict=True)
@@ -153,9 +153,10 @@ class Reads(Roster):
         spoke = [place for place, count in enumerate(there) if count]
         for start in range(0, len(spoke), SOME):
             some = spoke[start : start + SOME]
-            blobs = iter(self._read([("HGET", key, "0") for place in some for key in keys[place]]))
+            blobs = iter(self._read([("HGET", key, "0") for place in some for key in keys[place]], each=True))
             for place in some:
-                found[place] = {part: blob for part in SAID if (blob := next(blobs))}
+                told = {part: next(blobs) for part in SAID}
+                found[place] = {part: blob for part, blob in told.items() if blob and not isinstance(blob, Damaged)}
         return found
 
     def arguments(self, batch_id: str, indexes: Sequence[int]) -> list[bytes | None]:
@@ -187,12 +188,15 @@ class Reads(Roster):
         return [(index, blob) for index, blob in pairs if blob is not None]
 
     def marks(self, batch_id: str) -> bytes:
-        """16 bytes for each job of a named batch."""
-        return bytes(self._read([("GET", self.keys.part(batch_id, "marks"))])[0] or b"")
+        """16 bytes for each job of a named batch. Raises Damaged."""
+        return self._text(batch_id, "marks") or b""
 
     def function(self, batch_id: str) -> bytes | None:
         """The sealed function. Raises Damaged."""
-        found: bytes | Damaged | None = self._read([("GET", self.keys.part(batch_id, "fn"))], each=True)[0]
+        return self._text(batch_id, "fn")
+
+    def _text(self, batch_id: str, part: str) -> bytes | None:
+        found: bytes | Damaged | None = self._read([("GET", self.keys.part(batch_id, part))], each=True)[0]
         if isinstance(found, Damaged):
             raise found
         return found

@@ -80,7 +80,7 @@ def lab(tmp_path_factory):
 
 @pytest.fixture
 def opened(lab):
-    """Opens a notebook of these cells in a tab of its own; its kernel ends with the test."""
+    """Opens a notebook of these cells; it is closed and its kernel ends with the test."""
     pages = []
 
     def open_it(name, *cells, **how):

@@ -2,13 +2,13 @@
 
 import nbformat
 import pytest
-from helpers import wait_until
-from lab import Page, missing
+from lab import Page, missing, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(missing()), reason=missing() or "-")]
 
 FETCH = """def fetch(page):
     print("fetching", page)
+    while page > 20 and not (here / "more").exists(): time.sleep(0.05)
     time.sleep(0.1)
     if page % 10 == 3 and not (here / "mended").exists():
         raise KeyError("title")
@@ -20,7 +20,7 @@ READ = """def read(n):
         nbqueue.progress(n, 40, "<b>reading</b>")
         time.sleep(0.05)
     if n == 1: raise KeyError("title")"""
-BUSY = "while not (here / 'enough').exists(): time.sleep(0.05)"
+BUSY = "(here / 'busy').touch()\nwhile not (here / 'enough').exists(): time.sleep(0.05)"
 
 
 def count(page, place):
@@ -34,16 +34,17 @@ def test_a_batch_from_map_to_the_saved_notebook(lab, notebook, fleet, tmp_path):
     page.run(1)
     page.run(2)
     page.start(3)
-    page.sees(2, "pages", "2 slots of 1 worker", "left")
-    first = count(page, 2)
-    wait_until(lambda: count(page, 2) > first + 5)
+    until((tmp_path / "busy").exists)
+    page.sees(2, "pages", "2 slots of 1 worker", "left", "21 of 60")
+    (tmp_path / "more").touch()
+    until(lambda: count(page, 2) > 21)
     assert not page.done(3)
     assert page.text(2).count("of 60") == 1
     page.shot("running-light")
     (tmp_path / "enough").touch()
-    wait_until(lambda: page.done(3))
+    until(lambda: page.done(3))
     assert page.outputs(3) == 0  # nothing of the panel's landed there
-    page.sees(2, "60 of 60", "53 finished", "7 failed", "6 of 7: KeyError: 'title' at line 5 of cell [2]")
+    page.sees(2, "60 of 60", "53 finished", "7 failed", "6 of 7: KeyError: 'title' at line 6 of cell [2]")
     page.sees(2, "1 of 7: ValueError: <b>page 25</b>")
     page.shot("failed-light")
 
@@ -60,14 +61,14 @@ def test_a_batch_from_map_to_the_saved_notebook(lab, notebook, fleet, tmp_path):
     (tmp_path / "mended").touch()
     page.button(2, "Retry 7 failed").press("Enter")
     page.sees(2, "60 of 60", "60 finished")
-    wait_until(lambda: "KeyError" not in page.text(2))
+    until(lambda: "KeyError" not in page.text(2))
     page.shot("retried-dark")
     assert page.page.title() != "hacked"
 
 
 def test_cancel_asks_also_in_a_reloaded_page_and_a_queue_without_worker_says_what_to_run(lab, notebook, fleet):
     fleet.start().up()
-    slow = "slow = nbqueue.map(lambda x: time.sleep(0.2), range(500))"
+    slow = "slow = nbqueue.map(lambda x: time.sleep(0.2), range(900))"
     lonely = "lonely = nbqueue.options(queue='gpu').map(abs, range(3))"
     page = notebook("cancel.ipynb", slow, lonely, dark=True)
     page.run(1)
@@ -80,10 +81,10 @@ def test_cancel_asks_also_in_a_reloaded_page_and_a_queue_without_worker_says_wha
     page.sees(1, "Yes, cancel")
     page.shot("asks-dark")
     page.button(1, "Yes, cancel").click()
-    page.sees(1, "500 of 500", "canceled")
+    page.sees(1, "900 of 900", "canceled")
     page.save()
     (saved, _) = nbformat.read(lab.folder / "cancel.ipynb", 4).cells[1].outputs
-    assert "of 500" in saved["data"]["text/html"]  # of before the reload: docs/panel.md says why
+    assert "of 900" in saved["data"]["text/html"]  # of before the reload: docs/panel.md says why
     assert "&#x27;)</code> shows it" in saved["data"]["text/html"]
     page.sees(2, "No live worker serves the queue 'gpu'", "nbqueue worker", "gpu")
     page.shot("lonely-dark")
@@ -109,31 +110,31 @@ def test_an_awaited_batch_answers_clicks_and_shows_how_far_its_jobs_are(notebook
     assert not page.done(3)
     page.button(2, "Yes, cancel").click()
     page.sees(2, "400 of 400", "400 canceled")
-    wait_until(lambda: page.done(3))
+    until(lambda: page.done(3))
+    page.sees(3, "went on")
     assert page.text(3).strip() == "went on"
     assert "reading" not in page.text(2)
 
 
 def test_a_saved_notebook_shows_its_bars_without_the_kernel(lab, notebook, fleet, tmp_path):
-    (tmp_path / "enough").touch()
     fleet.start().up()
     ended = "batch = nbqueue.map(fetch, range(20), name='ended')\nbatch.wait(30)"
-    page = notebook("saved.ipynb", FETCH, ended, "runs = nbqueue.map(lambda x: time.sleep(0.2), range(300))")
+    page = notebook("saved.ipynb", FETCH, ended, "runs = nbqueue.map(lambda x: time.sleep(0.2), range(900))")
     page.run(1)
     page.run(2)
     page.run(3)
     page.sees(2, "20 of 20", "2 failed", "Retry 2 failed")
-    page.sees(3, "of 300", "left")
-    wait_until(lambda: "started" in page.cell(3).locator("[class^=nbq-saved]").text_content())  # which nobody sees yet
+    page.sees(3, "of 900", "left")
+    until(lambda: "started" in page.cell(3).locator("[class^=nbq-saved]").text_content())  # which nobody sees yet
     page.restart_kernel()
-    page.sees(3, "of 300", "As of")
+    page.sees(3, "of 900", "started", "As of")
     page.save()
+    kept = page.text(3)
     lab.kill_kernels()
-    page.close()
-    again = Page(lab, "saved.ipynb")
-    wait_until(lambda: again.page.get_by_text("model not found").count() == 2)  # which nobody sees
+    again = Page(lab, "saved.ipynb", fresh=True)
+    until(lambda: again.page.get_by_text("model not found").count() == 2)  # which nobody sees
     again.sees(2, "20 of 20", "18 finished", "2 failed", "2 of 2: KeyError: 'title'")
-    again.sees(3, "of 300", "2 started", "As of")
+    again.sees(3, *kept.splitlines())
     again.shot("saved-light")
     again.theme("JupyterLab Dark")
     again.cell(2).locator("summary").click()

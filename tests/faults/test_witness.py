@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from witness import Life, apart
 
 import nbqueue
 
@@ -39,6 +40,20 @@ def test_it_notices_a_tally_that_does_not_sum(session, witness):
     finally:
         session.broker.client.hincrby(session.broker.keys.at("b", batch.id), "nfin", -1)
         batch.cancel()
+
+
+def test_one_who_was_stopped_whole_may_go_on_for_a_moment_when_it_is_woken():
+    def run(begin, *lines):
+        return Life("w", 1, 1, begin, lines[-1], None, [begin, *lines])
+
+    after = run(14.0, 15.0)
+    for before in (run(10.0, 10.05, 14.5), run(10.0, 10.05, 14.5, 15.4)):
+        with pytest.raises(AssertionError, match="I4"):
+            apart("j:0", [before, after])
+        apart("j:0", [before, after], woken=True)
+    for before in (run(10.0, 13.5, 14.1), run(10.0, 10.05, 14.5, 15.6)):
+        with pytest.raises(AssertionError, match="I4"):
+            apart("j:0", [before, after], woken=True)
 
 
 def test_it_notices_two_runs_at_a_time_and_an_outcome_without_its_run(session, fleet, witness):

@@ -5,10 +5,11 @@ import signal
 import threading
 import time
 from collections import Counter
+from functools import partial
 
 from fleet import leftovers
 from helpers import leaks
-from witness import Witness, _apart
+from witness import Witness, apart
 
 from nbqueue.errors import NbqueueError
 
@@ -99,7 +100,7 @@ class Verdict:
             self._check(view)
         lives = self.witness.lives()
         for (batch, index), runs in lives.items() if self.strict else ():
-            self._guarded(_apart, f"{batch}:{index}", runs)
+            self._guarded(partial(apart, woken=True), f"{batch}:{index}", runs)
             for before, after in itertools.pairwise(runs):
                 if before.end is None and after.begin - before.last > LONGEST:
                     wait = after.begin - before.last

@@ -156,6 +156,21 @@ def test_one_worker_makes_way_and_another_when_it_is_gone(broker):
     assert [lease.batch for lease in leases(claim(broker, "w1", want=2))] == ["lost"]
 
 
+def test_who_cannot_make_way_for_long_leaves_it_to_another(broker):
+    held = busy(broker, "w0", "w1")
+    assert leases(claim(broker, "w0", want=1)) == []  # it holds a job without an end
+    at, before = broker.keys.at("b", "lost"), leases(claim(broker, "w1", want=1))
+    assert [lease.batch for lease in before] == ["others"]
+    broker.settle("w1", [ended(before[0])])
+    broker.client.hset(at, "wayuntil", broker.now_us() - 1)
+    assert leases(claim(broker, "w1", want=1)) == []
+    assert [lease.batch for lease in leases(claim(broker, "w0", want=1))] == ["others"]
+    # Each gets more time than the one before: where all jobs are long, none would ever hold few enough.
+    assert float(broker.client.hget(at, "wayuntil")) > broker.now_us() + 12e6
+    broker.settle("w1", [ended(held["w1"][0])])
+    assert [lease.batch for lease in leases(claim(broker, "w1", want=2))] == ["lost"]
+
+
 def test_who_made_way_goes_on_where_the_suspect_is_gone(broker):
     busy(broker, "w0")
     assert leases(claim(broker, "w0", want=1)) == []

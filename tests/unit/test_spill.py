@@ -301,3 +301,18 @@ def test_an_error_can_be_sent():
     why = SpillFailed(what="It", folder="/x", why="full", remedy="Do.")
     assert str(wire.loads(wire.dumps(why, 10_000))) == str(why)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(Outcome(State.FINISHED, None, 1, 0, 0)), type=Outcome)
+
+
+def test_what_the_folder_does_not_take_is_not_pickled_a_second_time_for_it():
+    begun = []
+
+    class Full:
+        def write(self, _):
+            raise SpillFailed(what="It", folder="/x", why="full", remedy="Do.")
+
+        def begin_again(self):
+            begun.append(1)
+
+    with pytest.raises(SpillFailed):
+        wire.dump([bytes(BIG)], Full())
+    assert begun == []

@@ -3,7 +3,8 @@
 -- The same token again is answered again from what it gave; an earlier one, which comes late, gives nothing. While all is
 -- suspended it gives nothing.
 -- A worker that meets a suspect, and holds too many to take it, takes nothing else until it can: it makes way, as one
--- worker for each batch (`way` of the worker, `waymaker` of the batch). Else a busy fleet would never run a suspect.
+-- worker for each batch (`way` of the worker, `waymaker` of the batch), and not for ever. Else a busy fleet would never
+-- run a suspect.
 -- Answers {'GONE'} or {'OK', now, grants, skipped, us until something is due or -1, 1 if suspended, 1 if work is left}.
 -- ARGV: worker token free# want# python host keys unfit queues...
 make_room()
@@ -190,11 +191,16 @@ local function skip(batch, why)
   skipped[why] = (skipped[why] or 0) + 1
 end
 
--- From now on this worker takes nothing but the suspects of a batch, unless another one does so already.
+-- From now on this worker takes nothing but the suspects of a batch, unless another one does so already. One whose
+-- jobs do not end leaves it to the next after a time, twice as long for each: where all jobs are long, one must wait.
 local function begin_way(batch)
-  local maker = call('HGET', K.b(batch), 'waymaker')
-  if maker and maker ~= worker and alive(maker) and call('HGET', K.w(maker), 'way') == batch then return end
-  call('HSET', K.b(batch), 'waymaker', worker)
+  local v = call('HMGET', K.b(batch), 'waymaker', 'wayuntil', 'waytime')
+  local maker, time = v[1], tonumber(v[3] or '10000000')
+  if maker and maker ~= worker and alive(maker) and call('HGET', K.w(maker), 'way') == batch then
+    if now < tonumber(v[2] or '0') then return end
+    time = math.min(2 * time, 86400000000)
+  end
+  call('HSET', K.b(batch), 'waymaker', worker, 'wayuntil', int(now + time), 'waytime', int(time))
   call('HSET', K.w(worker), 'way', batch)
   way = batch
 end
@@ -211,7 +217,7 @@ local function end_way()
     pick_again(batch, 1000, picks, (f[8] or f[9]) and math.huge or tonumber(f[3]), true)
     if #picks > 0 then commit(batch, f[1], picks) end
   end
-  if #picks > 0 or not crowded then
+  if #picks > 0 or not crowded or call('HGET', K.b(batch), 'waymaker') ~= worker then
     call('HDEL', K.w(worker), 'way')
     way = nil
   end
