@@ -122,7 +122,14 @@ def _reached(function: object, reach: captures.Reach | None, payload: bytes) -> 
     if len(payload) < 1 << 20:
         # What a function's data refers to (instances in a list, say) is named in its pickle; a chance hit does no harm.
         names.update(name for name in modules.own_loaded() if name.encode() in payload)
-    return modules.digests(name for name in names if not wire.travels_whole(name))
+    found = modules.digests(name for name in names if not wire.travels_whole(name))
+    if old := modules.outdated(found):
+        warnings.warn(
+            f"{', '.join(old)}: the file has changed since it was imported here. Workers run it as it is now, this "
+            "process still as it was: call importlib.reload() on it, or restart the kernel.",
+            stacklevel=2,
+        )
+    return found
 
 
 def label_of(function: Any) -> str:

@@ -49,14 +49,13 @@ def reconsider(session: Session, jobs: Sequence[Job[Any]]) -> None:
 
 
 def reconsider_all(batch: Batch[Any]) -> None:
-    """As reconsider, of a batch as a whole."""
+    """Follows a batch again that somebody else has brought to run: by a retry, also of what it depends on."""
     watch = batch.watch
-    if batch.inline or watch.gone or not (watch.dependent and watch.settled and watch.tally.canceled):
+    if batch.inline or watch.gone or not (watch.settled and (watch.tally.canceled or watch.tally.failed)):
         return
-    with contextlib.suppress(SetupError):
-        view = batch.session.ask(lambda broker: broker.view(batch.id))
-        if view is not None and not view.expired and view.tally != watch.tally:
-            reopen(batch, [0] if batch.single else [])
+    view = batch.session.glance(lambda broker: broker.view(batch.id))
+    if view is not None and not view.expired and (view.tally != watch.tally or view.log_length != watch.position):
+        reopen(batch, [0] if batch.single else [])
 
 
 def reopen(batch: Batch[Any], indexes: Sequence[int]) -> None:

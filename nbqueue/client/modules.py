@@ -18,12 +18,13 @@ import sysconfig
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 
 MOST = 2_000  # files; who reaches more has pointed sys.path at a whole installation
 
 _seen: dict[str, tuple[tuple[int, int], str, tuple[str, ...]]] = {}
 _foreign: set[str] = set()
+_fresh: dict[str, tuple[int, str]] = {}  # module -> its import here, and the digest with which it was last compared
 
 
 def digests(names: Iterable[str]) -> dict[str, str]:
@@ -44,6 +45,50 @@ def digests(names: Iterable[str]) -> dict[str, str]:
             waiting += imports
             waiting += _parents(name)
     return dict(sorted(found.items()))
+
+
+def outdated(found: dict[str, str]) -> list[str]:
+    """Those of `found` (as digests gives them) whose file is not what this process has imported; each is named once.
+
+    Workers run the file as it is now, and this process what it was: they may give other numbers.
+    """
+    names = []
+    for name, digest in found.items():
+        module = sys.modules.get(name)
+        spec = getattr(module, "__spec__", None)
+        # Other loaders (of a test runner, say) run something else than the file on purpose.
+        if module is None or spec is None or type(spec.loader) is not importlib.machinery.SourceFileLoader:
+            continue
+        if _fresh.get(name) != (id(spec), digest):
+            _fresh[name] = id(spec), digest
+            if _differs(module, str(spec.origin)):
+                names.append(name)
+    return names
+
+
+def _differs(module: ModuleType, path: str) -> bool:
+    """Whether a plain function of the module is not what its file says."""
+    try:
+        code = compile(Path(path).read_bytes(), path, "exec", dont_inherit=True)
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return True
+    said: dict[str, list[CodeType]] = {}  # a name may be defined more than once: under conditions, or overloaded
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            said.setdefault(part.co_name, []).append(part)
+    for name, parts in said.items():
+        own = vars(module).get(name)
+        if not isinstance(own, FunctionType) or own.__code__.co_qualname != name or own.__code__.co_filename != path:
+            continue  # decorated, say
+        if _bare(own.__code__) not in map(_bare, parts):
+            return True
+    return False
+
+
+def _bare(code: CodeType) -> CodeType:
+    """Code without its lines, which a comment changes."""
+    parts = tuple(_bare(part) if isinstance(part, CodeType) else part for part in code.co_consts)
+    return code.replace(co_consts=parts, co_firstlineno=1, co_linetable=b"")
 
 
 def _parents(name: str) -> list[str]:

@@ -20,7 +20,7 @@ from nbqueue.client import spoolfile
 from nbqueue.client.collector import Collector
 from nbqueue.client.kernel import shell
 from nbqueue.client.spool import Spool
-from nbqueue.errors import BadInput, NbqueueError, NoServer, WrongPassword
+from nbqueue.errors import BadInput, NbqueueError, NoServer, SetupError, WrongPassword
 from nbqueue.launch import local
 from nbqueue.model import LEASE, new_id
 from nbqueue.settings import Settings
@@ -134,6 +134,15 @@ class Session:
                 raise
             self.revive()
             return question(self.broker)
+
+    def glance(self, question: Callable[[Broker], T]) -> T | None:
+        """`question(broker)` where a server is connected and answers; else None, and nothing is started for it."""
+        if self._broker is None or self.asleep or self.collector.outage is not None:
+            return None
+        try:
+            return question(self._broker)
+        except SetupError:
+            return None
 
     def again(self, batch: str, index: int) -> bytes | None:
         """The outcome of a job as it lies in the store; None where it has none, or cannot be asked."""

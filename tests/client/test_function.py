@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -58,6 +59,35 @@ def test_an_edit_anywhere_below_changes_the_key(lib, edited):
     path = lib / edited
     path.write_text(path.read_text() + "# edited\n")
     assert describe(ownlib.f).record.key != before
+
+
+def test_who_has_edited_a_module_and_not_imported_it_again_is_told(lib):
+    (lib / "ownedit.py").write_text("def f(x):\n    return 1\n\ndef g(x):\n    return [y for y in (1,)]\n")
+    import ownedit
+
+    describe(ownedit.f)
+    (lib / "ownedit.py").write_text("# a comment\ndef f(x):\n    return 1\n\ndef g(x):\n    return [y for y in (1,)]\n")
+    describe(ownedit.f)  # the same numbers come out
+    (lib / "ownedit.py").write_text("def f(x):\n    return 22\n\ndef g(x):\n    return [y for y in (1,)]\n")
+    with pytest.warns(UserWarning, match=r"^ownedit: .* importlib\.reload"):
+        describe(lambda x: ownedit.f(x) + 1)
+    describe(ownedit.f)  # once is enough
+    importlib.reload(ownedit)
+    describe(ownedit.f)
+    (lib / "ownedit.py").write_text("def f(x):\n    return 22\n\ndef g(x):\n    return [y + 1 for y in (1,)]\n")
+    with pytest.warns(UserWarning, match="reload"):
+        describe(ownedit.f)
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_that_are_defined_more_than_once_are_no_edit(lib):
+    twice = "try:\n    import nothing_like_it\n    def f(x): return 1\nexcept ImportError:\n    def f(x): return 2\n"
+    (lib / "owntwice.py").write_text(
+        twice + "def wrap(f):\n    def g(x): return f(x)\n    return g\n@wrap\ndef g(x): return 3\n"
+    )
+    import owntwice
+
+    assert describe(owntwice.f).record.modules
 
 
 def test_a_lambda_that_uses_an_own_module_carries_its_digest(lib):
