@@ -147,7 +147,7 @@ def _word(why: wrong.RedisError, text: str) -> str:
     for kind, word in _KINDS:
         if isinstance(why, kind):
             return word
-    found = re.match(r"(?:ERR )?(?:Error running script[^:]*: )?(?:@?user_script:\d*:? *)?-?([A-Z]+)\b", text)
+    found = re.match(r"(?:ERR )?(?:Error running script[^:]*: )?(?:@?user_script: ?\d*:? *)*-?([A-Z]+)\b", text)
     if found and found[1] in _REFUSALS:
         return found[1]
     return "OOM" if "command not allowed when used memory" in text else ""
