@@ -71,6 +71,8 @@ def fetch(session: Session, name: str) -> Job[Any]:
     if (found := session.here.get(batch)) is not None:
         return _job(found, name, digits if colon else "", session)
     view = session.ask(lambda broker: broker.view(batch))
+    if view is None and colon and (named := session.ask(lambda broker: broker.named(batch))) is not None:
+        view = session.ask(lambda broker: broker.view(named))
     if view is None or view.expired:
         from nbqueue.client import recall
 

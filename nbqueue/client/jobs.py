@@ -10,6 +10,7 @@ from typing import Generic, TypeVar, overload
 from nbqueue.client import again, looking
 from nbqueue.client.job import Job, text_of
 from nbqueue.errors import BadSignature, NotThere
+from nbqueue.model import Cause
 
 R = TypeVar("R")
 SHOWN = 20
@@ -103,6 +104,8 @@ def _told(job: Job[R]) -> tuple[str, str]:
         outcome = job.batch.watch.outcome(job.index, job.batch.session.sealer)
     except BadSignature as why:
         return "signature", _line(str(why))
+    if outcome is None and job.batch.watch.gone == "lost":
+        return str(Cause.LOST_BY_SERVER), ""
     if outcome is None:
         return "", ""  # it has not ended, or a retry has withdrawn it since
     return str(outcome.cause or ""), _line(text_of(outcome, job.dependency_ids))

@@ -69,6 +69,7 @@ def test_what_was_collected_stays(lost):
     assert batch.results("skip", timeout=20) == [0, 1]
     assert [type(each) for each in batch.results("return", timeout=20)] == [int, int, *[LostByServer] * 3]
     assert [job.index for job in batch.failed] == [2, 3, 4]
+    assert batch.failed.causes == {"lost_by_server": 3}
     assert (batch[2].error, single.error) == ("lost_by_server", "lost_by_server")
     seen = []
     with pytest.raises(LostByServer):

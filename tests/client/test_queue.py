@@ -290,6 +290,16 @@ def test_a_job_is_looked_at_by_another_session_without_waiting(q, session, hands
     other.session.disconnect()
 
 
+def test_a_job_of_a_named_batch_is_found_by_the_name(session, hands):
+    session.spool.folder, session.spool.why = None, "off"
+    batch = nbqueue.map(len, ["a", "bc"], name="lengths")
+    hands.work()
+    assert nbqueue.Job.fetch("lengths:1") == batch[1]
+    assert nbqueue.Job.fetch("lengths:1").result == 2
+    with pytest.raises(NoSuchJob):
+        nbqueue.Job.fetch("widths:1")
+
+
 def test_states_are_listed(q, session, hands):
     bad, good = q.enqueue(boom, 1), q.enqueue(add, 1)
     hands.work()
