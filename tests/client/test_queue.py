@@ -294,6 +294,7 @@ def test_a_job_of_a_named_batch_is_found_by_the_name(session, hands):
     session.spool.folder, session.spool.why = None, "off"
     batch = nbqueue.map(len, ["a", "bc"], name="lengths")
     hands.work()
+    assert batch.wait(10)
     assert nbqueue.Job.fetch("lengths:1") == batch[1]
     assert nbqueue.Job.fetch("lengths:1").result == 2
     with pytest.raises(NoSuchJob):
