@@ -293,7 +293,7 @@ def test_a_job_is_looked_at_by_another_session_without_waiting(q, session, hands
 
 def test_a_job_of_a_named_batch_is_found_by_the_name(session, hands, monkeypatch):
     monkeypatch.setattr(recall, "quietly", lambda *_: None)  # nothing of this disk answers
-    batch = nbqueue.map(len, ["a", "bc"], name="lengths")
+    batch = nbqueue.map(len, ["a", "bc"], name="lengths", queue="low")
     hands.work()
     assert batch.wait(10)
     assert nbqueue.Job.fetch("lengths:1") == batch[1]
