@@ -257,7 +257,7 @@ class Again:
         )
         open_ = 0 if watch.others else watch.tally.n - watch.tally.over
         if open_ and not self._new:
-            batch.told += f"; {open_:,} of them have not ended yet"
+            batch.told += f"; {open_:,} of them had not ended by then"
         other = [limit for limit in LIMITS if self._wish(limit) != _limit(spec, self._view, limit)]
         if other:
             batch.told += f". It keeps its own {', '.join(other)}: batch.retry(...) takes others"

@@ -212,4 +212,4 @@ def test_what_is_brought_back_says_how_much_has_still_to_run(session, hands, for
     nbqueue.map(square, [1, 2, 3], name="x")
     assert again is not session
     two = nbqueue.map(square, [1, 2, 3], name="x")
-    assert two.told == "3 of 3 jobs were there already; nothing new runs; 1 of them have not ended yet"
+    assert two.told == "3 of 3 jobs were there already; nothing new runs; 1 of them had not ended by then"
