@@ -287,7 +287,7 @@ def test_the_oldest_done_batches_are_dropped_over_the_cap(session, hands, capsys
         hands.work()
         assert batches[-1].wait(10)
         settled(batches[-1])
-        wait_until(lambda: session.spool._stood[batches[-1].id].over)
+        wait_until(lambda: (stood := session.spool._stood.get(batches[-1].id)) and stood.over)
     left = {each.batch for each in spoolhouse.kept(session.spool.folder)}
     assert batches[0].id not in left
     assert batches[-1].id in left
