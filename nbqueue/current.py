@@ -20,6 +20,7 @@ from nbqueue.model import MAX_META
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from threading import Thread
 
     import numpy as np
 
@@ -126,7 +127,7 @@ class Here:
 
 here = Here()  # of a horse, where all threads are the job's
 _mine: ContextVar[Here | None] = ContextVar("nbqueue job", default=None)  # of a thread that makes a call by itself
-_others: dict[Here, frozenset[int]] = {}  # such calls -> the threads that were there before, which are not the job's
+_others: dict[Here, frozenset[Thread]] = {}  # such calls -> the threads that were there before, which are not the job's
 
 
 def _present() -> Here:
@@ -136,7 +137,8 @@ def _present() -> Here:
     import threading  # what is not imported need not be forked
 
     # A thread that the job started, as far as can be told: it came later than the job, and than no other's.
-    own = [job for job, before in list(_others.items()) if threading.get_ident() not in before]
+    # Not by its number: that of a thread which has ended is given to another.
+    own = [job for job, before in list(_others.items()) if threading.current_thread() not in before]
     return own[0] if len(own) == 1 else here
 
 
@@ -171,7 +173,7 @@ def inside(
 
     mine = Here()
     mine.job, mine.seed, mine.index, mine.present, mine.note = job, seed, index, present, note
-    _others[mine] = frozenset(each.ident or 0 for each in threading.enumerate())
+    _others[mine] = frozenset(threading.enumerate())
     token = _mine.set(mine)
     try:
         yield

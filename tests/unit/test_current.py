@@ -55,6 +55,26 @@ def test_the_job_is_made_once_and_when_it_is_asked_for():
         assert get_current_job().id == "b:4"
 
 
+def test_a_thread_that_has_the_number_of_one_that_ended_belongs_to_the_job():
+    over, seen = threading.Event(), []
+    before = [threading.Thread(target=over.wait) for _ in range(4)]
+    for thread in before:
+        thread.start()
+    with current.inside("d:1", None, 1, job):
+        over.set()
+        for thread in before:
+            thread.join()
+        numbers = {thread.ident for thread in before}
+        after = [
+            threading.Thread(target=lambda: seen.append((threading.get_ident(), current.current()))) for _ in range(40)
+        ]
+        for thread in after:
+            thread.start()
+            thread.join()
+    assert numbers & {number for number, _ in seen}  # else this shows nothing
+    assert {name for _, name in seen} == {"d:1"}
+
+
 def test_other_threads_are_outside_and_may_run_jobs_of_their_own():
     begun, go, seen = threading.Event(), threading.Event(), []
 
