@@ -43,6 +43,19 @@ class Place(NamedTuple):
     index: int  # type: ignore[assignment]  # the name that the field has everywhere
     attempt: int
 
+    @classmethod
+    def of(cls, wanted: str, own: str, namespace: str, batch: str, index: int, attempt: int) -> Place | None:
+        """Under the root that the batch wants, else the worker's own; None where large results go through the store."""
+        root = wanted or own
+        return None if root in {"", OFF} else cls(root, namespace, batch, index, attempt)
+
+    def path(self) -> tuple[str, ...]:
+        """Folders and a new file name under the root."""
+        import secrets
+
+        leaf = f"{self.index}-{self.attempt}-{secrets.token_hex(8)}.pickle"
+        return _own(self.namespace), self.batch, leaf
+
 
 def here(root: str | None) -> None:
     """Says where spilled results lie on this machine: looked at before the place that a worker recorded."""
@@ -143,11 +156,8 @@ class _File:
     """A new file on its way, in a folder that is open."""
 
     def __init__(self, place: Place) -> None:
-        import secrets
-
-        folders = (_own(place.namespace), place.batch)
-        leaf = f"{place.index}-{place.attempt}-{secrets.token_hex(8)}.pickle"
-        self.name = "/".join((*folders, leaf))
+        *folders, leaf = path = place.path()
+        self.name = "/".join(path)
         self._leaf = leaf
         with ExitStack() as opened:
             self._folder = _open_root(place.root, make=True)
@@ -183,10 +193,7 @@ class _Remote(_File):
     """The same under a URL of fsspec."""
 
     def __init__(self, place: Place) -> None:
-        import secrets
-
-        leaf = f"{place.index}-{place.attempt}-{secrets.token_hex(8)}.pickle"
-        self.name = f"{_own(place.namespace)}/{place.batch}/{leaf}"
+        self.name = "/".join(place.path())
         self._system, root = _filesystem(place.root)
         self._path = f"{root}/{self.name}"
         self._system.makedirs(self._path.rpartition("/")[0], exist_ok=True)
@@ -346,9 +353,12 @@ def _folders(root: str, namespace: str) -> Iterator[Folder]:
         for name in sorted(_names(own)):
             if not stat.S_ISDIR(os.stat(name, dir_fd=own, follow_symlinks=False).st_mode):
                 continue
-            with _opened(root, _own(namespace), name) as folder:
+            folder = _open_folder(own, name)
+            try:
                 facts = [os.stat(each, dir_fd=folder, follow_symlinks=False) for each in _names(folder)]
                 written = max((each.st_mtime for each in facts), default=os.fstat(folder).st_mtime)
+            finally:
+                os.close(folder)
             yield Folder(root, namespace, name, sum(each.st_size for each in facts), written)
 
 

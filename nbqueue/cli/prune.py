@@ -10,15 +10,13 @@ from typing import NamedTuple
 import click
 
 from nbqueue import settings, spill
-from nbqueue.checks import OFF, size_text, spill_root
+from nbqueue.checks import DAY, OFF, size_text, spill_root
 from nbqueue.cli.common import Reached, duration, reach, server_options
 from nbqueue.client import spoolhouse
 from nbqueue.client.spoolhouse import Kept
 from nbqueue.errors import SetupError
 from nbqueue.store.records import BatchView
 from nbqueue.wire import Keyring
-
-DAY = 86_400.0
 
 
 class Old(NamedTuple):

@@ -13,7 +13,7 @@ from nbqueue.client.columns import MISSING
 from nbqueue.client.facts import parents_of, ridden
 from nbqueue.client.job import text_of
 from nbqueue.client.rows import Rows, of_batch, of_jobs, opened_call
-from nbqueue.model import Outcome, State, utc
+from nbqueue.model import Outcome, Spilled, State, utc
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,7 +149,8 @@ def _arguments(rows: Rows, *, whole: bool) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {name or f"arg_{place}": [] for place, name in enumerate(names or rows.empty)}
     used = set() if rows.n else set(found)
     for index, (spec, payload) in enumerate(zip(rows.specs, rows.payloads, strict=True)):
-        args, kwargs, _ = _spilled(payload) if not whole and payload and payload[:1] == b"4" else opened_call(payload)
+        spilled = None if whole else perform.spilled_in(payload)
+        args, kwargs, _ = opened_call(payload) if spilled is None else ((_told_of(spilled),), {}, None)
         positions = spec.columns
         if len(args) > len(positions):
             positions += tuple(f"arg_{place}" for place in range(len(positions), len(args)))
@@ -162,10 +163,9 @@ def _arguments(rows: Rows, *, whole: bool) -> dict[str, list[Any]]:
     return {name: values for name, values in found.items() if name in used}
 
 
-def _spilled(payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+def _told_of(spilled: Spilled) -> str:
     """Words in the place of a large argument, which need not be read for a summary."""
-    found = perform.spilled_in(payload)
-    return (f"<{size_text(found.size)} in {found.root}>" if found else MISSING,), {}, None
+    return f"<{size_text(spilled.size)} in {spilled.root}>"
 
 
 def index_of(rows: Rows) -> pd.Index[Any]:

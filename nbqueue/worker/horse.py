@@ -24,7 +24,6 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 
 from nbqueue import current, perform, spill
-from nbqueue.checks import OFF
 from nbqueue.errors import LoadError
 from nbqueue.model import Cause, Failure, FunctionRecord, Ride, Spilled, State, decode, encode
 from nbqueue.worker import frames, hooks, loading, restore, tree
@@ -179,7 +178,7 @@ class Horse:
                 call.payload,
                 job=call.job,
                 max_result=run.max_result,
-                spill_to=self._spill(call),
+                spill_to=self._place(call),
                 clock=saddle.alarm,
                 keep=self._keep,
             )
@@ -195,13 +194,10 @@ class Horse:
         self._tell(call.seq, weighed)
         return None
 
-    def _spill(self, call: Call) -> spill.Place | None:
+    def _place(self, call: Call) -> spill.Place | None:
         """Where the result goes if it is large."""
         run, setup = call.run, self._saddle.setup
-        root = run.spill or setup.spill
-        if root in {"", OFF}:
-            return None
-        return spill.Place(root, setup.namespace, run.batch, call.index, call.attempt)
+        return spill.Place.of(run.spill, setup.spill, setup.namespace, run.batch, call.index, call.attempt)
 
     def _weighed(self, outcome: Ride, *, alone: bool) -> Ride:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)

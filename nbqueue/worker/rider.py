@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from nbqueue import current, perform, spill
-from nbqueue.checks import OFF
 from nbqueue.errors import BadSignature, LoadError, SetupError
 from nbqueue.model import Cause, Echo, FunctionRecord, Ride
 from nbqueue.worker import hooks, loading, restore
@@ -71,7 +70,7 @@ class Rider:
                 task.payload,
                 job=task.label,
                 max_result=spec.max_result,
-                spill_to=self._spill(task),
+                spill_to=self._place(task),
                 clock=Timer(spec.timeout, told),
                 keep=raised.append,
             )
@@ -81,11 +80,8 @@ class Rider:
             raise raised[0]  # no outcome of the job's
         return found
 
-    def _spill(self, task: Task) -> spill.Place | None:
-        root = task.spec.spill or self._root
-        if root in {"", OFF}:
-            return None
-        return spill.Place(root, self._namespace, task.batch, task.index, task.attempt)
+    def _place(self, task: Task) -> spill.Place | None:
+        return spill.Place.of(task.spec.spill, self._root, self._namespace, task.batch, task.index, task.attempt)
 
     def unloadable(self, task: Task) -> Ride:
         """The outcome of a job whose function no living worker can load."""

@@ -102,16 +102,23 @@ def served(broker):
     return good
 
 
-def test_the_reaper(broker):
+def held_and_spoiled(broker, n):
+    """A worker holds a good batch and many of `n` jobs, each of which is spoiled then; answers all its leases."""
     ways = spoil.ways(broker)
     join(broker, "w1", slots=1000)
     for place in range(len(ways)):
-        submit(broker, f"b{place}", n=2)
+        submit(broker, f"b{place}", n=n)
     submit(broker, "good", n=3)
-    while leases(claim(broker, "w1")):
-        pass
+    held = []
+    while some := leases(claim(broker, "w1")):
+        held += some
     for place, way in enumerate(ways.values()):
         way(f"b{place}")
+    return held
+
+
+def test_the_reaper(broker):
+    held_and_spoiled(broker, 2)
     expire(broker, "w1")
     wait_until(lambda: "w1" in broker.reap().workers, 10)
     assert served(broker) == {0, 1, 2}
@@ -121,16 +128,7 @@ def test_the_reaper(broker):
 
 
 def test_a_worker_gives_back_what_others_can_take(broker):
-    ways = spoil.ways(broker)
-    join(broker, "w1", slots=1000)
-    for place in range(len(ways)):
-        submit(broker, f"b{place}", n=1)
-    submit(broker, "good", n=3)
-    held = []
-    while some := leases(claim(broker, "w1")):
-        held += some
-    for place, way in enumerate(ways.values()):
-        way(f"b{place}")
+    held = held_and_spoiled(broker, 1)
     assert len(broker.renew("w1", held).fallen) < len(held)
     broker.release("w1", held)
     assert broker.leave("w1")
