@@ -1,4 +1,4 @@
-"""Files of at most 400 lines, functions of at most 40: a smell, split by meaning."""
+"""Files of at most 600 lines, functions of at most 50: beyond that a file has more than one reason."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for folder in ("nbqueue", "tests", "examples") for path in (ROOT / folder).rglob("*.py"))
-MOST_LINES, MOST_IN_FUNCTION = 400, 40
+MOST_LINES, MOST_IN_FUNCTION = 600, 50
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
