@@ -16,8 +16,9 @@ import os
 import pickle
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any, Protocol
 
 import cloudpickle
@@ -276,10 +277,29 @@ def dumps(value: Any, limit: int, what: str = "This value", remedy: str = "") ->
     return data
 
 
+_theirs = cloudpickle.Pickler.dispatch_table
+
+
+def _reduce_code(code: CodeType) -> tuple[Any, ...]:
+    """As cloudpickle does, which leaves out the file since 3.1.3: tracebacks and warnings name it."""
+    make, parts = _theirs[CodeType](code)
+    return _code, (code.co_filename, make, parts)
+
+
+def _code(file: str, make: Callable[..., CodeType], parts: tuple[Any, ...]) -> CodeType:
+    return make(*parts).replace(co_filename=file)
+
+
+class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+    """Functions and classes of a notebook travel whole."""
+
+    dispatch_table = _theirs.new_child({CodeType: _reduce_code})
+
+
 def by_value(value: Any, limit: int, what: str = "This value", remedy: str = "") -> bytes:
     """As dumps, with cloudpickle: functions and classes of a notebook travel whole."""
     file = _Capped(limit, what, remedy)
-    cloudpickle.Pickler(file, 5).dump(value)
+    _ByValue(file, 5).dump(value)
     return file.getvalue()
 
 
@@ -319,7 +339,7 @@ def dump(value: Any, sink: Sink) -> None:
         stream.whole = True
     if stream.whole or cloudpickle.list_registry_pickle_by_value():
         sink.begin_again()
-        cloudpickle.Pickler(_Stream(sink), 5).dump(value)
+        _ByValue(_Stream(sink), 5).dump(value)
 
 
 def loads(data: bytes | memoryview) -> Any:
@@ -341,7 +361,7 @@ class _Scale(io.RawIOBase):
 def measured(value: Any) -> int:
     """How many bytes `value` takes when it is pickled by value; nothing is kept. Raises whatever pickling raises."""
     scale = _Scale()
-    cloudpickle.Pickler(scale, 5).dump(value)
+    _ByValue(scale, 5).dump(value)
     return scale.size
 
 

@@ -1,5 +1,6 @@
 """Signed bytes: what is moved, changed or cut is refused before it is opened; and the secret is kept as a secret."""
 
+import io
 import os
 import pickle
 import threading
@@ -218,3 +219,41 @@ def test_what_names_main_travels_by_value(monkeypatch):
     assert b"cloudpickle" in wire.dumps(Mine(), 1 << 20)
     assert wire.loads(wire.dumps({"a": [1, 2]}, 1 << 20)) == {"a": [1, 2]}
     assert wire.dumps(7, 10) == pickle.dumps(7, 5)
+
+
+def outer():
+    def inner():
+        return [1 / x for x in (0,)]
+
+    return inner
+
+
+@pytest.mark.parametrize("way", ["by_value", "dumps", "dump"])
+def test_a_function_that_travels_by_value_keeps_the_names_of_its_files(way):
+    made = compile("def made():\n    return [lambda: None]\n", "a cell.py", "exec")
+    exec(made, names := {"__name__": "__main__"})
+    things = [outer(), names["made"]]
+    if way == "dump":
+        sink = Kept()
+        wire.dump(things, sink)
+        data = sink.getvalue()
+    else:
+        data = getattr(wire, way)(things, 1 << 20)
+    inner, there = wire.loads(data)
+    assert inner is not things[0]
+    assert {code.co_filename for code in codes(inner.__code__)} == {__file__}
+    assert {code.co_filename for code in codes(there.__code__)} == {"a cell.py"}
+    assert inner.__code__ == things[0].__code__
+
+
+class Kept(io.BytesIO):
+    def begin_again(self):
+        self.seek(0)
+        self.truncate()
+
+
+def codes(code):
+    yield code
+    for part in code.co_consts:
+        if isinstance(part, type(code)):
+            yield from codes(part)

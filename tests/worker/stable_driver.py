@@ -16,7 +16,7 @@ import cloudpickle
 import msgspec
 
 from nbqueue import perform, wire
-from nbqueue.model import Echo, Failure, FunctionRecord, Hook, Ride, State, decode, encode
+from nbqueue.model import MAX_FUNCTION, Echo, Failure, FunctionRecord, Hook, Ride, State, decode, encode
 from nbqueue.worker import frames
 from nbqueue.worker.channel import Channel
 from nbqueue.worker.tree import SPARE
@@ -52,10 +52,10 @@ def by_value(function: Any) -> bytes:
     """The function with all that its test module defines, as if it came from a notebook."""
     module = sys.modules.get(function.__module__)
     if module is None or not module.__name__.startswith("test_"):
-        return cloudpickle.dumps(function)
+        return wire.by_value(function, MAX_FUNCTION)
     cloudpickle.register_pickle_by_value(module)
     try:
-        return cloudpickle.dumps(function)
+        return wire.by_value(function, MAX_FUNCTION)
     finally:
         cloudpickle.unregister_pickle_by_value(module)
 
