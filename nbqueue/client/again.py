@@ -96,7 +96,7 @@ def _changes(
 
 def _whole_ended(batch: Batch[Any]) -> bool:
     """Whether all of the batch has ended, also what another call has added to it, or what was not heard of yet."""
-    if batch.watch.over and not batch.watch.others:
+    if batch.watch.over and batch.watch.rows is None:
         return True
     view = batch.session.ask(lambda broker: broker.view(batch.id))
     return view is None or view.done

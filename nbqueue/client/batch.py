@@ -305,7 +305,9 @@ class Batch(Sequence[Job[R]], Generic[R]):
         """Cancels all that has not ended; `running=False` spares what runs. Answers how many were canceled."""
         if self.inline:
             return 0
-        rows = list(self.indexes) if self.watch.others else None
+        if self.watch.upload is not None:
+            self.watch.upload.stop()
+        rows = self.watch.chosen
         return self.session.ask(lambda broker: broker.cancel(self.id, rows, running=running))
 
     def forget(self) -> None:

@@ -313,7 +313,9 @@ class Collector:
             allowed = allowed * watch.n
         if tally.failed > allowed:
             watch.max_failed = None  # once: a retry of the rest is the user's will
-            broker.cancel(watch.batch, list(watch.rows or ()) if watch.others else None)
+            if watch.upload is not None:
+                watch.upload.stop(wait=False)
+            broker.cancel(watch.batch, watch.chosen)
 
     def _missing(self, broker: Broker, watch: Watch) -> None:
         if watch.known or broker.view(watch.batch) is None:

@@ -162,8 +162,8 @@ class Again:
             batch.spec = self._update(range(self._view.n) if source.watch.rows is None else source.watch.rows)
             self._session.spool.function(batch.watch, *(self._replaced or (b"",)))
         if source.watch.rows is not None:
-            watch = Part(batch.id, batch.queue, "", batch.spec, source.watch.rows)
-            watch.payloads, watch.others = None, source.watch.others
+            watch = Part(batch.id, batch.queue, "", batch.spec, source.watch.rows, whole=self._view.tally)
+            watch.payloads = None
             _fill(watch, self._session, self._view)
             batch.watch = watch
         batch.source, batch.function, batch.shown_in = source, self._asked.function.call, progress.cell()
@@ -229,9 +229,9 @@ class Again:
     def _watch(self, spec: Spec, rows: list[int], payloads: list[bytes]) -> Part:
         view, most = self._view, self._asked.options.max_failed
         epoch = self._session.ask(lambda broker: broker.epoch())
-        watch = Part(view.id, view.queue, epoch, spec, marks.shortened(rows), max_failed=most)
+        whole = msgspec.structs.replace(view.tally, n=self._first + len(self._new))
+        watch = Part(view.id, view.queue, epoch, spec, marks.shortened(rows), whole=whole, max_failed=most)
         watch.payloads, watch.given = None, payloads if sum(map(len, payloads)) <= KEPT_ARGUMENTS else None
-        watch.others = self._first + len(self._new) > len(rows)
         watch.tally = Tally(n=len(rows), queued=len(rows)) if watch.others or self._new else view.tally
         _fill(watch, self._session, view)
         return watch

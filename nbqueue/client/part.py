@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -13,18 +14,40 @@ from nbqueue.model import Outcome, Spec, State, Tally
 from nbqueue.store.decoding import Progress, entry_of
 
 
+class Sent(Sequence[int]):
+    """The jobs of a call whose items are still read: the first `n`, as a range that grows."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __contains__(self, index: object) -> bool:
+        return index in range(self.n)
+
+    def __getitem__(self, place: Any) -> Any:
+        return range(self.n)[place]
+
+
 class Part(Watch):
     """The memory of the jobs at `rows`, in the order in which one call named them. Indexes are those of the batch."""
 
     def __init__(
-        self, batch: str, queue: str, epoch: str, spec: Spec, rows: Sequence[int], *, max_failed: float | None = None
+        self,
+        batch: str,
+        queue: str,
+        epoch: str,
+        spec: Spec,
+        rows: Sequence[int],
+        *,
+        whole: Tally | None = None,
+        max_failed: float | None = None,
     ) -> None:
         super().__init__(batch, queue, epoch, spec, max_failed=max_failed)
         self.rows: Sequence[int] = rows
-        self._own: Collection[int] = rows if isinstance(rows, range) else frozenset(rows)
-        self._whole = len(rows)
-        self._last = max(rows, default=-1)
-        self._all = Tally()  # of the whole batch, as last heard
+        self._own: Collection[int] = rows if isinstance(rows, range | Sent) else frozenset(rows)
+        self.whole_tally = whole or Tally()  # of the whole batch, as last heard
         self._states: dict[int, State] = {}
         self._counts: Counter[State] = Counter()
 
@@ -32,6 +55,11 @@ class Part(Watch):
     def n(self) -> int:
         """The number of these jobs."""
         return len(self.rows)
+
+    @property
+    def others(self) -> bool:
+        """Whether the batch held other jobs, too, when it was heard of last; another call may add some at any time."""
+        return self.whole_tally.n > len(self.rows)
 
     def holds(self, index: int) -> bool:
         """Whether it is one of these."""
@@ -49,27 +77,31 @@ class Part(Watch):
     def standing(self, now: float) -> Standing:
         """How it stands, for the spool: where there are others, nothing is said of what was not copied."""
         found = super().standing(now)
-        return msgspec.structs.replace(found, position=0, over=False, n=self._whole) if self.others else found
+        return msgspec.structs.replace(found, position=0, over=False, n=self.whole_tally.n) if self.others else found
 
     # ------------------------------------------------------------ writing (hold `changed`)
 
     def see(self, view: Progress, *, caught_up: bool, slots: int) -> None:
         """As of the whole, whose counts are these jobs' own only where there are no others."""
         super().see(view, caught_up=caught_up, slots=slots)
-        self._whole = view.tally.n
-        self.others = self.others or self._whole > len(self.rows)
+        self.whole_tally = self.tally
         if self.others:
-            self._all = self.tally
-            self.tally = self._tally(self._all)
-            arrived = self._whole > self._last
+            self.tally = self._tally()
+            last = len(self._own) - 1 if isinstance(self._own, range | Sent) else max(self._own, default=-1)
+            arrived = self.whole_tally.n > last
             self.open, self.cut = self.open and not arrived, self.cut and not arrived
             self.over = self.over or self.tally.over == len(self.rows)
 
-    def _tally(self, whole: Tally) -> Tally:
+    def reach(self, n: int) -> None:
+        """So many calls have been read of an iterator, and are sent next."""
+        if isinstance(self.rows, Sent):
+            self.rows.n = n
+
+    def _tally(self) -> Tally:
         counts = {str(state): self._counts[state] for state in (State.FINISHED, State.FAILED, State.CANCELED)}
         left = len(self.rows) - sum(counts.values())
         for state in (State.STARTED, State.SCHEDULED, State.DEFERRED):
-            counts[str(state)] = min(left, getattr(whole, state))  # of which of them they are is not known
+            counts[str(state)] = min(left, getattr(self.whole_tally, state))  # of which of them they are is not known
             left -= counts[str(state)]
         return Tally(n=len(self.rows), queued=left, **counts)
 
@@ -108,4 +140,4 @@ class Part(Watch):
             self._states[index] = after
             self._counts[after] += 1
         if self.others:
-            self.tally = self._tally(self._all)
+            self.tally = self._tally()

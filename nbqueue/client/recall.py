@@ -141,7 +141,7 @@ def batch(session: Session, found: Tale, gone: str, rows: Sequence[int] | None =
     except BadSignature:
         return None
     facts = birth.batch, birth.queue, birth.epoch, spec
-    watch = Watch(*facts) if rows is None else Part(*facts, rows)
+    watch = Watch(*facts) if rows is None else Part(*facts, rows, whole=Tally(n=found.n))
     watch.birth, watch.payloads, watch.created_us = birth, None, birth.created_us
     watch.known, watch.followed, watch.gone, watch.foreign = True, True, gone, True
     watch.again = session.again

@@ -184,7 +184,7 @@ def _look_again(batch: Batch[Any]) -> None:
     found = handles.handle(session, view)
     watch = found.watch
     if before.rows is not None:
-        watch = Part(batch.id, view.queue, "", found.spec, before.rows)
+        watch = Part(batch.id, view.queue, "", found.spec, before.rows, whole=view.tally)
         watch.payloads, watch.birth, watch.foreign = None, found.watch.birth, found.watch.foreign
         watch.created_us, watch.known, watch.tally = found.watch.created_us, True, before.tally
     watch.given, watch.bars, watch.payloads = before.given, before.bars, before.payloads

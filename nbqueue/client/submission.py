@@ -21,7 +21,7 @@ from nbqueue.client.batch import Batch
 from nbqueue.client.function import Function, describe
 from nbqueue.client.items import Calls
 from nbqueue.client.marks import Marks
-from nbqueue.client.part import Part
+from nbqueue.client.part import Part, Sent
 from nbqueue.client.session import Session, tell
 from nbqueue.client.spoolfile import Birth
 from nbqueue.client.watch import Watch
@@ -192,8 +192,9 @@ class Submission:
         epoch = "" if told is None else told.epoch
         facts, most = (batch, self.options.queue, epoch, self.spec), self.options.max_failed
         rows = None if self.source is None else self.source.watch.rows
-        if self._packed is not None and self.marks is not None and not self.single:
-            rows = range(len(self._packed))  # what another call adds to a named batch is no part of this one
+        if self.source is None and self.marks is not None and not self.single:
+            # What another call adds to a named batch is no part of this one.
+            rows = Sent(0 if told is None else told.n) if self._packed is None else range(len(self._packed))
         watch = Watch(*facts, max_failed=most) if rows is None else Part(*facts, rows, max_failed=most)
         if told is not None:
             watch.birth = self._birth(batch, told)

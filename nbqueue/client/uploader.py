@@ -29,6 +29,7 @@ AT_ONCE = 0.5  # seconds that `map` may spend sending
 STALE = 0.05  # seconds that an item may wait for company
 BEAT = 8.0  # seconds between signs of life of an upload; its lease is 30 s
 PATIENCE = 120.0  # seconds that an upload outlives a server that does not answer
+STOP = 5.0  # seconds that a cancel waits for a part that is on its way
 ARRIVE = 5.0  # seconds that `map` asks again whether its first part has arrived
 
 
@@ -162,6 +163,12 @@ class Upload:
             self._send(last=True)
             self.closed = True
 
+    def stop(self, *, wait: bool = True) -> None:
+        """Nothing more goes out: the batch is about to be canceled. What is on its way counts as sent."""
+        self.canceled = True
+        if self._lock.acquire(timeout=STOP if wait else 0):
+            self._lock.release()
+
     def tend(self) -> None:
         """Called now and then by the collector: sends what waits, and tells the store that the upload lives."""
         if not self._lock.acquire(blocking=False):
@@ -181,9 +188,15 @@ class Upload:
             marks = self._marks(start, start + len(buffer))
             return self._session.broker.extend(watch.batch, start, sealed, nonce=self._nonce, last=last, marks=marks)
 
-        if not self.canceled:
-            self.canceled = not patiently(extend)
-        if not self.canceled:
+        if self.canceled:
+            return
+        with watch.changed:
+            watch.reach(start + len(buffer))
+        self.canceled = not patiently(extend)
+        if self.canceled:
+            with watch.changed:
+                watch.reach(start)
+        else:
             self._session.spool.arguments(watch, start, sealed)
             self._session.spool.marks(watch, start, self._marks(start, start + len(buffer)))
         with watch.changed:

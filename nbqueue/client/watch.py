@@ -45,7 +45,6 @@ class Watch:
     def __init__(self, batch: str, queue: str, epoch: str, spec: Spec, *, max_failed: float | None = None) -> None:
         self.batch, self.queue, self.epoch = batch, queue, epoch
         self.rows: Sequence[int] | None = None  # the jobs of one call, in its order; None: all, in theirs
-        self.others = False  # whether the batch holds jobs that are not among these
         self.ttl = spec.result_ttl
         self.restored = spec.restored
         self.dependent = bool(spec.depends_on or spec.source)
@@ -109,6 +108,11 @@ class Watch:
     def holds(self, index: int) -> bool:
         """Whether there is such a job, and it is one of these."""
         return 0 <= index < self.n
+
+    @property
+    def chosen(self) -> Sequence[int] | None:
+        """The jobs that a verb for all of these names; None: the whole batch, whatever it holds by now."""
+        return None if self.rows is None else self.rows[:]
 
     def attempt(self, index: int) -> int:
         """The attempt of a job's outcome; 0 for one that never ran."""
@@ -234,6 +238,9 @@ class Watch:
         return self._opened[index]
 
     # ------------------------------------------------------------ writing (hold `changed`)
+
+    def reach(self, n: int) -> None:
+        """So many calls have been read of an iterator, and are sent next."""
 
     def remember(self, payloads: list[bytes]) -> None:
         """Keeps arguments for frames, up to KEPT_ARGUMENTS."""

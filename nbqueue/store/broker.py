@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 from itertools import repeat
-from typing import Literal
+from typing import Any, Literal
 
 from nbqueue.checks import check_name
 from nbqueue.errors import BadInput, Damaged, LeaseEnded, NoSuchBatch
@@ -149,41 +149,55 @@ class Broker(Uploads, Reads):
     ) -> int:
         """Withdraws outcomes (rows = index and the attempt seen); answers how many run again.
 
-        `queue` moves a done batch there. Raises NoSuchBatch; BadInput where it is to be moved, and still runs.
+        `queue` moves a done batch there, `function` is another one for a done batch. Raises NoSuchBatch; BadInput where
+        it still runs.
         """
         check_name("nonce", nonce)
-        changes = (function or b"", key or "", spec or b"", signer or "", python or "", host or "", queue or "")
+        kept: list[Argument] = [each or "" for each in (function, key, spec, signer, python, host)]
         number = 0
         for start in range(0, max(1, len(rows)), FIELDS):
             flat = [fact for row in rows[start : start + FIELDS] for fact in row]
-            answer = self._run("retry", batch_id, f"{nonce}.{start}", *changes, *flat)
+            answer = self._run("retry", batch_id, f"{nonce}.{start}", *kept, queue or "", *flat)
             if answer == -2:
                 raise BadInput(
-                    message=f"{batch_id} still runs, and its other jobs wait in its queue: cancel() it first."
+                    message=f"{batch_id} still runs, and its other jobs must not change under it: wait() for it, or "
+                    "cancel() it first."
                 )
             if answer < 0:
                 raise NoSuchBatch(name=batch_id, server=self.url)
             number += answer
+            if answer:
+                kept = [""] * 6  # the script has written them, and by now the batch runs
         return number
 
     def cancel(self, batch_id: str, rows: Sequence[int] | None = None, *, running: bool = True) -> int:
-        """Cancels a batch, or rows of it; answers how many this call ended. Raises NoSuchBatch."""
-        number = 0
-        for chosen in _runs(rows):
-            more = 1
-            while more:
-                answer = self._run("cancel", batch_id, int(rows is None), int(running), *chosen)
-                if answer == -1:
-                    raise NoSuchBatch(name=batch_id, server=self.url)
-                number, more = number + answer[0], answer[1]
+        """Cancels a batch, or rows of it; answers how many this call ended. Raises NoSuchBatch.
+
+        The rows 0 to n - 1 of a batch that has no others are canceled as the whole, in one script.
+        """
+        all_of = -1 if rows is None else len(rows) if isinstance(rows, range) and rows == range(len(rows)) else 0
+        number, more = 0, int(all_of != 0)
+        while more:
+            answer = self._run("cancel", batch_id, all_of, int(running))
+            if answer == -2:
+                return number + self.cancel(batch_id, list(rows or ()), running=running)  # it has grown
+            number, more = self._canceled(batch_id, number, answer)
+        for chosen in () if all_of else _runs(rows or ()):
+            answer = self._run("cancel", batch_id, 0, int(running), *chosen)
+            number, _ = self._canceled(batch_id, number, answer)
         return number
+
+    def _canceled(self, batch_id: str, number: int, answer: Any) -> tuple[int, int]:
+        if answer == -1:
+            raise NoSuchBatch(name=batch_id, server=self.url)
+        return number + answer[0], answer[1]
 
     def cancel_many(self, ids: Sequence[str], *, running: bool = True) -> int:
         """As cancel, of many whole batches, 1,000 in a round trip; one that is not there counts for nothing."""
         number = 0
         for start in range(0, len(ids), FIELDS):
             part = ids[start : start + FIELDS]
-            answers = self._run_many("cancel", [[each, 1, int(running)] for each in part], each=True)
+            answers = self._run_many("cancel", [[each, -1, int(running)] for each in part], each=True)
             for batch, answer in zip(part, answers, strict=True):
                 if answer != -1 and not isinstance(answer, Damaged):
                     number += answer[0] + (self.cancel(batch, running=running) if answer[1] else 0)
@@ -268,9 +282,7 @@ def _rerun(rerun: Rerun) -> str:
     return f"{rerun.times} {int(rerun.front)} {','.join(map(str, rerun.intervals)) or 0}"
 
 
-def _runs(rows: Sequence[int] | None) -> Iterable[Sequence[int]]:
-    if rows is None:
-        return [()]
+def _runs(rows: Sequence[int]) -> Iterable[Sequence[int]]:
     valid = [row for row in rows if row >= 0]
     return [valid[start : start + FIELDS] for start in range(0, max(1, len(valid)), FIELDS)]
 

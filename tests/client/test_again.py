@@ -339,3 +339,55 @@ def test_new_items_wait_for_the_end_of_an_upload_that_goes_on(session, hands, ca
     assert hands.work() == 5
     assert second.results(timeout=5) == [81, 9, 0]
     assert first.wait(5)
+
+
+# ------------------------------------------------------------ a handle acts on its own call's jobs only
+
+
+def grown(ways, hands):
+    """(a settled handle, the handle of a later call that added two jobs to its batch): `ways` makes the items."""
+    first = nbqueue.map(inverse, ways([1, 0]), name="grown")
+    wait_until(lambda: len(first) == 2 and not first.watch.open)
+    hands.work()
+    assert first.wait(5)
+    return first, nbqueue.map(inverse, [1, 0, 2, 4], name="grown")
+
+
+@pytest.mark.parametrize("ways", [list, iter])
+def test_a_settled_handle_cancels_nothing_of_what_another_call_added(session, hands, ways):
+    first, later = grown(ways, hands)
+    assert (first.cancel(), len(first)) == (0, 2)
+    assert hands.work() == 2
+    assert later.results("skip", timeout=5) == [1, 0.5, 0.25]
+    assert len(first) == 2
+    assert first.results("skip", timeout=5) == [1]
+
+
+@pytest.mark.parametrize("ways", [list, iter])
+def test_a_settled_handle_changes_nothing_under_what_another_call_added(session, hands, ways):
+    first, later = grown(ways, hands)
+    for change in ({"func": square}, {"queue": "elsewhere"}):
+        with pytest.raises(BadInput, match="still runs"):
+            first.retry(**change)
+    hands.work()
+    assert later.results("skip", timeout=5) == [1, 0.5, 0.25]
+
+
+def test_a_handle_of_all_cancels_all_in_one_step_and_what_came_after_it_lives(session, hands):
+    first = nbqueue.map(square, range(5), name="cut")
+    assert first.cancel() == 5
+    assert session.broker.view(first.id).cuts[0][:2] == (0, 5)
+    assert first.wait(5)
+    later = nbqueue.map(square, range(7), name="cut")
+    assert first.cancel() == 0
+    assert hands.work() == 2
+    assert later.results("skip", timeout=5) == [25, 36]
+
+
+def test_max_failed_of_one_call_cancels_its_own_jobs_only(session, hands):
+    nbqueue.map(inverse, [0, 0, 1], name="most", max_failed=0).wait(0)
+    later = nbqueue.map(inverse, [2, 4], name="most")
+    assert hands.work(want=1) == 1
+    wait_until(lambda: session.broker.view(later.id).tally.canceled == 2)
+    hands.work()
+    assert later.results(timeout=5) == [0.5, 0.25]

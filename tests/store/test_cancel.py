@@ -93,3 +93,11 @@ def test_nothing_to_cancel(broker):
     submit(broker, n=2)
     assert broker.cancel("b1", []) == 0
     assert broker.cancel("b1", [-1]) == 0
+
+
+def test_all_of_it_unless_it_has_grown(broker):
+    submit(broker, n=4)
+    assert broker.cancel("b1", range(3)) == 3  # not all: these rows alone
+    assert broker.view("b1").cuts == ()
+    assert broker.cancel("b1", range(4)) == 1  # all: as the whole batch
+    assert broker.view("b1").cuts == ((0, 4, Cause.USER),)

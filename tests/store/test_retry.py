@@ -134,3 +134,23 @@ def test_bad_input(broker):
     wait_until(lambda: broker.view("b1").expired)
     with pytest.raises(NoSuchBatch):
         broker.retry("b1", [], nonce="n1")
+
+
+def test_another_function_waits_for_the_end_of_all(broker):
+    join(broker)
+    submit(broker, n=2)
+    held = leases(claim(broker, want=1))
+    broker.settle("w1", [ended(held[0], State.FAILED)])
+    with pytest.raises(BadInput, match="still runs"):
+        broker.retry("b1", [(0, 1)], nonce="n1", function=b"new", key="k9")
+    assert broker.function("b1") == b"the function"
+    assert broker.retry("b1", [(0, 1)], nonce="n2") == 1
+
+
+def test_another_function_for_more_jobs_than_one_script_takes(broker):
+    join(broker)
+    submit(broker, n=1_500)
+    finish_all(broker)
+    seen = [(row, 1) for row in range(1_500)]
+    assert broker.retry("b1", seen, nonce="n1", function=b"new", key="k9") == 1_500
+    assert broker.function("b1") == b"new"

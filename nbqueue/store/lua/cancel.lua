@@ -1,10 +1,13 @@
 -- cancel: a batch, or rows of it. What waits gets an outcome at once; what runs loses its lease, and its worker a hint.
--- Answers -1 (no such batch) or {how many, 1 if there are more}.
+-- `most` is 0 for the rows that are named; else all of the batch is meant: however many jobs it has (-1), or no more than
+-- so many. Answers -1 (no such batch), -2 (it has more jobs than that, and none was canceled) or {how many, 1 if there
+-- are more}.
 -- WITH: cutting dependents pairs
--- ARGV: batch whole running rows...
+-- ARGV: batch most# running rows...
 make_room()
 local f = facts(batch)
 if not f then return -1 end
+if most > 0 and f.n > most then return -2 end
 local runs = part(batch, 'run')
 
 local function stop(indexes)
@@ -90,7 +93,7 @@ local function cancel_rows()
 end
 
 local number, more
-if whole == '1' then number, more = cancel_all() else number, more = cancel_rows() end
+if most ~= 0 then number, more = cancel_all() else number, more = cancel_rows() end
 finish(batch)
 drain()
 return {number, more and 1 or 0}

@@ -1,6 +1,6 @@
 -- retry: withdraws outcomes, which opens a new run of their jobs. Names the attempts that the caller saw, and a nonce:
--- the same one again answers as before. Another queue is for a batch that is done. Answers how many, -1 (no such batch),
--- or -2 (it runs, and stays where it is).
+-- the same one again answers as before. Another function or queue is for a batch that is done. Answers how many, -1 (no
+-- such batch), or -2 (it runs, and stays as and where it is).
 -- WITH: cutting dependents pairs
 -- ARGV: batch nonce fn key spec signer python host queue rows...
 make_room()
@@ -9,7 +9,7 @@ if not f then return -1 end
 local before = call('HGET', K.b(batch), 'rn') or ''
 local answered = string.match(before, ' ' .. string.gsub(nonce, '%p', '%%%0') .. '=(%d+) ')
 if answered then return tonumber(answered) end
-if queue ~= '' and queue ~= f.queue and not f.done then return -2 end
+if not f.done and (fn ~= '' or (queue ~= '' and queue ~= f.queue)) then return -2 end
 
 local out, past = part(batch, 'out'), part(batch, 'past')
 local from, told, items, number, deferred = {F = 0, X = 0, C = 0}, {}, {}, 0, 0
