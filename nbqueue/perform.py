@@ -86,6 +86,11 @@ def spilled_in(payload: bytes | None) -> Spilled | None:
     return decode(Spilled, memoryview(payload)[1:]) if payload is not None and payload[:1] == b"4" else None
 
 
+def modules_in(payload: bytes) -> set[str]:
+    """The modules that unpacking imports, as far as its beginning tells."""
+    return set() if payload[:1] == b"4" else wire.modules_named(memoryview(payload)[1:])
+
+
 def unpack(payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """`(args, kwargs, label)`. Raises whatever unpickling raises, and SpillLost."""
     if (spilled := spilled_in(payload)) is not None:

@@ -347,6 +347,32 @@ def loads(data: bytes | memoryview) -> Any:
     return pickle.loads(data)
 
 
+_MOST_STEPS = 2_000  # of a pickle, read for the names in it: those of its classes come early
+
+
+def modules_named(data: bytes | memoryview) -> set[str]:
+    """The modules that opening this pickle imports, as far as its first steps tell; it is not opened."""
+    raw = bytes(data)
+    if pickle.STACK_GLOBAL not in raw:
+        return set()
+    import itertools
+    import pickletools
+
+    found = set[str]()
+    memo: list[str] = []
+    last = ("", "")  # of what the last two steps have put down, the texts: such a pair names a class or function
+    for step, argument, _ in itertools.islice(pickletools.genops(raw), _MOST_STEPS):
+        if step.name == "STACK_GLOBAL":
+            found.add(last[0])
+        if step.name == "MEMOIZE":
+            memo.append(last[1])
+        elif step.name in {"BINGET", "LONG_BINGET"}:
+            last = last[1], memo[int(argument or 0)]
+        elif step.name != "FRAME":
+            last = last[1], argument if isinstance(argument, str) else ""
+    return found - {""}
+
+
 class _Scale(io.RawIOBase):
     """A sink that counts and keeps nothing."""
 

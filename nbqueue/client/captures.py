@@ -6,12 +6,13 @@ import dis
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from nbqueue import wire
 from nbqueue.checks import size_text
+from nbqueue.client import modules
 
 MOST = 20_000  # things looked at; a graph beyond that is data, not code
 
@@ -31,13 +32,16 @@ class Reach:
     """A walk over all that `function` takes along by value.
 
     `captured`: name -> value of the data on the way (neither modules nor code). `modules`: names of modules to look at.
-    `codes`: the code of the functions on the way.
+    `codes`: the code of the functions on the way. `imports`: modules that import statements inside functions name, also
+    inside those functions of the user's own modules that it calls there.
     """
 
     def __init__(self, function: Any) -> None:
         self.captured: dict[str, Any] = {}
         self.modules: set[str] = set()
         self.codes: list[CodeType] = []
+        self.imports: set[str] = set()
+        self._read: set[CodeType] = set()
         self._seen: set[int] = set()
         self._kept: list[Any] = []  # so that no id is given twice while we walk
         waiting: list[tuple[str, Any]] = [("", function)]
@@ -68,11 +72,26 @@ class Reach:
     def _code(self, thing: Any) -> Iterator[tuple[str, Any]]:
         if not by_value(thing):
             self.modules.add(thing.__module__)
+            self._stays(thing)
         elif isinstance(thing, type):
             yield from (("", base) for base in thing.__bases__)
             yield from _members(thing)
         else:
             yield from self._function(thing)
+
+    def _stays(self, thing: Any) -> None:
+        """Notes what a function of a module of the user's own imports when called, and those that it names there."""
+        waiting = [thing]
+        while waiting:
+            function = inspect.unwrap(waiting.pop())
+            if not isinstance(function, FunctionType) or function.__code__ in self._read:
+                continue
+            self._read.add(function.__code__)
+            if modules.own_file(function.__module__ or "") is None:
+                continue
+            names, imports = names_of(function.__code__)
+            self.imports |= imports
+            waiting += [function.__globals__[name] for name in names if name in function.__globals__]
 
     def _function(self, function: FunctionType) -> Iterator[tuple[str, Any]]:
         if wrapped := getattr(function, "__wrapped__", None):
@@ -80,6 +99,7 @@ class Reach:
         self.codes.append(function.__code__)
         names, imports = names_of(function.__code__)
         self.modules |= imports
+        self.imports |= imports
         yield from ((name, function.__globals__[name]) for name in names if name in function.__globals__)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
             try:
@@ -102,17 +122,23 @@ def _members(kind: type) -> Iterator[tuple[str, Any]]:
 
 @functools.lru_cache(maxsize=1024)
 def names_of(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """(globals that it loads, modules that it may import) of a code object and of those inside it."""
+    """(globals that it loads, modules that it may import) of a code object and of those inside it.
+
+    Relative imports are not among the latter: which package they start from is not said there.
+    """
     names, imports = set[str](), set[str]()
-    package = ""
+    package, before = "", (0, 0)  # what was loaded before it: an import's level, and its names
     for step in dis.get_instructions(code):
         if step.opname in {"LOAD_GLOBAL", "LOAD_NAME"}:
             names.add(step.argval)
         elif step.opname == "IMPORT_NAME":
-            package = step.argval
+            package = "" if before[0] else step.argval
             imports.add(package)
-        elif step.opname == "IMPORT_FROM":
+        elif step.opname == "IMPORT_FROM" and package:
             imports.add(f"{package}.{step.argval}")
+        if step.opname != "EXTENDED_ARG":
+            before = before[1], step.argval
+    imports.discard("")
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             more_names, more_imports = names_of(constant)
@@ -121,10 +147,25 @@ def names_of(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(names), frozenset(imports)
 
 
-def imports_of(call: Any, codes: list[CodeType]) -> tuple[str, ...]:
-    """What `nbqueue.rng()` will import, if the function asks for it."""
+def imports_of(call: Any, reach: Reach) -> set[str]:
+    """What the function will import when it is called, as far as its code says."""
+    found, codes = set(reach.imports), reach.codes
     known = codes or [code for code in [getattr(inspect.unwrap(call), "__code__", None)] if code is not None]
-    return ("numpy.random",) if any(_mentions(code, "rng") for code in known) else ()
+    if any(_mentions(code, "rng") for code in known):
+        found.add("numpy.random")  # nbqueue.rng() imports it
+    return found
+
+
+def importable(names: set[str], own: Collection[str]) -> tuple[str, ...]:
+    """Those of the modules that may be imported ahead of all calls, parents first; `own` are those of the user's own.
+
+    Others of the user's own may have changed by the next call, which would run as they were.
+    """
+    return tuple(sorted(name for name in names if all(_settled(each, own) for each in modules.line(name))))
+
+
+def _settled(name: str, own: Collection[str]) -> bool:
+    return name in own or modules.own_file(name) is None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import msgspec
@@ -56,7 +55,8 @@ def describe(
     `env` names the variables that travel with it, `hooks` the callbacks. `salt` is mixed into its key, so that a key
     tells nothing about their values. Raises BadInput, BadOption, NotPicklable or TooLarge.
     """
-    call, label, payload, own, codes = _wrapped(function)
+    call, label, payload, own, reach = _wrapped(function)
+    codes = list(reach.codes)
     made: dict[str, Hook] = {}
     for name, callback in (hooks or {}).items():
         if isinstance(callback, Hook):  # of an earlier submission
@@ -64,16 +64,17 @@ def describe(
         else:
             _, title, pickled, reached, more = _wrapped(callback.func)
             made[name] = Hook(pickled, title, callback.timeout)
-            codes += more
+            codes += more.codes
         own |= reached
     record = _placed(payload, label, own, _environment(env), made, salt)
     # No part of the key: how it runs is the same.
-    record = msgspec.structs.replace(record, sources=sources.of(codes), imports=captures.imports_of(call, codes))
+    imports = captures.importable(captures.imports_of(call, reach), own)
+    record = msgspec.structs.replace(record, sources=sources.of(codes), imports=imports)
     return Function(call, label, signature_of(call), record)
 
 
-def _wrapped(function: object) -> tuple[Callable[..., Any] | None, str, bytes, dict[str, str], list[CodeType]]:
-    """(the callable if it is here, its name, its pickle, digests of the modules and the codes that it reaches)."""
+def _wrapped(function: object) -> tuple[Callable[..., Any] | None, str, bytes, dict[str, str], captures.Reach]:
+    """(the callable if it is here, its name, its pickle, digests of the modules that it reaches, the way there)."""
     if isinstance(function, str):
         call, thing, label = _named(function)
     elif callable(function):
@@ -83,10 +84,9 @@ def _wrapped(function: object) -> tuple[Callable[..., Any] | None, str, bytes, d
         raise BadInput(
             message=f"{_short(function)} cannot be called. Give a function, or its dotted name such as 'mylib.count'."
         )
-    reach = captures.Reach(call) if call is not None else None
+    reach = captures.Reach(call)
     payload = _pickled(thing, label, reach)
-    codes = reach.codes if reach is not None else []
-    return call, label, payload, _reached(function, reach, payload), codes
+    return call, label, payload, _reached(function, reach, payload), reach
 
 
 def _named(name: str) -> tuple[Callable[..., Any] | None, Any, str]:
@@ -160,8 +160,8 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
 _builtins = lru_cache(256)(_signature)
 
 
-def _pickled(thing: Any, label: str, reach: captures.Reach | None) -> bytes:
-    captured = reach.captured if reach is not None else {}
+def _pickled(thing: Any, label: str, reach: captures.Reach) -> bytes:
+    captured = reach.captured
     remedy = "Pass a path, or a slice as argument."
     try:
         payload = wire.by_value(thing, MAX_FUNCTION, f"The function {label}")

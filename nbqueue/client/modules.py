@@ -43,7 +43,7 @@ def digests(names: Iterable[str]) -> dict[str, str]:
         if read is not None:
             found[name], imports = read
             waiting += imports
-            waiting += _parents(name)
+            waiting += line(name)[:-1]
     return dict(sorted(found.items()))
 
 
@@ -91,9 +91,10 @@ def _bare(code: CodeType) -> CodeType:
     return code.replace(co_consts=parts, co_firstlineno=1, co_linetable=b"")
 
 
-def _parents(name: str) -> list[str]:
+def line(name: str) -> list[str]:
+    """The packages around a module, the outermost first, and itself."""
     parts = name.split(".")
-    return [".".join(parts[:length]) for length in range(1, len(parts))]
+    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
 
 
 def own_file(name: str) -> str | None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from nbqueue import current, settings, spill, wire
-from nbqueue.client import inline, items, likeness, notes, progress, spills, terms, uploader
+from nbqueue import current, perform, settings, spill, wire
+from nbqueue.client import captures, inline, items, likeness, notes, progress, spills, terms, uploader
 from nbqueue.client.batch import Batch
 from nbqueue.client.function import Function, describe
 from nbqueue.client.items import Calls
@@ -225,6 +225,7 @@ class Submission:
 
     def _whole(self, payloads: list[bytes]) -> Batch[Any]:
         begun = time.monotonic()
+        self._expect(payloads)
         cuts = list(uploader.parts(payloads))
 
         def seal(batch: str) -> list[list[bytes]]:
@@ -329,6 +330,13 @@ class Submission:
             meta=notes.sealed(sealer, batch, 0, options.meta) if self.single and options.meta else b"",
         )
 
+    def _expect(self, payloads: list[bytes]) -> None:
+        """Has what the first call's arguments need imported before all calls, rather than in each."""
+        record = self.function.record
+        if payloads and (named := perform.modules_in(payloads[0])):
+            imports = captures.importable(named.union(record.imports), record.modules)
+            self.function = replace(self.function, record=msgspec.structs.replace(record, imports=imports))
+
     @cached_property
     def _function(self) -> bytes:
         return encode(self.function.record)
@@ -338,6 +346,7 @@ class Submission:
     def prepared(self) -> tuple[NewBatch, bytes, bytes]:
         """(what submit_many takes: the batch and its sealed arguments; the arguments themselves)."""
         payload = next(items.payloads(self.function, self.calls))
+        self._expect([payload])
         name = self._own_id([payload]) or self._fresh_id()
         self._sealed = self.session.sealer.seal(wire.ARGUMENTS, name, 0, payload)
         return self._new(name), self._sealed, payload
@@ -372,6 +381,7 @@ class Submission:
         """Reads on a thread. The first item is waited for a moment, so that what is wrong with it is raised here."""
         reader = uploader.Reader(payloads)
         first = reader.first(FIRST)
+        self._expect(first)
         try:
             watch, sealed = self._submit(
                 lambda batch: [self.session.sealer.seal_all(wire.ARGUMENTS, batch, 0, first)], last=False

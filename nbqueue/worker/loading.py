@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import importlib.util
@@ -10,7 +9,7 @@ import linecache
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -57,12 +56,24 @@ def load(record: FunctionRecord, preload: Sequence[str] = ()) -> Callable[..., A
         raise _unfit(record, _told(why)) from why
     if not callable(function):
         raise _unfit(record, f"it is no function but a {type(function).__name__}")
-    # NumPy imports this when it is first asked for it, which would be in every process anew: each job is seeded.
-    for name in {*record.imports, *(["numpy.random"] if "numpy" in sys.modules else [])}:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
     found: Callable[..., Any] = function
     return found
+
+
+def import_ahead(names: Iterable[str]) -> list[str]:
+    """Imports what calls will want, once rather than in each process; returns what could not be imported.
+
+    That is no error here: the call that needs it meets it, and tells.
+    """
+    failed = []
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit):  # noqa: BLE001 - a module may raise anything
+            failed.append(name)
+    if "numpy" in sys.modules:  # it imports this when it is first asked for it, and each job is seeded
+        importlib.import_module("numpy.random")
+    return failed
 
 
 _lines: dict[str, list[str]] = {}  # file name -> the lines that came with functions; the others are empty

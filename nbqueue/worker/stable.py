@@ -137,6 +137,7 @@ class Stable:
             tree.die_with(os.getppid())
             try:
                 self.function = loading.load(record, setup.preload)
+                loading.import_ahead(record.imports)
             except LoadError as why:
                 self.channel.queue(frames.UNFIT, encode(loading.failure_of(why)))
                 return

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import threading
 import cloudpickle
 import pytest
 
+import nbqueue
 from nbqueue import wire
 from nbqueue.client import captures, function, modules
 from nbqueue.client.function import describe
 from nbqueue.errors import BadInput, BadOption, NotPicklable, TooLarge
+from nbqueue.model import FunctionRecord, decode
 from nbqueue.policies import Callback
 
 BIG = b""
@@ -282,3 +285,52 @@ def test_callbacks_are_part_of_what_travels(lib):
     assert len({*equal, *others}) == 5
     with pytest.raises(BadInput, match="no dotted name"):
         describe(abs, hooks={"success": Callback("nothing")})
+
+
+def test_what_a_call_will_import_is_named_ahead(lib):
+    import ownlib
+
+    def f(x):
+        import colorsys
+
+        def inner():
+            from xml.dom import minidom
+
+            return minidom
+
+        from .json import loads  # noqa: F401 - of a package that nobody knows
+
+        return colorsys, inner
+
+    imports = describe(f).record.imports
+    assert set(imports) == {"colorsys", "xml.dom", "xml.dom.minidom"}
+    assert list(imports) == sorted(imports)
+    # Of a function that stays in its module, and of those of the user's own that it calls there.
+    (lib / "ownpack" / "deep.py").write_text(
+        "import json\ndef f():\n    return g()\ndef g():\n    import wave, ownhelper\n"
+    )
+    from ownpack import deep
+
+    assert describe(deep.f).record.imports == ("ownhelper", "wave")
+    assert {"ownpack.late"} <= set(describe(ownlib.f).record.imports)
+    assert describe(json.dumps).record.imports == ()  # a library's own late imports are learnt when they are met
+
+
+def test_what_the_arguments_need_is_named_ahead_but_no_module_that_may_change(lib, session):
+    import ownhelper
+    import pandas as pd
+
+    def imports(item, code="lambda x: x"):
+        batch = nbqueue.map(eval(code, {"__name__": "__main__", "ownhelper": ownhelper}), [item, 1])
+        record = decode(FunctionRecord, wire.peek(session.broker.function(batch.id)))
+        batch.cancel()
+        return set(record.imports), record.key
+
+    nothing, key = imports(1)
+    frame, same = imports([pd.DataFrame({"a": [1]})])
+    assert nothing == set()
+    assert "pandas" in frame or any(name.startswith("pandas.") for name in frame)
+    assert same == key
+    ownhelper.Thing = type("Thing", (), {"__module__": "ownhelper"})
+    assert imports(ownhelper.Thing())[0] == set()  # edited, it would run as it was
+    assert "ownhelper" in imports(ownhelper.Thing(), "lambda x: (x, ownhelper.A)")[0]

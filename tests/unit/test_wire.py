@@ -257,3 +257,22 @@ def codes(code):
     for part in code.co_consts:
         if isinstance(part, type(code)):
             yield from codes(part)
+
+
+def test_the_modules_that_a_pickle_names_are_read_without_opening_it():
+    import collections
+    import decimal
+    import fractions
+
+    many = [decimal.Decimal(1), fractions.Fraction(1, 2), decimal.Decimal(2), collections.OrderedDict(a=fractions)]
+    for value, names in [
+        (1, set()),
+        ("\x93" * 100, set()),
+        (["decimal", "Decimal", "\x93"] * 100, set()),
+        (many[:3], {"decimal", "fractions"}),
+        ([*many[:2], {"x": collections.Counter()}], {"decimal", "fractions", "collections"}),
+    ]:
+        assert wire.modules_named(wire.dumps(value, 1 << 20)) - {"builtins"} == names
+    assert {"collections", "cloudpickle.cloudpickle"} <= wire.modules_named(wire.by_value(many[3], 1 << 20))
+    long = wire.dumps([*map(float, range(100_000)), decimal.Decimal(1)], 1 << 24)
+    assert wire.modules_named(long) == set()  # its beginning is read, however long it is

@@ -107,3 +107,28 @@ def test_a_notebooks_class_does_not_find_the_stables_names():
     exec("class Stable:\n    x = 1\ndef f(_):\n    return Stable()\n", names)
     with Driver(names["f"]) as driver:
         assert driver.outcome(0).state is State.FINISHED
+
+
+def test_what_calls_will_import_is_imported_once(tmp_path):
+    log = tmp_path / "log"
+    text = f"import os\nwith open({str(log)!r}, 'a') as file:\n    print(os.getpid(), file=file)\n"
+    write_module(tmp_path, "ahead", text)
+    write_module(tmp_path, "raises", "raise RuntimeError('no')\n")
+    write_module(tmp_path, "exits", "raise SystemExit(3)\n")
+
+    def f(x):
+        import ahead  # noqa: F401
+
+        if x:
+            import exits  # noqa: F401
+        return os.getppid()
+
+    imports = ("ahead", "exits", "nowhere", "raises")
+    for isolate in (True, False):
+        log.write_text("")
+        with Driver(f, path=(str(tmp_path),), imports=imports) as driver:
+            stable = driver.process.pid
+            assert driver.values(*[0] * 20, isolate=isolate) == [stable] * 20
+            ride = driver.outcome(1)
+        assert log.read_text().split() == [str(stable)]
+        assert ride.failure.type == "SystemExit"
