@@ -120,9 +120,8 @@ class InUse(BadInput, ValueError):
 
 
 class Changed(BadInput, ValueError):
-    """The batch {name!r} is there already, and this is another call by now: {what}. Nothing was submitted. Say
-    `update=True` to keep what has finished and run the rest as it is now, `fresh=True` for a new batch (the old one
-    stays attachable under this name and a number, as NAME@1), or choose another name."""
+    """Batch {name!r} exists, but {what}. Nothing was run. fresh=True: run all again (the old batch is then called
+    {name}@1). update=True: keep the old results, run only the rest."""
 
 
 class NoSuchDependency(BadInput, LookupError):

@@ -185,6 +185,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     failure: Failure | None = None
     value: bytes | None = None
     spilled: Spilled | None = None  # in place of the value
+    version: str = ""  # of the function that ran: see Spec.version
 
     @property
     def ended_us(self) -> int:
@@ -258,6 +259,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""  # the batch whose results are the arguments, job by job
     salt: bytes = b""  # of a named batch: goes into the marks of its jobs
     restored: int = 0  # how often it was brought back to a server that had forgotten it; each time its log began anew
+
+    @property
+    def version(self) -> str:
+        """The function in a few signs, for people: another one after `update=True` or `retry(func=)`."""
+        return self.key[:8]
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -73,6 +73,11 @@ class Batch(Sequence[Job[R]], Generic[R]):
         return self.spec.seed
 
     @property
+    def code(self) -> str:
+        """The version of its function, as the frame's column `code` has it: jobs that run from now on run this one."""
+        return self.spec.version
+
+    @property
     def tally(self) -> Tally:
         """Counts by state, as last heard."""
         return self.watch.tally

@@ -23,7 +23,19 @@ if TYPE_CHECKING:
 
 PLAIN = ("status", "error", "runtime_s", "job_id")
 _TIMES = ("queued_at", "started_at", "ended_at", "wait_s", "cpu_s")
-META = ("cause", "error_type", "attempt", "code", *_TIMES, "max_rss_mb", "host", "worker", "meta", "progress")
+META = (
+    "cause",
+    "error_type",
+    "attempt",
+    "code",
+    "exit_code",
+    *_TIMES,
+    "max_rss_mb",
+    "host",
+    "worker",
+    "meta",
+    "progress",
+)
 _STATES = [str(state) for state in State]  # the categories of every frame, so that frames can be put together
 RESERVED = frozenset({"result", *PLAIN, *META})
 
@@ -49,6 +61,8 @@ def _build(rows: Rows, *, meta: bool, args: bool) -> pd.DataFrame:
     made |= {name: columns.column(values) for name, values in _plain(rows).items()}
     if meta:
         made |= _meta(rows)
+    elif _several_versions(rows):
+        made["code"] = columns.column(_versions(rows))
     return pd.DataFrame(made, index=pd.RangeIndex(rows.n)).set_axis(index_of(rows), axis=0)
 
 
@@ -99,10 +113,11 @@ def _meta(rows: Rows) -> dict[str, pd.Series[Any]]:
         "cause": [None if o is None or o.cause is None else str(o.cause) for o in outcomes],
         "error_type": [None if o is None or o.failure is None else o.failure.type for o in outcomes],
         "attempt": [None if o is None else o.attempt for o in outcomes],
-        "code": [None if o is None else o.code for o in outcomes],
+        "code": _versions(rows),
+        "exit_code": [None if o is None else o.code for o in outcomes],
     }
     made = {name: columns.column(values) for name, values in lists.items()}
-    made["attempt"], made["code"] = made["attempt"].astype("Int64"), made["code"].astype("Int64")
+    made |= {name: made[name].astype("Int64") for name in ("attempt", "exit_code")}
     made |= {
         "queued_at": times(us or None for us in queued),
         "started_at": times(o.started_us if o is not None and o.started_us else None for o in ran),
@@ -119,6 +134,20 @@ def _meta(rows: Rows) -> dict[str, pd.Series[Any]]:
     made["meta"] = columns.column([one.meta or None for one in said])
     made["progress"] = columns.column([one.progress for one in said])
     return made
+
+
+def _versions(rows: Rows) -> list[str | None]:
+    """Which version of the function made each row; None where none ran, or that was not recorded."""
+    return [None if o is None else o.version or None for o in rows.outcomes]
+
+
+def _several_versions(rows: Rows) -> bool:
+    """Whether rows of one batch were made by several versions of its function, or by another than it has now."""
+    found, versions = dict[str, set[str]](), _versions(rows)
+    for batch, _, places in rows.groups:
+        mine = found.setdefault(batch.id, {batch.spec.version})
+        mine.update(version for place in places if (version := versions[place]) is not None)
+    return any(len(each - {""}) > 1 for each in found.values())
 
 
 def _waited(outcome: Outcome | None, queued_us: int) -> float | None:

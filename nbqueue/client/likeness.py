@@ -118,6 +118,13 @@ def _bare(member: Any) -> Any:
 # ---------------------------------------------------------------- what has changed
 
 
+def differences(old: FunctionRecord, new: FunctionRecord, old_seed: int | None, new_seed: int | None) -> list[str]:
+    """What makes this another call than that of the batch, as `the function changed (line 5 of helper: 1 -> 2)`."""
+    told = changes(old, new)
+    found = [f"the function changed ({'; '.join(told)})"] if told else []
+    return found + ([f"the seed changed: {old_seed} -> {new_seed}"] if new_seed not in {None, old_seed} else [])
+
+
 def changes(old: FunctionRecord, new: FunctionRecord) -> list[str]:
     """What has changed between two functions, in words; empty if nothing. What cannot be judged counts as changed."""
     was, now = old.likeness, new.likeness
@@ -191,14 +198,14 @@ def _words(kind: str, title: str, label: str, was: Likeness, now: Likeness) -> s
         line = _line(was.lines.get(title, ()), now.lines.get(title, ()))
         return f"the code{where} changed" + (f" in line {line}" if line else "")
     if noun == "constant" and old is not None and new is not None:
-        both = f" {old.shown} became {new.shown}" if old.shown and new.shown and new.digest else " changed"
-        return f"the constant{both} in line {new.line}{where}" if new.line else f"the constant{both}{where}"
+        place = f"line {new.line}{where}" if new.line else f"a constant{where}"
+        return f"{place}: {old.shown} -> {new.shown}" if old.shown and new.shown and new.digest else f"{place} changed"
     what = _NOUNS.get(noun, "the function").format(name) + where
     if old is None or new is None:
         return f"{what} is {'new' if old is None else 'used no more'}"
     if not old.digest or not new.digest:
         return f"{what} cannot be compared ({new.shown if not new.digest else old.shown})"
-    return f"{what} became {new.shown} (it was {old.shown})" if old.shown and new.shown else f"{what} changed"
+    return f"{what}: {old.shown} -> {new.shown}" if old.shown and new.shown else f"{what} changed"
 
 
 def _line(old: tuple[tuple[int, bytes], ...], new: tuple[tuple[int, bytes], ...]) -> int:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from nbqueue import wire
+from nbqueue.checks import counted
 from nbqueue.client import handles, likeness, marks, progress, recall, spills, spoolnames, uploader
 from nbqueue.client.again import LIMITS
 from nbqueue.client.batch import Batch
@@ -90,6 +91,7 @@ class Again:
         self._new: list[int] = []  # calls that no job has the arguments of
         self._first = view.n  # where these go
         self._replaced: tuple[bytes, bytes] | None = None  # the function and the description that it has from now on
+        self._anew = 0  # jobs that run again, with that function
 
     def run(self) -> Batch[Any]:
         """Raises Changed, and InUse where another session extends the batch at this moment."""
@@ -110,7 +112,7 @@ class Again:
         watch = self._watch(spec, rows, payloads)
         if self._replaced is not None:
             self._session.spool.function(watch, *self._replaced)
-        batch = self._batch(watch, spec, len(rows) - len(self._new))
+        batch = self._batch(watch, spec, self._updated(len(rows)) if told else self._found(watch))
         recall.resume(batch, self._view)
         self._look_at(watch, rows)
         if self._new:
@@ -125,16 +127,13 @@ class Again:
         source = "" if asked.source is None else asked.source.id
         if view.single != asked.single or view.source != source:
             kind = f"on the results of {view.source}" if view.source else "of items"
-            raise self._changed([f"the one of this name is {'a single job' if view.single else 'a batch'} {kind}"])
+            raise self._changed([f"it is {'a single job' if view.single else 'a batch'} {kind}"])
         sealed = self._session.ask(lambda broker: broker.function(view.id))
         if sealed is None:
             raise NoSuchBatch(name=view.id, server=self._session.server)
         payload = self._session.sealer.unseal(wire.FUNCTION, view.id, -1, sealed)
-        told = likeness.changes(decode(FunctionRecord, payload, "A function"), asked.function.record)
-        seed = asked.options.seed
-        if seed is not None and seed != self._spec.seed:
-            told.append(f"the seed {self._spec.seed} became {seed}")
-        return told
+        record = decode(FunctionRecord, payload, "A function")
+        return likeness.differences(record, asked.function.record, self._spec.seed, asked.options.seed)
 
     def _changed(self, told: list[str]) -> Changed:
         return Changed(name=self._asked.options.name, batch=self._view.id, what="; ".join(told))
@@ -143,7 +142,7 @@ class Again:
         assert self._asked.marks is not None
         stored = self._session.ask(lambda broker: broker.marks(self._view.id))
         if told or self._asked.marks.matched(stored, 1) != [0]:
-            raise self._changed(told or ["the arguments of this single job"])
+            raise self._changed(told or ["the arguments of this single job changed"])
         batch = handles.handle(self._session, self._view)
         batch.function, batch.shown_in = self._asked.function.call, None
         self._session.collector.follow(batch.watch)
@@ -157,19 +156,19 @@ class Again:
         if told and self._view.open:
             self._await_upload()
         batch = handles.handle(self._session, self._view)
+        rows: Sequence[int] = range(self._view.n) if source.watch.rows is None else source.watch.rows
         if told:
             self._first = self._view.n
-            batch.spec = self._update(range(self._view.n) if source.watch.rows is None else source.watch.rows)
-            self._session.spool.function(batch.watch, *(self._replaced or (b"",)))
+            batch.spec = self._update(rows)
+        if self._replaced is not None:
+            self._session.spool.function(batch.watch, *self._replaced)
         if source.watch.rows is not None:
             watch = Part(batch.id, batch.queue, "", batch.spec, source.watch.rows, whole=self._view.tally)
             watch.payloads = None
             _fill(watch, self._session, self._view)
             batch.watch = watch
         batch.source, batch.function, batch.shown_in = source, self._asked.function.call, progress.cell()
-        batch.told = "it was there already; " + (
-            "what has not finished runs with the function as it is now" if told else "nothing new runs"
-        )
+        batch.told = self._updated(len(rows)) if told else "it was there already; nothing new runs"
         self._session.collector.follow(batch.watch)
         return batch
 
@@ -203,18 +202,19 @@ class Again:
     # ------------------------------------------------------------ what changes
 
     def _update(self, rows: Iterable[int]) -> Spec:
-        """Another function for all that has not finished; what has is kept. Answers the new description."""
+        """Another function for all that has not finished; what has is kept. Answers the description that it has then.
+
+        Where nothing is left to run, all stays as it is: else old results would pass for those of the new function.
+        """
         asked, view, sealer, ask = self._asked, self._view, self._session.sealer, self._session.ask
+        old = [row for row in rows if row < self._first]
+        seen = self._unfinished(old)
+        if not seen and not self._new:
+            return self._spec
         if not view.done:
             ask(lambda broker: broker.cancel(view.id))
-        old = [row for row in rows if row < self._first]
-        seen: list[tuple[int, int]] = []
-        for start in range(0, len(old), PART):
-            part = old[start : start + PART]
-            states = ask(lambda broker, part=part: broker.states(view.id, part))  # type: ignore[misc]
-            tries = ask(lambda broker, part=part: broker.attempts(view.id, part))  # type: ignore[misc]
-            each = zip(part, states, tries, strict=True)
-            seen += [(row, attempt) for row, state, attempt in each if state is not State.FINISHED]
+            seen = self._unfinished(old)
+        self._anew = len(seen)
         seed = self._spec.seed if asked.options.seed is None else asked.options.seed
         spec = msgspec.structs.replace(asked.spec, seed=seed, salt=self._spec.salt or asked.spec.salt)
         record = asked.function.record
@@ -225,6 +225,25 @@ class Again:
         ask(lambda broker: broker.retry(view.id, seen, **changes))
         self._replaced = changes["function"], changes["spec"]
         return spec
+
+    def _unfinished(self, rows: list[int]) -> list[tuple[int, int]]:
+        """Those of these jobs that have not finished, and in which attempt they are."""
+        ask, name, found = self._session.ask, self._view.id, list[tuple[int, int]]()
+        for start in range(0, len(rows), PART):
+            part = rows[start : start + PART]
+            states = ask(lambda broker, part=part: broker.states(name, part))  # type: ignore[misc]
+            tries = ask(lambda broker, part=part: broker.attempts(name, part))  # type: ignore[misc]
+            each = zip(part, states, tries, strict=True)
+            found += [(row, attempt) for row, state, attempt in each if state is not State.FINISHED]
+        return found
+
+    def _updated(self, n: int) -> str:
+        """What `update=True` does, in words: rows of two functions must not look like those of one."""
+        running = self._anew + len(self._new)
+        kept = counted(n - running, "finished row")
+        if not running:
+            return f"kept {kept} of the earlier function; nothing was run. fresh=True: run all again"
+        return f"kept {kept} of the earlier function, running {running:,} with the new one"
 
     def _watch(self, spec: Spec, rows: list[int], payloads: list[bytes]) -> Part:
         view, most = self._view, self._asked.options.max_failed
@@ -245,19 +264,21 @@ class Again:
                 if blob is not None:
                     watch.keep(row, blob)
 
-    def _batch(self, watch: Part, spec: Spec, kept: int) -> Batch[Any]:
+    def _found(self, watch: Part) -> str:
+        """What became of the call, in words, where nothing has changed."""
+        told = f"{watch.n - len(self._new):,} of {watch.n:,} jobs were there already"
+        told += f"; {len(self._new):,} are new" if self._new else "; nothing new runs"
+        open_ = 0 if watch.others or self._new else watch.tally.n - watch.tally.over
+        return told + (f"; {open_:,} of them had not ended by then" if open_ else "")
+
+    def _batch(self, watch: Part, spec: Spec, told: str) -> Batch[Any]:
         asked = self._asked
         mine = {name: getattr(asked.spec, name) for name in ("columns", "labeled", "index_names")}
         own = msgspec.structs.replace(spec, **mine)
         call, name = asked.function.call, asked.options.name
         batch: Batch[Any] = Batch(self._session, watch, own, name=name, function=call)
         batch.hooks = asked.function.record.hooks
-        batch.told = f"{kept:,} of {len(watch.rows or ()):,} jobs were there already" + (
-            f"; {len(self._new):,} are new" if self._new else "; nothing new runs"
-        )
-        open_ = 0 if watch.others else watch.tally.n - watch.tally.over
-        if open_ and not self._new:
-            batch.told += f"; {open_:,} of them had not ended by then"
+        batch.told = told
         other = [limit for limit in LIMITS if self._wish(limit) != _limit(spec, self._view, limit)]
         if other:
             batch.told += f". It keeps its own {', '.join(other)}: batch.retry(...) takes others"

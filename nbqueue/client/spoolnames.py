@@ -46,7 +46,7 @@ class Remembered:
         if not told and all(state in wanted for state in states):
             return self._spooled([row for row in rows if row is not None], payloads)
         if asked.single:
-            raise self._changed(told or ["the arguments of this single job"])
+            raise self._changed(told or ["the arguments of this single job changed"])
         known = {row for row in rows if row is not None}
         unfinished = {row for row, state in zip(rows, states, strict=True) if row is not None and state not in wanted}
         # A function that has changed must not run even for a moment: then what has not finished is held back.
@@ -60,12 +60,8 @@ class Remembered:
         source = "" if asked.source is None else asked.source.id
         if birth.single != asked.single or spec.source != source:
             kind = f"on the results of {spec.source}" if spec.source else "of items"
-            raise self._changed([f"the one of this name is {'a single job' if birth.single else 'a batch'} {kind}"])
-        told = likeness.changes(self._kept.record, asked.function.record)
-        seed = asked.options.seed
-        if seed is not None and seed != spec.seed:
-            told.append(f"the seed {spec.seed} became {seed}")
-        return told
+            raise self._changed([f"it is {'a single job' if birth.single else 'a batch'} {kind}"])
+        return likeness.differences(self._kept.record, asked.function.record, spec.seed, asked.options.seed)
 
     def _changed(self, told: list[str]) -> Changed:
         return Changed(name=self._asked.options.name, batch=self._found.birth.batch, what="; ".join(told))

@@ -90,6 +90,7 @@ class Settler:
             ride.failure,
             ride.value,
             ride.spilled,
+            task.spec.version,
         )
         blob = seal(OUTCOME, task.batch, task.index, encode(outcome), attempt)
         if tail:

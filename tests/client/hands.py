@@ -6,6 +6,8 @@ import threading
 import time
 from typing import Any
 
+import msgspec
+
 from nbqueue import perform, wire
 from nbqueue.client.watch import opened
 from nbqueue.model import FunctionRecord, Outcome, Ride, Spec, WorkerInfo, decode, encode
@@ -45,7 +47,8 @@ class Hands:
         for held in grant.jobs:
             payload = self._payload(grant, held)
             ride = perform.perform(function, payload, job=f"{batch}:{held.index}", max_result=spec.max_result)
-            blob = seal.seal(wire.OUTCOME, batch, held.index, encode(self._outcome(ride, held.attempt)), held.attempt)
+            outcome = msgspec.structs.replace(self._outcome(ride, held.attempt), version=spec.version)
+            blob = seal.seal(wire.OUTCOME, batch, held.index, encode(outcome), held.attempt)
             tail = seal.seal(wire.TAIL, batch, held.index, b"said something\n", held.attempt)
             more = {"rerun": ride.rerun or spec.retry, "repeat": spec.repeat}
             found.append(Settled(batch, held.index, grant.token, ride.state, blob, tail, **more))

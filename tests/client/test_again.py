@@ -100,10 +100,10 @@ def test_a_part_of_a_batch_counts_cancels_and_retries_its_own_jobs(session, hand
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("x * 3", "x * 4", "the constant 3 became 4 in line 9"),
-        ("k=2", "k=5", "the default of `k` became 5 (it was 2)"),
-        ("x + 1", "x + 7", "the constant 1 became 7 in line 3 of helper"),
-        ("weight = 3", "weight = 4", "the member `weight` of Net became 4 (it was 3)"),
+        ("x * 3", "x * 4", "line 9: 3 -> 4"),
+        ("k=2", "k=5", "the default of `k`: 2 -> 5"),
+        ("x + 1", "x + 7", "line 3 of helper: 1 -> 7"),
+        ("weight = 3", "weight = 4", "the member `weight` of Net: 3 -> 4"),
         ("x * self.weight", "x / self.weight", "the code of Net.run changed in line 7"),
         ("    return Net", "    y = -y\n    return Net", "the code changed in line 10"),
         ("def f(x, k=2)", "g = len\ndef f(x, k=2)", ""),
@@ -118,8 +118,10 @@ def test_what_has_changed_in_the_function_is_told(session, old, new, told):
     if told:
         with pytest.raises(Changed) as why:
             nbqueue.map(changed, [1, 2], name="model")
-        assert why.value.facts["what"] == told
-        assert "update=True" in str(why.value)
+        assert str(why.value) == (
+            f"Batch 'model' exists, but the function changed ({told}). Nothing was run. fresh=True: run all again "
+            "(the old batch is then called model@1). update=True: keep the old results, run only the rest."
+        )
     else:
         assert nbqueue.map(changed, [1, 2], name="model").id == batch.id
     batch.cancel()
@@ -138,10 +140,10 @@ def test_globals_seeds_and_other_functions_are_told_too(session):
         with pytest.raises(Changed) as why:
             nbqueue.map(function, [1], name="model", **more)
         said.append(why.value.facts["what"])
-    assert said[0] == "the global `MODEL` became {'bias': 6} (it was {'bias': 5})"
-    assert said[1] == "the seed 5 became 6"
-    assert said[2] == "it is another function"
-    assert said[3].startswith("the code changed in line 1")
+    assert said[0] == "the function changed (the global `MODEL`: {'bias': 5} -> {'bias': 6})"
+    assert said[1] == "the seed changed: 5 -> 6"
+    assert said[2] == "the function changed (it is another function)"
+    assert said[3].startswith("the function changed (the code changed in line 1")
     assert nbqueue.map(defined(), [1], name="model").seed == 5
     assert [view.tally.n for view in session.broker.batches()] == [1]
     batch.cancel()
@@ -157,13 +159,50 @@ def test_update_keeps_what_finished_and_runs_the_others_anew(session, hands):
         nbqueue.map(new, [1, 0, 2, 3, 9], name="mend")
     batch = nbqueue.map(new, [9, 3, 2, 1, 0], name="mend", update=True)
     assert (batch.id, batch.seed) == (first.id, seed)
+    assert batch.told == "kept 2 finished rows of the earlier function, running 3 with the new one"
     assert hands.work() == 3
     assert batch.results(timeout=5) == [("new", 9), ("new", 3), ("old", 0.5), ("old", 1.0), ("new", 0)]
+    for meta in (False, True):
+        code = list(batch.to_frame(meta=meta)["code"])
+        assert code == [batch.code, batch.code, first.code, first.code, batch.code]
+    assert first.code != batch.code
     assert nbqueue.map(new, [1], name="mend").results(timeout=5) == [("old", 1.0)]
     assert nbqueue.map(new, [1], name="mend", update=True).id == first.id
     assert nbqueue.map(new, [5], name="mend").told.endswith("1 are new")
     assert hands.work() == 1
     assert nbqueue.attach("mend")[5].wait(5) == ("new", 5)
+
+
+def test_update_with_nothing_to_run_says_so_and_changes_nothing(session, hands, capsys):
+    old, new = defined("def f(x):\n    return 'old'"), defined("def f(x):\n    return 'new'")
+    first = nbqueue.map(old, [1, 2], name="kept")
+    hands.work()
+    assert first.wait(5)
+    assert "code" not in first.to_frame()
+    others = nbqueue.map(old, [3], name="kept")
+    batch = nbqueue.map(new, [1, 2], name="kept", update=True)
+    assert batch.results(timeout=5) == ["old", "old"]
+    told = "kept 2 finished rows of the earlier function; nothing was run. fresh=True: run all again"
+    assert f"kept: {told}" in capsys.readouterr().err
+    with pytest.raises(Changed):  # else they would pass for the new one's
+        nbqueue.map(new, [1, 2], name="kept")
+    assert hands.work() == 1
+    assert others.results(timeout=5) == ["old"]
+
+
+def test_a_frame_tells_which_function_made_each_row(session, hands):
+    batch = nbqueue.map(inverse, [0, 1], name="mixed")
+    hands.work()
+    before = batch.code
+    assert "code" not in batch.to_frame()
+    assert list(batch.to_frame(meta=True)["code"]) == [before, before]
+    batch.retry(func=square)
+    hands.work()
+    assert list(batch.to_frame()["code"]) == [batch.code, before]
+    assert list(nbqueue.attach("mixed").to_frame()["code"]) == [batch.code, before]
+    batch.retry([0, 1])
+    hands.work()
+    assert "code" not in batch.to_frame()
 
 
 def test_a_retry_with_a_mended_function_is_remembered(session, hands):

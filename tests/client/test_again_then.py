@@ -38,7 +38,7 @@ def test_what_follows_keeps_what_finished_and_runs_the_rest_with_the_new_functio
     two = first.then(twice, name="second", update=True)
     assert (two.id, two.told) == (
         one.id,
-        "it was there already; what has not finished runs with the function as it is now",
+        "kept 2 finished rows of the earlier function, running 1 with the new one",
     )
     work(hands)
     assert two.results(timeout=10) == [2, 2.0, 8.0]

@@ -47,7 +47,7 @@ def test_meta_has_times_and_places_with_fixed_types(session, busy):
     assert tuple(found.columns[-len(frame.META) :]) == frame.META
     assert list(found["cause"].fillna("")) == ["", "error"]
     assert found["error_type"][1] == "ZeroDivisionError"
-    assert str(found["attempt"].dtype) == str(found["code"].dtype) == "Int64"
+    assert str(found["attempt"].dtype) == str(found["exit_code"].dtype) == "Int64"
     for name in ("queued_at", "started_at", "ended_at"):
         assert str(found[name].dtype) == "datetime64[us, UTC]"
     assert (found["started_at"] >= found["queued_at"]).all()

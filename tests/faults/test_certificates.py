@@ -76,7 +76,7 @@ def test_each_end_names_its_cause_and_all_that_is_known(session, fleet, witness)
         text = shown(session, job)
         for fact in (f"cause {cause}", "attempt 1", "CPU ", "peak memory", f"host {row['host']}", job.log.strip()):
             assert fact in text, (kind, fact, text)
-    assert batch.to_frame(meta=True)["code"].tolist()[1:3] == [-6, 7]
+    assert batch.to_frame(meta=True)["exit_code"].tolist()[1:3] == [-6, 7]
     assert batch.failed.causes == Counter(str(ENDS[kind][1]) for kind in kinds)
     witness.check(batch.id, late.id)
 
