@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import wire
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUMMARY = 1_000  # bytes of a pickled argument, over which a frame shows a summary
+EXACT = 2**53  # up to here a float holds every integer
 WIDEST = 1_000  # columns that results may spread to; wider ones stay objects
 
 
@@ -27,40 +28,81 @@ class Missing:
 MISSING = Missing()
 
 
-def column(values: list[Any]) -> pd.Series[Any]:
-    """A column of `values`, in which MISSING and None are missing.
+class Summary(str):
+    """Words in the place of a large argument."""
 
-    Integers and booleans become int64 and bool, or Int64 and boolean where some are missing; text, floats and times
-    become what pandas makes of them; all else stays an object.
+    __slots__ = ()
+
+
+def column(values: list[Any]) -> pd.Series[Any]:
+    """A column of `values`, in which MISSING and None are missing, and so are NaN, NaT and NA beside other values.
+
+    Numbers and booleans get a dtype of numbers, also where some are missing: Int64, UInt64 and boolean then, or
+    float64. Text and times become what pandas makes of them; all else stays an object. No value changes: integers that
+    a float cannot hold are not made floats.
     """
+    import numpy as np
     import pandas as pd
 
-    there = [value for value in values if value is not None and value is not MISSING]
-    whole = len(there) == len(values)
-    kind = _kind(there)
+    kind, whole = _kind(values)
     if kind == "object":
         return _objects(values)
-    plain = values if whole else [None if value is MISSING else value for value in values]
-    dtypes = {"boolean": "bool" if whole else "boolean", "integer": "int64" if whole else "Int64"}
+    plain = values if whole else [None if is_missing(value) else value for value in values]
     try:
-        if kind in dtypes:
-            return pd.Series(plain, dtype=dtypes[kind])
-        return pd.Series(plain)
+        if kind == "integer":
+            return _integers(plain, "int64" if whole else "Int64")
+        if kind == "boolean":
+            return pd.Series(plain, dtype="bool" if whole else "boolean")
+        if kind == "floating":
+            return pd.Series([np.nan if value is None else value for value in plain])
+        return text(plain) if kind == "string" else pd.Series(plain)
     except (OverflowError, TypeError, ValueError):
         return _objects(values)  # integers beyond 64 bits, times beyond the calendar
 
 
-def _kind(there: list[Any]) -> str:
-    """`boolean`, `integer`, `plain` (pandas knows best) or `object`."""
+def text(values: Sequence[str | None]) -> pd.Series[Any]:
+    """A column of text. It has the same dtype, and the same mark for what is missing, also where all is missing."""
+    import pandas as pd
+
+    return pd.Series(values, dtype=pd.Series([""]).dtype)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether this is a mark for a missing value: MISSING, None, NaN, NaT or NA."""
+    import numpy as np
+    import pandas as pd
+
+    if isinstance(value, float | np.floating | np.datetime64 | np.timedelta64):
+        return bool(value != value)  # noqa: PLR0124 - as NaN is known
+    return value is None or value is MISSING or value is pd.NA or value is pd.NaT
+
+
+_PLAIN = {"string", "datetime64", "datetime", "timedelta64", "timedelta"}  # pandas knows best
+
+
+def _kind(values: list[Any]) -> tuple[str, bool]:
+    """(`boolean`, `integer`, `floating`, one of _PLAIN, or `object`; whether nothing is missing)."""
     from pandas.api.types import infer_dtype
 
+    kind = infer_dtype(values, skipna=False)
+    if kind in {"boolean", "integer", "floating", "string"}:
+        return kind, True
+    there = [value for value in values if not is_missing(value)]
     if not there:
-        return "object"
-    inferred = infer_dtype(there, skipna=False)
-    if inferred in {"boolean", "integer"}:
-        return inferred
-    plain = {"string", "floating", "mixed-integer-float", "datetime64", "datetime", "timedelta64", "timedelta"}
-    return "plain" if inferred in plain else "object"
+        return "floating" if any(isinstance(value, float) for value in values) else "object", False
+    kind = infer_dtype(there, skipna=False)
+    if kind == "mixed-integer-float" and all(value == float(value) for value in there if abs(value) > EXACT):
+        kind = "floating"
+    return kind if kind in {"boolean", "integer", "floating", *_PLAIN} else "object", len(there) == len(values)
+
+
+def _integers(plain: list[Any], dtype: str) -> pd.Series[Any]:
+    import pandas as pd
+
+    try:
+        return pd.Series(plain, dtype=dtype)
+    except OverflowError:
+        return pd.Series(plain, dtype={"int64": "uint64", "Int64": "UInt64"}[dtype])
 
 
 def _objects(values: list[Any]) -> pd.Series[Any]:
@@ -139,10 +181,10 @@ def summary(value: Any) -> Any:
     if size <= SUMMARY:
         return value
     if isinstance(value, str):
-        return f"{value[:60]}... ({len(value):,} characters)"
+        return Summary(f"{value[:60]}... ({len(value):,} characters)")
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):
         extent = " x ".join(map(str, shape))
     else:
         extent = f"{len(value):,} items" if hasattr(value, "__len__") else ""
-    return f"<{type(value).__name__} {extent}, {size_text(size)}>".replace(" ,", ",")
+    return Summary(f"<{type(value).__name__} {extent}, {size_text(size)}>".replace(" ,", ","))

@@ -58,11 +58,11 @@ def _build(rows: Rows, *, meta: bool, args: bool) -> pd.DataFrame:
     cells |= columns.results([value_of(outcome) for outcome in rows.outcomes], taken)
     made = {name: columns.column(values) for name, values in cells.items()}
     made["status"] = pd.Series(pd.Categorical([str(state) for state in rows.states()], categories=_STATES))
-    made |= {name: columns.column(values) for name, values in _plain(rows).items()}
+    made |= _plain(rows)
     if meta:
         made |= _meta(rows)
     elif _several_versions(rows):
-        made["code"] = columns.column(_versions(rows))
+        made["code"] = columns.text(_versions(rows))
     return pd.DataFrame(made, index=pd.RangeIndex(rows.n)).set_axis(index_of(rows), axis=0)
 
 
@@ -88,15 +88,19 @@ def value_of(outcome: Outcome | None) -> Any:
         return f"<cannot be opened here: {perform.type_name(type(why))}: {perform.text_of(why)}>"
 
 
-def _plain(rows: Rows) -> dict[str, list[Any]]:
-    return {
-        "error": [
-            None if o is None or o.state is State.FINISHED else text_of(o, parents_of(spec))
-            for o, spec in zip(rows.outcomes, rows.specs, strict=True)
-        ],
-        "runtime_s": [float("nan") if o is None else o.runtime_us / 1e6 for o in map(_ridden, rows.outcomes)],
-        "job_id": rows.ids,
-    }
+def _plain(rows: Rows) -> dict[str, pd.Series[Any]]:
+    errors = [
+        None if o is None or o.state is State.FINISHED else text_of(o, parents_of(spec))
+        for o, spec in zip(rows.outcomes, rows.specs, strict=True)
+    ]
+    ran = [float("nan") if o is None else o.runtime_us / 1e6 for o in map(_ridden, rows.outcomes)]
+    return {"error": columns.text(errors), "runtime_s": _floats(ran), "job_id": columns.text(rows.ids)}
+
+
+def _floats(values: Sequence[float | None]) -> pd.Series[Any]:
+    import pandas as pd
+
+    return pd.Series(values, dtype="float64")
 
 
 def _ridden(outcome: Outcome | None) -> Outcome | None:
@@ -109,31 +113,26 @@ def _meta(rows: Rows) -> dict[str, pd.Series[Any]]:
 
     outcomes, queued, said = rows.outcomes, rows.queued(), rows.notes()
     ran = [_ridden(o) for o in outcomes]
-    lists: dict[str, list[Any]] = {
-        "cause": [None if o is None or o.cause is None else str(o.cause) for o in outcomes],
-        "error_type": [None if o is None or o.failure is None else o.failure.type for o in outcomes],
-        "attempt": [None if o is None else o.attempt for o in outcomes],
-        "code": _versions(rows),
-        "exit_code": [None if o is None else o.code for o in outcomes],
-    }
-    made = {name: columns.column(values) for name, values in lists.items()}
-    made |= {name: made[name].astype("Int64") for name in ("attempt", "exit_code")}
-    made |= {
-        "queued_at": times(us or None for us in queued),
-        "started_at": times(o.started_us if o is not None and o.started_us else None for o in ran),
-        "ended_at": times(o.ended_us if o is not None and o.ended_us else None for o in outcomes),
-    }
     floats = {
         "wait_s": [_waited(o, us) for o, us in zip(ran, queued, strict=True)],
         "cpu_s": [None if o is None else o.cpu_us / 1e6 for o in ran],
         "max_rss_mb": [None if o is None or o.max_rss_kb is None else o.max_rss_kb / 1024 for o in ran],
     }
-    made |= {name: pd.Series(values, dtype="float64") for name, values in floats.items()}
-    for name in ("host", "worker"):
-        made[name] = columns.column([getattr(o, name, None) or None for o in outcomes])
-    made["meta"] = columns.column([one.meta or None for one in said])
-    made["progress"] = columns.column([one.progress for one in said])
-    return made
+    return {
+        "cause": columns.text([None if o is None or o.cause is None else str(o.cause) for o in outcomes]),
+        "error_type": columns.text([None if o is None or o.failure is None else o.failure.type for o in outcomes]),
+        "attempt": pd.Series([None if o is None else o.attempt for o in outcomes], dtype="Int64"),
+        "code": columns.text(_versions(rows)),
+        "exit_code": pd.Series([None if o is None else o.code for o in outcomes], dtype="Int64"),
+        "queued_at": times(us or None for us in queued),
+        "started_at": times(o.started_us if o is not None and o.started_us else None for o in ran),
+        "ended_at": times(o.ended_us if o is not None and o.ended_us else None for o in outcomes),
+        **{name: _floats(values) for name, values in floats.items()},
+        "host": columns.text([None if o is None else o.host or None for o in outcomes]),
+        "worker": columns.text([None if o is None else o.worker or None for o in outcomes]),
+        "meta": columns.column([one.meta or None for one in said]),
+        "progress": columns.column([one.progress for one in said]),
+    }
 
 
 def _versions(rows: Rows) -> list[str | None]:
@@ -194,7 +193,7 @@ def _arguments(rows: Rows, *, whole: bool) -> dict[str, list[Any]]:
 
 def _told_of(spilled: Spilled) -> str:
     """Words in the place of a large argument, which need not be read for a summary."""
-    return f"<{size_text(spilled.size)} in {spilled.root}>"
+    return columns.Summary(f"<{size_text(spilled.size)} in {spilled.root}>")
 
 
 def index_of(rows: Rows) -> pd.Index[Any]:

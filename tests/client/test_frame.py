@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import nbqueue
 from nbqueue.client import columns, frame
@@ -92,6 +94,63 @@ def test_integers_and_booleans_with_missing_rows():
     assert str(collect(echo, [True, False]).to_frame()["result"].dtype) == "bool"
     assert str(collect(echo, [np.int32(1), None]).to_frame()["result"].dtype) == "Int64"
     assert collect(echo, [1 << 70, 1]).to_frame()["result"][0] == 1 << 70
+
+
+NOTHING = [None, columns.MISSING, pd.NA, pd.NaT, float("nan"), np.float32("nan"), np.float64("nan")]
+WHOLE = st.integers(-(1 << 63), (1 << 63) - 1)
+KINDS = {
+    "iu": WHOLE | WHOLE.map(np.int64) | st.integers(0, 255).map(np.uint8),
+    "u": st.integers(1 << 63, (1 << 64) - 1),
+    "b": st.booleans() | st.booleans().map(np.bool_),
+    "f": st.floats(-1e300, 1e300) | st.floats(-1e300, 1e300).map(np.float64) | st.integers(-(1 << 53), 1 << 53),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.data())
+def test_a_column_of_numbers_stays_one_whatever_is_missing_and_no_value_changes(kind, data):
+    if kind == "f":
+        values = [0.5, *data.draw(st.lists(KINDS[kind] | st.sampled_from(NOTHING)))]
+    else:
+        values = data.draw(st.lists(KINDS[kind], min_size=1)) + data.draw(st.lists(st.sampled_from(NOTHING)))
+    found = columns.column(data.draw(st.permutations(values)))
+    assert found.dtype.kind in kind
+    assert sorted(found.dropna()) == sorted(value for value in values if not columns.is_missing(value))
+    frame = pd.DataFrame({"a": found, "b": found})
+    assert list(frame.select_dtypes(["number", "bool", "boolean"])) == ["a", "b"]
+    assert list(frame.mean(numeric_only=True).index) == ["a", "b"]
+
+
+def test_text_and_times_beside_what_is_missing():
+    day = pd.Timestamp("2026-01-02")
+    for nothing in NOTHING:
+        assert columns.column([nothing, day]).dtype.kind == "M"
+        assert columns.column([nothing, day - day]).dtype.kind == "m"
+        found = columns.column(["a", nothing, None])
+        assert found.dtype == columns.text([None]).dtype
+        assert found.tolist()[1] is found.tolist()[2] or found.isna().tolist() == [False, True, True]
+    assert columns.column([(1 << 53) + 1, 0.5]).tolist() == [(1 << 53) + 1, 0.5], "not rounded"
+    assert columns.column([float("nan"), None]).dtype.kind == "f"
+
+
+def test_whole_numbers_or_nan_in_results_and_in_their_cells():
+    def score(x):
+        return x if x % 2 else float("nan")
+
+    found = collect(score, range(4)).to_frame()["result"]
+    assert found.mean() == 2
+    assert found.isna().tolist() == [True, False, True, False]
+    cells = collect(lambda x: {"a": score(x), "b": pd.NA if x else (1 << 64) - 1}, range(4)).to_frame()
+    assert cells["a"].tolist()[1::2] == [1, 3]
+    assert cells["b"].tolist()[0] == (1 << 64) - 1
+    assert list(cells[["a", "b"]].mean(numeric_only=True).index) == ["a", "b"]
+
+
+def test_text_of_ours_has_one_mark_for_what_is_missing():
+    some, none = (collect(lambda x: 1 / x, items).to_frame(meta=True) for items in ([1, 0], [1, 2]))
+    assert some.dtypes.astype(str).equals(none.dtypes.astype(str))
+    for name in ("error", "error_type", "cause"):
+        assert repr(some[name][0]) == repr(none[name][0])
 
 
 @pytest.mark.parametrize(
@@ -212,6 +271,67 @@ def test_series_are_stacked_and_what_has_no_result_is_left_out():
     assert found["x"].tolist() == [2, 2, 2, 2]
     with pytest.warns(UserWarning, match="1 of 1"):
         assert list(collect(lambda x: 1 / x, [0]).concat().columns) == ["x"]
+
+
+def test_columns_of_two_levels_keep_their_names():
+    def stats(x):
+        return pd.DataFrame([[x, -x]], columns=pd.MultiIndex.from_product([["mean"], ["x", "y"]]))
+
+    found = collect(stats, [1, 2]).concat()
+    assert list(found.columns) == ["x", ("mean", "x"), ("mean", "y")]
+    assert found["mean", "y"].tolist() == [-1, -2]
+    both = collect(lambda x: stats(x) if x else pd.DataFrame({"x": [5], "z": [6]}), [1, 0]).concat()
+    assert list(both.columns) == ["x", ("mean", "x"), ("mean", "y"), "res_x", "z"]
+
+
+def test_a_prefix_is_given_once_and_to_no_name_that_is_there():
+    frames = [pd.DataFrame({"x": [1], "res_x": [2]}), pd.DataFrame({"x": [3]})]
+    found = collect(lambda x: frames[x], [0, 1]).concat()
+    assert list(found.columns) == ["x", "res_res_x", "res_x"]
+    assert found["res_res_x"].tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("index", "outer"),
+    [
+        (pd.MultiIndex.from_tuples([("a", None), ("a", "b")], names=["k", "l"]), ["k", "l"]),
+        (pd.MultiIndex.from_tuples([(np.nan, 1.5), ("a", np.nan)]), [None, None]),
+        (pd.Index([(1, 2), (3, 4)], tupleize_cols=False, name="pair"), ["pair"]),
+        (pd.Index(["a", None]), [None]),
+        (pd.DatetimeIndex(["2026-01-01", None], name="day"), ["day"]),
+        (pd.Index(["same", "same"]), [None]),
+    ],
+)
+def test_labels_of_every_kind_become_the_outer_levels(index, outer):
+    found = collect(lambda x: pd.DataFrame({"v": [x, x]}), pd.Series([1, 2], index=index)).concat()
+    assert found["v"].tolist() == [1, 1, 2, 2]
+    assert found.index.names == [*outer, None]
+    expected = [label for label in index for _ in range(2)]
+    for place in range(len(outer)):
+        given = [label[place] if len(outer) > 1 else label for label in expected]
+        there = found.index.get_level_values(place).tolist()
+        assert all(one == other or (pd.isna(one) and pd.isna(other)) for one, other in zip(there, given, strict=True))
+
+
+def test_results_of_unlike_depth_are_stacked():
+    deep = pd.DataFrame({"v": [1]}, index=pd.MultiIndex.from_tuples([("u", 2)], names=["a", "b"]))
+    flat = pd.DataFrame({"v": [3]}, index=pd.Index(["w"], name="a"))
+    found = collect(lambda x: [deep, flat][x], [0, 1]).concat()
+    assert found.index.names == [None, "a", "b"]
+    assert found.index.get_level_values("a").tolist() == ["u", "w"]
+    assert found.index.get_level_values("b").isna().tolist() == [False, True]
+    doubled = pd.DataFrame([[1, 2]], columns=["v", "v"])
+    with pytest.raises(nbqueue.NbqueueError, match="cannot be put below each other"):
+        collect(lambda x: [doubled, flat][x], [0, 1]).concat()
+
+
+def test_arguments_that_are_tables_are_not_put_beside_each_row():
+    parts = [pd.DataFrame({"v": range(n)}) for n in (2, 500)]
+    batch = nbqueue.map(lambda part, word: part * 2, parts, ["a", "b"], inline="collect")
+    assert list(batch.concat().columns) == ["word", "v"]
+    assert batch.concat(args=True)["part"].iloc[-1].equals(parts[1])
+    long = collect(lambda x: pd.DataFrame({"v": [1]}), ["short", "long" * 500])
+    assert list(long.concat().columns) == ["v"]
 
 
 def test_what_cannot_be_stacked_is_named(session):
