@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from numbers import Integral, Real
 from pathlib import Path
@@ -15,6 +16,7 @@ from nbqueue.errors import BadName, BadOption
 
 DAY = 86_400.0
 YEAR = 365 * DAY
+LONGEST = 100 * YEAR  # of a duration: what is longer, no clock of ours can say
 OFF = "off"  # in place of a folder: none
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+\-]{0,99}\Z")
@@ -24,8 +26,14 @@ _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?\
 def check_name(what: str, name: object) -> str:
     """`name`, if it may be part of a key; raises BadName."""
     if not isinstance(name, str) or not _NAME.match(name):
-        shown = name if not isinstance(name, str) or len(name) <= 100 else name[:100] + "..."
-        raise BadName(what=what, name=shown)
+        raise BadName(what=what, name=brief(name, 100), spaces="")
+    return name
+
+
+def check_title(what: str, name: object) -> str:
+    """`name`, if a batch may bear it: as check_name, and spaces may stand within. Raises BadName."""
+    if not isinstance(name, str) or not _NAME.match(name.replace(" ", "_")) or name != name.strip():
+        raise BadName(what=what, name=brief(name, 100), spaces=", spaces within")
     return name
 
 
@@ -34,23 +42,44 @@ def is_name(text: str) -> bool:
     return _NAME.match(text) is not None
 
 
+def brief(value: object, most: int = 80) -> str:
+    """A value in a line, as Python shows it, for a message; cut where it is long. Never raises."""
+    try:
+        shown = " ".join(repr(value).split())
+    except Exception:  # noqa: BLE001 - a __repr__ of the user's may raise anything, and an integer have too many digits
+        shown = f"<{type(value).__name__}>"
+    return shown if len(shown) <= most else shown[: most - 3] + "..."
+
+
 def seconds(option: str, value: object) -> float:
     """A duration as seconds: a number, a timedelta, digits, or text such as '3m', '1h30m', '2d'. Raises BadOption."""
+    found = _seconds(value)
+    if found is None:
+        raise BadOption(
+            message=f"{option}={brief(value)} is not a duration: give seconds, or text such as '90s', '3m', '1h30m' or "
+            "'2d'."
+        )
+    if not abs(found) <= LONGEST:
+        raise BadOption(message=f"{option}= is too long: {LONGEST / YEAR:.0f} years at most.")
+    return found
+
+
+def _seconds(value: object) -> float | None:
+    """None for what is not a duration."""
     if isinstance(value, timedelta):
         return value.total_seconds()
     value = _plain(value)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e10:
-        return float(value)
-    if isinstance(value, str):
-        match = _DURATION.match(value.strip())
-        if match and value.strip():
-            days, hours, minutes, rest = (float(part or 0) for part in match.groups())
-            return days * DAY + hours * 3600 + minutes * 60 + rest
-        if re.fullmatch(r"-?\d{1,9}(\.\d+)?", value.strip()):
-            return float(value)
-    raise BadOption(
-        message=f"{option}={value!r} is not a duration: give seconds, or text such as '90s', '3m', '1h30m' or '2d'."
-    )
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(max(-LONGEST - 1, min(value, LONGEST + 1)))  # a float may not hold it
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if not isinstance(value, str):
+        return None
+    match = _DURATION.match(value.strip())
+    if match and value.strip():
+        days, hours, minutes, rest = (float(part or 0) for part in match.groups())
+        return days * DAY + hours * 3600 + minutes * 60 + rest
+    return float(value) if re.fullmatch(r"-?\d+(\.\d+)?", value.strip()) else None
 
 
 def _plain(value: object) -> object:
@@ -66,34 +95,35 @@ def _positive(option: str, value: object) -> float | None:
     if value is None:
         return None
     if (found := seconds(option, value)) <= 0:
-        raise BadOption(message=f"{option}={value!r} must be over 0 seconds; None means no limit.")
+        raise BadOption(message=f"{option}={brief(value)} must be over 0 seconds; None means no limit.")
     return found
 
 
 def _grace(option: str, value: object) -> float:
     if (found := seconds(option, value)) < 0:
-        raise BadOption(message=f"{option}={value!r} must not be negative.")
+        raise BadOption(message=f"{option}={brief(value)} must not be negative.")
     return found
 
 
 def _lifetime(option: str, value: object) -> float:
-    if value is None or value == -1:
+    value = _plain(value)
+    if value is None or (isinstance(value, int | float) and value == -1):
         return YEAR
     if (found := seconds(option, value)) < 0:
-        raise BadOption(message=f"{option}={value!r} must be seconds, 0 or more; -1 keeps results for a year.")
+        raise BadOption(message=f"{option}={brief(value)} must be seconds, 0 or more; -1 keeps results for a year.")
     return min(found, YEAR)
 
 
 def _flag(option: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise BadOption(message=f"{option}={value!r} must be True or False.")
+        raise BadOption(message=f"{option}={brief(value)} must be True or False.")
     return value
 
 
 def _count(option: str, value: object) -> int:
     value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadOption(message=f"{option}={value!r} must be a whole number of 1 or more.")
+        raise BadOption(message=f"{option}={brief(value)} must be a whole number of 1 or more.")
     return value
 
 
@@ -108,7 +138,7 @@ def _seed(option: str, value: object) -> int | None:
         return None
     value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
-        raise BadOption(message=f"{option}={value!r} must be a whole number from 0 to 2**63 - 1.")
+        raise BadOption(message=f"{option}={brief(value)} must be a whole number from 0 to 2**63 - 1.")
     return value
 
 
@@ -117,24 +147,32 @@ def _tolerance(option: str, value: object) -> float | None:
         return None
     value = _plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise BadOption(message=f"{option}={value!r} must be a number of jobs, or a fraction below 1.")
+        raise BadOption(message=f"{option}={brief(value)} must be a number of jobs, or a fraction below 1.")
     return value
 
 
 def _names(option: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, Iterable) or isinstance(value, str) or not all(isinstance(name, str) for name in value):
-        raise BadOption(message=f'{option}={value!r} must be a list of names of variables, as env=["API_KEY"].')
+    if (
+        not isinstance(value, Sequence | AbstractSet | Mapping)
+        or isinstance(value, str)
+        or not all(isinstance(name, str) for name in value)
+    ):
+        raise BadOption(message=f'{option}={brief(value)} must be a list of names of variables, as env=["API_KEY"].')
     return tuple(value)
 
 
 def _inline(option: str, value: object) -> bool | str:
     if isinstance(value, bool) or (isinstance(value, str) and value == "collect"):
         return value
-    raise BadOption(message=f"{option}={value!r} must be True, False or 'collect'.")
+    raise BadOption(message=f"{option}={brief(value)} must be True, False or 'collect'.")
 
 
 def _optional_flag(option: str, value: object) -> bool | None:
     return None if value is None else _flag(option, value)
+
+
+def _optional_title(option: str, value: object) -> str | None:
+    return None if value is None else check_title(option, value)
 
 
 def _optional_name(option: str, value: object) -> str | None:
@@ -152,14 +190,16 @@ def spill_root(option: str, value: object) -> str | None:
         return None
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
     if not isinstance(text, str) or not text.strip() or "\0" in text or len(text) > 1000:
-        raise BadOption(message=f"{option}={value!r} must be a folder, or a URL such as 's3://bucket/folder'.")
+        raise BadOption(message=f"{option}={brief(value)} must be a folder, or a URL such as 's3://bucket/folder'.")
     if text in {"0", OFF}:
         return OFF
     scheme, colon, rest = text.partition("://")
     if not colon or scheme == "file":
         return str(Path(rest if colon else text).expanduser().absolute())
     if scheme in {"memory", "data"}:
-        raise BadOption(message=f"{option}={value!r}: processes do not share it. Name a folder that workers share.")
+        raise BadOption(
+            message=f"{option}={brief(value)}: processes do not share it. Name a folder that workers share."
+        )
     if ":" in rest.partition("/")[0].rpartition("@")[0]:
         raise BadOption(message=f"{option}= holds a password, which every reader of a batch would see: leave it out.")
     return text.rstrip("/")
@@ -167,13 +207,13 @@ def spill_root(option: str, value: object) -> str | None:
 
 def _text(option: str, value: object) -> str:
     if not isinstance(value, str) or len(value) > 1000:
-        raise BadOption(message=f"{option}={value!r} must be a text of at most 1,000 characters.")
+        raise BadOption(message=f"{option}={brief(value)} must be a text of at most 1,000 characters.")
     return value
 
 
 def _meta(option: str, value: object) -> dict[str, Any] | None:
     if value is not None and (not isinstance(value, dict) or not all(isinstance(key, str) for key in value)):
-        raise BadOption(message=f"{option}={value!r} must be a dict with texts as keys.")
+        raise BadOption(message=f"{option}={brief(value)} must be a dict with texts as keys.")
     return value
 
 
@@ -184,7 +224,7 @@ def _any(_option: str, value: object) -> object:
 
 CHECKS: dict[str, Any] = {
     "queue": check_name,
-    "name": _optional_name,
+    "name": _optional_title,
     "update": _flag,
     "fresh": _flag,
     "timeout": _positive,
@@ -264,5 +304,5 @@ def size(option: str, value: int | str | None) -> int | None:
         return None
     match = _SIZE.match(str(value).strip()) if not isinstance(value, bool) else None
     if match is None or float(match[1]) <= 0:
-        raise BadOption(message=f"{option}={value!r} is no size: give bytes, or text such as '500MB' or '2GB'.")
+        raise BadOption(message=f"{option}={brief(value)} is no size: give bytes, or text such as '500MB' or '2GB'.")
     return int(float(match[1]) * _BYTES[match[2].lower()])

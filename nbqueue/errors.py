@@ -83,7 +83,7 @@ class BadInput(NbqueueError):
 
 
 class BadName(BadInput, ValueError):
-    """{what} {name!r} cannot be used: it must be 1 to 100 letters, digits or any of `_ . @ + -`, and begin with a
+    """{what} {name} cannot be used: it must be 1 to 100 letters, digits{spaces} or any of `_ . @ + -`, and begin with a
     letter, digit or underscore."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from nbqueue.checks import seconds
+from nbqueue.checks import brief, seconds
 from nbqueue.errors import BadOption
 from nbqueue.model import CALLBACK_TIMEOUT, Rerun
 
@@ -24,7 +24,7 @@ class _Policy:
     def __init__(self, times: int, interval: Any, *, front: bool = False) -> None:
         if isinstance(times, bool) or not isinstance(times, int) or not 1 <= times <= _MOST:
             raise BadOption(
-                message=f"{type(self).__name__}({self._word}={times!r}): give a whole number from 1 to {_MOST:,}."
+                message=f"{type(self).__name__}({self._word}={brief(times)}): give a whole number from 1 to {_MOST:,}."
             )
         self.rerun = Rerun(times, _intervals(interval), front)
 
@@ -97,10 +97,12 @@ class Callback:
 
     def __init__(self, func: Callable[..., Any] | str, timeout: Any = CALLBACK_TIMEOUT) -> None:
         if not callable(func) and not isinstance(func, str):
-            raise BadOption(message=f"Callback({func!r}): give a function, or its dotted name such as 'mylib.report'.")
+            raise BadOption(
+                message=f"Callback({brief(func)}): give a function, or its dotted name such as 'mylib.report'."
+            )
         limit = seconds("timeout", timeout)
         if limit <= 0:
-            raise BadOption(message=f"Callback(timeout={timeout!r}): the limit must be over 0 seconds.")
+            raise BadOption(message=f"Callback(timeout={brief(timeout)}): the limit must be over 0 seconds.")
         self.func, self.timeout = func, limit
 
     def __repr__(self) -> str:
@@ -130,5 +132,5 @@ def _intervals(value: Any) -> tuple[float, ...]:
     listed = isinstance(value, Iterable) and not isinstance(value, str)
     found = tuple(seconds("interval", each) for each in (value if listed else (value,)))
     if not found or min(found) < 0:
-        raise BadOption(message=f"interval={value!r} must be seconds, 0 or more, or a list of them.")
+        raise BadOption(message=f"interval={brief(value)} must be seconds, 0 or more, or a list of them.")
     return found

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbqueue import wire
+from nbqueue.checks import brief
 from nbqueue.client import captures, inline, likeness, looking, tables, waiting
 from nbqueue.client.function import describe
 from nbqueue.client.job import Job
@@ -154,7 +155,7 @@ def chosen(batch: Batch[Any], rows: Any) -> list[int]:
     elif isinstance(rows, int | str | Job):
         rows = [rows]
     if not isinstance(rows, Iterable):
-        raise BadInput(message=f"rows={rows!r} must name rows: positions, Jobs, job ids, or rows of to_frame().")
+        raise BadInput(message=f"rows={brief(rows)} must name rows: positions, Jobs, job ids, or rows of to_frame().")
     found = sorted({_position(batch, row) for row in rows})
     if not watch.followed:
         looking.look(batch.session, [Job(batch, index) for index in found], canceled=True)

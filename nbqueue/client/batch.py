@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
+from nbqueue.checks import brief
 from nbqueue.client import again, frame, looking, progress, spills, waiting
 from nbqueue.client.facts import parents_of
 from nbqueue.client.job import Job, error_of, text_of, value_of
@@ -150,7 +151,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         "skip" leaves such jobs out. NotDone after `timeout` seconds.
         """
         if errors not in {"raise", "return", "skip"}:
-            raise BadOption(message=f"errors={errors!r} must be 'raise', 'return' or 'skip'.")
+            raise BadOption(message=f"errors={brief(errors)} must be 'raise', 'return' or 'skip'.")
         try:
             met = self.wait(timeout)
         except LostByServer:

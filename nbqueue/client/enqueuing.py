@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from nbqueue.checks import seconds
+from nbqueue.checks import brief, seconds
 from nbqueue.client import items, terms
 from nbqueue.client.function import Function
 from nbqueue.client.items import Calls
@@ -145,7 +145,7 @@ def positionals(args: Any) -> tuple[Any, ...]:
     if args is None:
         return ()
     if isinstance(args, str | bytes) or not isinstance(args, Iterable):
-        raise BadOption(message=f"args={args!r} must be a tuple or a list of the positional arguments.")
+        raise BadOption(message=f"args={brief(args)} must be a tuple or a list of the positional arguments.")
     return tuple(args)
 
 
@@ -154,5 +154,5 @@ def time_limit(option: str, value: Any) -> float | None:
     if value is None or value == -1:
         return None
     if (limit := seconds(option, value)) <= 0:
-        raise BadOption(message=f"{option}={value!r} must be over 0 seconds; -1 means no limit.")
+        raise BadOption(message=f"{option}={brief(value)} must be over 0 seconds; -1 means no limit.")
     return limit

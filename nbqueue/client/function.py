@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from nbqueue import settings, wire
-from nbqueue.checks import size_text
+from nbqueue.checks import brief, size_text
 from nbqueue.client import captures, modules, sources
 from nbqueue.errors import BadInput, BadOption, NotPicklable, TooLarge
 from nbqueue.model import MAX_FUNCTION, WARN_FUNCTION, FunctionRecord, Hook
@@ -82,7 +82,7 @@ def _wrapped(function: object) -> tuple[Callable[..., Any] | None, str, bytes, d
         label = label_of(function)
     else:
         raise BadInput(
-            message=f"{_short(function)} cannot be called. Give a function, or its dotted name such as 'mylib.count'."
+            message=f"{brief(function)} cannot be called. Give a function, or its dotted name such as 'mylib.count'."
         )
     reach = captures.Reach(call)
     payload = _pickled(thing, label, reach)
@@ -91,7 +91,7 @@ def _wrapped(function: object) -> tuple[Callable[..., Any] | None, str, bytes, d
 
 def _named(name: str) -> tuple[Callable[..., Any] | None, Any, str]:
     if not _DOTTED.match(name):
-        raise BadInput(message=f"{_short(name)} is no dotted name of a function; one looks like 'mylib.count'.")
+        raise BadInput(message=f"{brief(name)} is no dotted name of a function; one looks like 'mylib.count'.")
     label = name.rpartition(".")[2]
     try:
         found = pkgutil.resolve_name(name)
@@ -102,7 +102,7 @@ def _named(name: str) -> tuple[Callable[..., Any] | None, Any, str]:
     except AttributeError as why:
         raise BadInput(message=f"There is no {name!r} ({why}). Check the spelling of the dotted name.") from why
     if not callable(found):
-        raise BadInput(message=f"{name!r} is {_short(found)}, which cannot be called.")
+        raise BadInput(message=f"{name!r} is {brief(found)}, which cannot be called.")
     return found, _ByName(name), label
 
 
@@ -257,8 +257,3 @@ def _placed(
 
 def _flat(pairs: dict[str, str]) -> list[str]:
     return [text for pair in sorted(pairs.items()) for text in pair]
-
-
-def _short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import wire
-from nbqueue.checks import check_name
+from nbqueue.checks import check_title
 from nbqueue.client.batch import Batch
 from nbqueue.client.job import Job
 from nbqueue.client.session import Session
@@ -67,7 +67,7 @@ def _birth(session: Session, view: BatchView, spec: Spec) -> Birth:
 def fetch(session: Session, name: str) -> Job[Any]:
     """The job with this id, in one round trip. Raises NoSuchJob, Expired, BadSignature or UnknownKey."""
     owner, colon, digits = str(name).rpartition(":")
-    batch = check_name("job", owner if colon else name)
+    batch = check_title("job", owner if colon else name)
     if (found := session.here.get(batch)) is not None:
         return _job(found, name, digits if colon else "", session)
     view = session.ask(lambda broker: broker.view(batch))

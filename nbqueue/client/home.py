@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from nbqueue import settings as settings_module
-from nbqueue.checks import size
+from nbqueue.checks import brief, size
 from nbqueue.client import session as session_module
 from nbqueue.client.session import Session
 from nbqueue.errors import BadOption, NoServer
@@ -30,7 +30,7 @@ class Local:
         `local().stop()` starts nothing only to stop it.
         """
         if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
-            raise BadOption(message=f"slots={slots!r} must be a whole number of 1 or more.")
+            raise BadOption(message=f"slots={brief(slots)} must be a whole number of 1 or more.")
         found = msgspec.structs.replace(settings_module.load(), url=None)
         current = session_module.peek()
         session = current if current is not None and current.local and current.settings == found else Session(found)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbqueue import perform
-from nbqueue.checks import size_text
+from nbqueue.checks import brief, size_text
 from nbqueue.client import tables
 from nbqueue.client.function import Function
 from nbqueue.errors import BadItems, NotPicklable, TooLarge
@@ -130,7 +130,7 @@ def _check_columns(function: Function, names: tuple[str, ...]) -> None:
 def _check(items: Any, position: int, label: str) -> None:
     where = "items" if position == 0 else f"iterable {position + 1}"
     if isinstance(items, str | bytes | bytearray | memoryview):
-        kind, out = type(items).__name__, f"for one item, wrap it: map({label}, [{_brief(items)}])"
+        kind, out = type(items).__name__, f"for one item, wrap it: map({label}, [{brief(items)}])"
     elif isinstance(items, Mapping):
         kind, out = "a mapping", "use list(d), list(d.values()) or list(d.items()); starmap spreads a list of dicts"
     elif isinstance(items, AbstractSet) and not isinstance(items, KeysView | ItemsView):
@@ -169,7 +169,7 @@ def _spread(index: int, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(item, tuple | list):
         return tuple(item), {}
     raise BadItems(
-        message=f"Item {index} is {_brief(item)}: starmap spreads tuples over positions and dicts over keywords. "
+        message=f"Item {index} is {brief(item)}: starmap spreads tuples over positions and dicts over keywords. "
         "For one argument an item use map."
     )
 
@@ -267,8 +267,3 @@ def _culprit(function: Function, call: Call, *, too_large: bool) -> str:
         except Exception:  # noqa: BLE001 - that it refuses is the answer
             return repr(name)
     return ""
-
-
-def _brief(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."

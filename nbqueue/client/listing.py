@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from nbqueue.checks import check_name
+from nbqueue.checks import check_title
 from nbqueue.client import handles, recall
 from nbqueue.client.batch import Batch
 from nbqueue.client.session import Session
@@ -28,7 +28,7 @@ def attach(session: Session, name: str | None) -> Batch[Any]:
 
     Raises NoSuchBatch, Expired or UnknownKey.
     """
-    wanted = None if name is None else check_name("batch", name.rpartition(":")[0] or name)
+    wanted = None if name is None else check_title("batch", name.rpartition(":")[0] or name)
     try:
         view = _latest(session) if wanted is None else _find(session, wanted)
     except SetupError as why:

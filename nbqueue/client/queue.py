@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nbqueue.checks import check_name
+from nbqueue.checks import brief, check_name
 from nbqueue.client import registry, session, terms
 from nbqueue.client.enqueuing import RESULT_TTL, TIMEOUT, Enqueuer, Prepared, positionals, split, time_limit
 from nbqueue.client.function import Function, describe
@@ -169,7 +169,7 @@ class Queue:
 
     def _prepared(self, call: Prepared, known: dict[Any, tuple[list[Any], Function]]) -> Submission:
         if not isinstance(call, Prepared):
-            raise BadOption(message=f"enqueue_many() takes what Queue.prepare_data(f, args) makes, not {call!r}.")
+            raise BadOption(message=f"enqueue_many() takes what Queue.prepare_data(f, args) makes, not {brief(call)}.")
         enqueuer = self._given(call.options)
         hooks = terms.hooks(enqueuer.said)
         # The same function a thousand times is described once.

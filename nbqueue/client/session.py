@@ -257,8 +257,10 @@ def connect(url: Any = None, *, namespace: str | None = None) -> Session:
 
 def check(url: Any, whose: str) -> None:
     """Raises BadInput for what is neither a URL nor a client nor None."""
-    if url is not None and not isinstance(url, str) and not hasattr(url, "connection_pool"):
-        raise BadInput(message=f"{whose} takes a URL or a redis.Redis, not {type(url).__name__}.")
+    if isinstance(url, str) and not url.strip():
+        raise BadInput(message=f"{whose} was given an empty URL. Leave it out for what the settings say.")
+    if url is not None and not isinstance(url, str):
+        connection.check_client(url, whose)
 
 
 def _made(url: Any, namespace: str | None, whose: str) -> Session:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from nbqueue.checks import check_name, seconds
+from nbqueue.checks import brief, check_name, seconds
 from nbqueue.client.batch import Batch
 from nbqueue.client.function import Function, label_of, signature_of
 from nbqueue.client.job import Job
@@ -59,13 +60,13 @@ def _retry(option: str, value: Any) -> Retry | None:
         return value
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return Retry(value) if value else None
-    raise BadOption(message=f"{option}={value!r}: give a number of runs, or Retry(3, interval=[10, 60]).")
+    raise BadOption(message=f"{option}={brief(value)}: give a number of runs, or Retry(3, interval=[10, 60]).")
 
 
 def _repeat(option: str, value: Any) -> Repeat:
     if isinstance(value, Repeat):
         return value
-    raise BadOption(message=f"{option}={value!r}: give Repeat(times=3, interval=60).")
+    raise BadOption(message=f"{option}={brief(value)}: give Repeat(times=3, interval=60).")
 
 
 def _callback(option: str, value: Any) -> Callback:
@@ -73,7 +74,9 @@ def _callback(option: str, value: Any) -> Callback:
     if found is None and (callable(value) or isinstance(value, str)):
         found = Callback(value)
     if found is None:
-        raise BadOption(message=f"{option}={value!r}: give a function, its dotted name, or Callback(f, timeout=10).")
+        raise BadOption(
+            message=f"{option}={brief(value)}: give a function, its dotted name, or Callback(f, timeout=10)."
+        )
     if not isinstance(found.func, str):
         _check_signature(option, found.func, CALLBACKS[option][1])
     return found
@@ -101,7 +104,7 @@ def _dependencies(option: str, value: Any) -> tuple[Dependency, ...]:
                 check_name("depends_on", _parted(one)[0])
             elif not isinstance(one, Job | Batch):
                 raise BadOption(
-                    message=f"{option}={one!r} names no job: give a Job, a Batch, an id, a list of them, or "
+                    message=f"{option}={brief(one)} names no job: give a Job, a Batch, an id, a list of them, or "
                     "Dependency([job], allow_failure=True)."
                 )
     return found
@@ -164,7 +167,7 @@ def refuse_clash(verb: str, function: object, given: Mapping[str, Any], *, queue
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for name in given:
         if name in named:
-            value = repr(given[name])
+            value = brief(given[name])
             if name in {"args", "kwargs"}:
                 raise BadOption(
                     message=f"{name}= is taken for the arguments of the call, and it is a parameter of {label} too. "
@@ -215,7 +218,9 @@ def awaited(options: Options) -> Iterator[tuple[Job[Any] | Batch[Any], bool]]:
     for dependency in options.depends_on or ():
         for one in _members(dependency):
             if isinstance(one, str):
-                raise BadInput(message=f"depends_on={one!r}: what runs at once, in this process, takes Jobs, not ids.")
+                raise BadInput(
+                    message=f"depends_on={brief(one)}: what runs at once, in this process, takes Jobs, not ids."
+                )
             yield one, dependency.allow_failure
 
 
@@ -254,11 +259,15 @@ def hooks(options: Options) -> dict[str, Callback]:
 def due_us(when: Any) -> int:
     """A datetime as microseconds since the epoch; without a zone it is local time, as in RQ. Raises BadOption."""
     if not isinstance(when, datetime):
-        raise BadOption(message=f"enqueue_at() takes a datetime first, not {when!r}. enqueue_in() takes a duration.")
+        raise BadOption(
+            message=f"enqueue_at() takes a datetime first, not {brief(when)}. enqueue_in() takes a duration."
+        )
     try:
-        return round(when.timestamp() * 1e6)
+        found = when.timestamp()
     except (OverflowError, ValueError, OSError) as why:
-        raise BadOption(message=f"enqueue_at({when!r}): this machine's clock knows no such time ({why}).") from why
+        raise BadOption(message=f"enqueue_at({brief(when)}): this machine's clock knows no such time ({why}).") from why
+    seconds("the time of enqueue_at until now", found - time.time())
+    return round(found * 1e6)
 
 
 def delay(span: Any) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any, Literal
 
-from nbqueue.checks import check_name
+from nbqueue.checks import check_name, check_title
 from nbqueue.errors import BadInput, Damaged, LeaseEnded, NoSuchBatch
 from nbqueue.model import BEAT, LEASE, MAX_LOSSES, Rerun, State
 from nbqueue.store.door import FIELDS, loads_of, parts
@@ -223,7 +223,7 @@ class Broker(Uploads, Reads):
 
     def rename(self, batch_id: str, was: str, name: str) -> bool:
         """A batch named `was` bears another name from now on; False if that is in use. Raises NoSuchBatch."""
-        answer = self._run("rename", batch_id, was, check_name("name", name))
+        answer = self._run("rename", batch_id, was, check_title("name", name))
         if answer < 0:
             raise NoSuchBatch(name=batch_id, server=self.url)
         return bool(answer)

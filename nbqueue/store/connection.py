@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+from inspect import signature
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import redis
 from redis import exceptions as wrong
 from redis.backoff import ExponentialBackoff
+from redis.connection import parse_url
 from redis.retry import Retry
 
-from nbqueue.errors import BadOption, NbqueueError, NoServer, ServerRefused, ServerUnfit, WrongPassword
+from nbqueue.errors import BadInput, BadOption, NbqueueError, NoServer, ServerRefused, ServerUnfit, WrongPassword
 
 OLDEST = (6, 2)
 _TIMEOUT = 5.0
@@ -35,6 +38,7 @@ _REFUSALS = {
         "too few replicas follow it",
         "Start them, or run `redis-cli config set min-replicas-to-write 0` on it.",
     ),
+    "DB": ("it has no such database", "Use one with a lower number in the URL, as redis://host:6379/0."),
     "NOPERM": ("this user lacks a permission", "Ask its administrator for the rights that nbqueue's manual lists."),
     "WRONGTYPE": (
         "a key of ours holds something else",
@@ -66,46 +70,101 @@ class Connection:
 
 def connect(url: str, *, timeout: float = _TIMEOUT) -> Connection:
     """A connection to `redis://`, `rediss://` or `unix://`; nothing is sent yet. Raises BadOption."""
-    if urlsplit(url).scheme not in _SCHEMES:
-        raise BadOption(message=f"url={shown(url)!r} must begin with redis://, rediss:// or unix://.")
     try:
-        client = redis.Redis.from_url(url, **_options(timeout))
-    except ValueError as why:
-        raise BadOption(message=f"url={shown(url)!r} cannot be understood: {why}.") from why
-    return Connection(client, shown(url))
+        scheme = urlsplit(url).scheme
+        if scheme not in _SCHEMES:
+            raise BadOption(message=f"url={shown(url)!r} must begin with redis://, rediss:// or unix://.")
+        facts = _checked(url, parse_url(url))  # type: ignore[no-untyped-call]
+        kind = facts.pop("connection_class", redis.Connection)
+        pool = redis.ConnectionPool(connection_class=kind, **_options(timeout) | facts | _OURS)
+        pool.make_connection()  # it is given its options here, and connects later
+    except (ValueError, TypeError, wrong.RedisError) as why:
+        if isinstance(why, BadOption):
+            raise
+        raise BadOption(message=f"url={shown(url)!r} cannot be used: {why}.") from why
+    return Connection(redis.Redis(connection_pool=pool), shown(url))
+
+
+def _checked(url: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a URL says, if it is all known. Raises ValueError for the rest."""
+    parts = urlsplit(url)
+    if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", unquote(parts.path)):
+        raise ValueError(f"its database {unquote(parts.path)[1:]!r} is not a number")
+    kind = facts.get("connection_class", redis.Connection)
+    known = {name for each in kind.__mro__ if "__init__" in vars(each) for name in signature(each.__init__).parameters}
+    known = (known | {"max_connections"}) - {"self", "args", "kwargs"}
+    if strange := sorted(facts.keys() - known - {"connection_class"}):
+        near = get_close_matches(strange[0], known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "see redis-py's documentation of Redis.from_url"
+        raise ValueError(f"it has an unknown option {strange[0]!r}; {hint}")
+    if parts.scheme == "unix" and not facts.get("path"):
+        raise ValueError("it names no socket; write unix:///path/to/redis.sock")
+    if facts.get("db", 0) < 0:
+        raise ValueError(f"its database {facts['db']} is below 0")
+    if not re.fullmatch(r"[!-~]*", facts.get("client_name", "")):
+        raise ValueError(f"its client_name {facts['client_name']!r} has a space, or another character than ASCII")
+    return facts
+
+
+def check_client(client: object, whose: str) -> None:
+    """Raises BadInput for what is no client of redis-py's that can be used here."""
+    if isinstance(client, redis.Redis):
+        return
+    name, module = type(client).__name__, type(client).__module__
+    told = f"{whose} takes a URL or a redis.Redis, not "
+    if module.startswith("redis.asyncio"):
+        told += f"redis.asyncio's {name}. Make a redis.Redis with the same address"
+    elif hasattr(client, "connection_pool"):
+        told += f"{module.partition('.')[0]}'s {name}. Give its URL: a Valkey server answers to redis:// too"
+    else:
+        told += name
+    raise BadInput(message=f"{told}.")
 
 
 def adopt(client: redis.Redis) -> Connection:
     """A connection of our own to the server of a client that the user made, with its address and credentials."""
     pool = client.connection_pool
-    kwargs = {**pool.connection_kwargs, **_options(pool.connection_kwargs.get("socket_timeout") or _TIMEOUT)}
+    kwargs = {**pool.connection_kwargs, **_options(pool.connection_kwargs.get("socket_timeout") or _TIMEOUT), **_OURS}
     kwargs = {name: value for name, value in kwargs.items() if "maint_notifications" not in name}
     ours = redis.Redis(connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **kwargs))
+    return Connection(ours, _address(pool, kwargs))
+
+
+def _address(pool: Any, kwargs: dict[str, Any]) -> str:
+    """Where a client's server is, as a URL; of a client of Sentinel's, which of its services."""
+    if (service := getattr(pool, "service_name", None)) is not None:
+        ways = [each.connection_pool.connection_kwargs for each in pool.sentinel_manager.sentinels]
+        told = ",".join(f"{way.get('host', '?')}:{way.get('port', '?')}" for way in ways)
+        return f"redis+sentinel://{told}/{service}"
     if "path" in kwargs:
-        return Connection(ours, f"unix://{kwargs['path']}")
-    return Connection(
-        ours, f"redis://{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}/{kwargs.get('db', 0)}"
-    )
+        return f"unix://{kwargs['path']}"
+    return f"redis://{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}/{kwargs.get('db', 0)}"
 
 
 def _options(timeout: float) -> dict[str, Any]:
-    # Commands may be sent again when a reply is lost: every verb is idempotent.
-    return {
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-        "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
-        "retry_on_error": [wrong.ConnectionError, wrong.TimeoutError],
-        "decode_responses": False,
-        "protocol": 2,
-        "health_check_interval": 0,
-    }
+    return {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+
+
+# What a connection must be like for us, whatever a URL or a client says.
+# Commands may be sent again when a reply is lost: every verb is idempotent.
+_OURS: dict[str, Any] = {
+    "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+    "retry_on_error": [wrong.ConnectionError, wrong.TimeoutError],
+    "decode_responses": False,
+    "encoding": "utf-8",
+    "protocol": 2,
+    "health_check_interval": 0,
+}
 
 
 def shown(url: str) -> str:
     """The URL without its password."""
     url = re.sub(r"([?&]password=)[^&]*", r"\1***", url)
     url = re.sub(r"([?&]password=)[^&]*", r"\1***", url)
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # it is no URL: what may be a password is left out
+        return re.sub(r"//[^@]*@", "//***@", url)
     if not parts.password:
         return url
     return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"))
@@ -150,6 +209,8 @@ def _word(why: wrong.RedisError, text: str) -> str:
     found = re.match(r"(?:ERR )?(?:Error running script[^:]*: )?(?:@?user_script: ?\d*:? *)*-?([A-Z]+)\b", text)
     if found and found[1] in _REFUSALS:
         return found[1]
+    if "DB index is out of range" in text:
+        return "DB"
     return "OOM" if "command not allowed when used memory" in text else ""
 
 

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from nbqueue.checks import YEAR, check_name
+from nbqueue.checks import YEAR, check_name, check_title
 from nbqueue.errors import BadInput, InUse, NoSuchBatch, NoSuchDependency, TooManyOpen
 from nbqueue.model import State
 from nbqueue.store.door import FIELDS, Door, loads_of, parts
@@ -178,7 +178,7 @@ def _check(batch: NewBatch, args: Sequence[bytes], *, last: bool) -> None:
     for what, name in named.items():
         check_name(what, name)
     if batch.name is not None:
-        check_name("name", batch.name)
+        check_title("name", batch.name)
     if batch.single and (len(args) != (not batch.source) or not last):
         raise BadInput(message="A single batch has one job, sent at once.")
     if batch.source and args:

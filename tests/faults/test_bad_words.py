@@ -8,19 +8,27 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import redis.asyncio
 from click.testing import CliRunner
 from helpers import wait_until
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import nbqueue
 from nbqueue.cli.main import cli
 from nbqueue.client.spoolfile import Appender, Block, Kind, Scan
-from nbqueue.errors import NbqueueError
+from nbqueue.client.terms import WORDS
+from nbqueue.errors import BadInput, BadName, BadOption, NbqueueError, NoServer
+from nbqueue.store import connection
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["a/b", "a:b", "{a}", "a\0b", "a\nb", "a\n", "x" * 10_240, "", "../a", "a b", "-a", "ä"]
+NAMES = ["a/b", "a:b", "{a}", "a\0b", "a\nb", "a\n", "x" * 10_240, "", "../a", "a b ", " a", " ", "a\tb", "-a", "ä"]
 ESCAPES = "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b31m \u202eright\r over"
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 PASSWORD = "hunter2-correct-horse"
@@ -62,7 +70,183 @@ def test_a_name_that_cannot_be_one(session, way):
             API[way](name)
         assert isinstance(why.value, NbqueueError), (name, why.value)
         assert len(str(why.value)) < 1000
+    if way not in {"name", "attach", "fetch"}:  # what names a batch
+        with pytest.raises(BadName):
+            API[way]("a b")
     assert set(session.broker.client.scan_iter(match=session.broker.keys.prefix + "*")) == keys
+
+
+def test_a_batch_may_have_spaces_in_its_name(session, fleet):
+    fleet.start().up()
+    name = "long simulation of 2"
+    assert nbqueue.map(abs, [-1, -2], name=name).results(timeout=30) == [1, 2]
+    assert nbqueue.map(abs, [-1, -2, -3], name=name).results(timeout=30) == [1, 2, 3]
+    assert nbqueue.map(abs, [-9], name=name, fresh=True).results(timeout=30) == [9]
+    assert nbqueue.attach(f"{name}@1").results(timeout=30) == [1, 2, 3]
+    assert nbqueue.attach(name).results() == [9]
+    assert nbqueue.Job.fetch(f"{name}:0").wait(10) == 9
+    assert {name, f"{name}@1"} <= set(nbqueue.batches()["name"])
+    assert "abs" in command(session, "show", f"{name}:0")
+    session.broker.client.flushall()  # and from the copy on this disk
+    assert nbqueue.attach(name).results() == [9]
+
+
+def said(verb, *args, **kwargs):
+    """What a verb refuses its arguments with, which is an error of ours and short; None if it takes them."""
+    try:
+        verb(*args, **kwargs)
+    except NbqueueError as why:
+        told = str(why)
+    else:
+        return None
+    assert len(told) < 500
+    return told
+
+
+class Rude:
+    """Refuses to be shown, or compared."""
+
+    def __repr__(self):
+        raise RuntimeError
+
+    def __eq__(self, other):
+        raise RuntimeError
+
+    __hash__ = None
+
+
+ODD = [
+    *(None, True, 0, -1, 10**12, 10**5000, -(10**5000), 0.5, float("nan"), float("inf"), 1j, "", " ", "x" * 5000, "\0"),
+    *(
+        "\ud800",
+        b"x",
+        [],
+        [1],
+        {},
+        {1: 2},
+        {"a": Rude()},
+        (),
+        {1},
+        range(3),
+        np.array([1, 2]),
+        np.array(3),
+        pd.NA,
+        pd.NaT,
+    ),
+    *(
+        pd.DataFrame({"a": [1]}),
+        pd.Series([1]),
+        timedelta.max,
+        datetime.max.replace(tzinfo=UTC),
+        object(),
+        Rude(),
+        print,
+        int,
+        lambda: 0,
+    ),
+]
+
+
+@pytest.mark.parametrize("option", sorted(WORDS))
+def test_an_option_of_any_value_is_taken_or_refused_in_words(option):
+    for value in ODD:
+        told = said(nbqueue.options, **{option: value})
+        assert not told or option.removeprefix("job_")[:4] in told.lower()
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        lambda q: q.enqueue_in(timedelta.max, abs, -1),
+        lambda q: q.enqueue_in(10**12, abs, -1),
+        lambda q: q.enqueue_at(datetime.max.replace(tzinfo=UTC), abs, -1),
+        lambda q: q.enqueue_at(datetime(2200, 1, 1, tzinfo=UTC), abs, -1),
+        lambda q: q.enqueue(abs, -1, job_timeout=10**12),
+        lambda q: q.enqueue(abs, -1, ttl=timedelta.max),
+    ],
+)
+def test_a_time_beyond_the_calendar_is_refused_when_typed(session, when):
+    q = nbqueue.Queue("q", connection=session.settings.url, namespace=session.settings.namespace)
+    with pytest.raises(BadOption, match="too long: 100 years at most"):
+        when(q)
+    assert not len(q)
+
+
+URLS = {
+    "redis://h/0?colour=red": "unknown option 'colour'",
+    "redis://h?socket_timeuot=3": "did you mean 'socket_timeout'",
+    "redis://h?db=x": "db",
+    "redis://h/x": "database 'x' is not a number",
+    "redis://h?db=-1": "below 0",
+    "redis://h?client_name=a%20b": "client_name 'a b'",
+    "redis://h?socket_timeout=soon": "socket_timeout",
+    "redis://h?ssl_ca_certs=x": "unknown option 'ssl_ca_certs'",
+    "redis://:secret@[::1": "cannot be used",
+    "redis://h:99999": "cannot be used",
+    "redis://h:port": "cannot be used",
+    "unix://": "names no socket",
+    "http://h": "must begin with",
+}
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_that_cannot_be_used_says_what_is_wrong_before_anything_is_sent(url):
+    for way in (nbqueue.connect, lambda url: nbqueue.Queue("q", connection=url).count):
+        with pytest.raises(BadOption, match=re.escape(URLS[url])) as why:
+            way(url)
+        assert "secret" not in str(why.value)
+
+
+@given(st.text(max_size=20), st.text("abc/:@?&=%[]# .0123456789", max_size=40))
+@settings(deadline=None)
+def test_no_url_raises_an_error_of_another(scheme, rest):
+    for url in (f"{scheme}://{rest}", f"redis://{rest}", f"unix:///{rest}", f"redis://h/?{rest}", scheme + rest):
+        said(connection.connect, url)
+
+
+def test_options_of_a_url_that_would_break_us_change_nothing(session):
+    url = session.settings.url
+    url += "&" if "?" in url else "?"
+    url += "decode_responses=True&protocol=3&encoding=latin-1&client_name=me&retry_on_timeout=1"
+    found = nbqueue.connect(url, namespace=session.settings.namespace)
+    q = nbqueue.Queue("q")
+    q.enqueue(abs, -5, job_id="five")
+    nbqueue.SimpleWorker(["q"]).work(burst=True)
+    assert q.fetch_job("five").result == 5
+    assert "me" in {each["name"] for each in found.broker.client.client_list()}
+    found.collector.stop()
+    found.disconnect()
+
+
+def test_a_database_that_is_not_there_is_named_and_no_url_is_none(server):
+    with pytest.raises(BadInput, match="empty URL"):
+        nbqueue.connect(" ")
+    with pytest.raises(NbqueueError, match="no such database"):
+        nbqueue.connect(redis.Redis(unix_socket_path=server.url.partition("//")[2].partition("?")[0], db=99))
+
+
+class Foreign:
+    """As a client of another package."""
+
+    connection_pool = None
+
+
+@pytest.mark.parametrize(
+    "client", [redis.asyncio.Redis(), Foreign(), redis.ConnectionPool(), b"redis://h", Path("x"), 6379, ["redis://h"]]
+)
+def test_what_is_no_client_of_redis_is_refused_by_its_kind(client):
+    for way in (nbqueue.connect, lambda client: nbqueue.Queue("q", connection=client)):
+        with pytest.raises(BadInput, match=f"takes a URL or a redis.Redis, not .*{type(client).__name__}"):
+            way(client)
+
+
+def test_a_failure_of_sentinels_names_them_and_not_localhost():
+    from redis.sentinel import Sentinel
+
+    client = Sentinel([("127.0.0.1", 1)], socket_timeout=0.1).master_for("mymaster")
+    with pytest.raises(NoServer, match=r"redis\+sentinel://127.0.0.1:1/mymaster") as why:
+        nbqueue.connect(client)
+    assert "localhost" not in str(why.value)
 
 
 COMMANDS = [
@@ -83,7 +267,7 @@ COMMANDS = [
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_a_command_refuses_such_a_name(session, words, monkeypatch):
     monkeypatch.setenv("NBQUEUE_URL", session.settings.url)
-    for name in ("a/b", "{a}", "a\nb", "x" * 10_240, "a b"):
+    for name in ("a/b", "{a}", "a\nb", "x" * 10_240, "a b "):
         place = words.index("{}")
         done = CliRunner().invoke(cli, [*words[:place], name, *words[place + 1 :]])
         assert done.exit_code, (words, name, done.output)
