@@ -148,7 +148,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("option", sorted(WORDS))
-def test_an_option_of_any_value_is_taken_or_refused_in_words(option):
+def test_an_option_of_any_value_is_taken_or_refused_in_words(home, option):
     for value in ODD:
         told = said(nbqueue.options, **{option: value})
         assert not told or option.removeprefix("job_")[:4] in told.lower()
@@ -190,7 +190,7 @@ URLS = {
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_a_url_that_cannot_be_used_says_what_is_wrong_before_anything_is_sent(url):
+def test_a_url_that_cannot_be_used_says_what_is_wrong_before_anything_is_sent(home, url):
     for way in (nbqueue.connect, lambda url: nbqueue.Queue("q", connection=url).count):
         with pytest.raises(BadOption, match=re.escape(URLS[url])) as why:
             way(url)
@@ -218,7 +218,7 @@ def test_options_of_a_url_that_would_break_us_change_nothing(session):
     found.disconnect()
 
 
-def test_a_database_that_is_not_there_is_named_and_no_url_is_none(server):
+def test_a_database_that_is_not_there_is_named_and_no_url_is_none(home, server):
     with pytest.raises(BadInput, match="empty URL"):
         nbqueue.connect(" ")
     with pytest.raises(NbqueueError, match="no such database"):
@@ -234,13 +234,13 @@ class Foreign:
 @pytest.mark.parametrize(
     "client", [redis.asyncio.Redis(), Foreign(), redis.ConnectionPool(), b"redis://h", Path("x"), 6379, ["redis://h"]]
 )
-def test_what_is_no_client_of_redis_is_refused_by_its_kind(client):
+def test_what_is_no_client_of_redis_is_refused_by_its_kind(home, client):
     for way in (nbqueue.connect, lambda client: nbqueue.Queue("q", connection=client)):
         with pytest.raises(BadInput, match=f"takes a URL or a redis.Redis, not .*{type(client).__name__}"):
             way(client)
 
 
-def test_a_failure_of_sentinels_names_them_and_not_localhost():
+def test_a_failure_of_sentinels_names_them_and_not_localhost(home):
     from redis.sentinel import Sentinel
 
     client = Sentinel([("127.0.0.1", 1)], socket_timeout=0.1).master_for("mymaster")
