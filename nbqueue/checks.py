@@ -236,6 +236,7 @@ CHECKS: dict[str, Any] = {
     "isolate": _flag,
     "slice": _grace,
     "preload": _flag,
+    "pin": _optional_flag,
     "max_result": _result_size,
     "spill": spill_root,
     "max_failed": _tolerance,

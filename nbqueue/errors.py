@@ -11,7 +11,7 @@ what to do next.
       NotThere              NoSuchBatch  NoSuchJob  NoSuchWorker  Expired  LostByServer  SpillLost
       JobFailed  JobCanceled  BatchFailed  NotDone
       LeaseEnded            (a worker's own)
-      LoadError             (a stable's own)
+      LoadError             CodeDiffers (a stable's own)
     RemoteTraceback         (the cause of a job's exception)
     JobTimeout              (a BaseException, raised inside a job)
 """
@@ -229,6 +229,11 @@ class LeaseEnded(NbqueueError):
 
 class LoadError(NbqueueError):
     """{label} could not be loaded on {host}: {why}"""
+
+
+class CodeDiffers(LoadError):
+    """{label} could not be loaded on {host}: {why} It waits for a worker that has that code. To run it as workers have
+    it now: nbqueue.attach(ID).cancel() and .retry(func=...), or submit it with pin=False."""
 
 
 class JobTimeout(BaseException):

@@ -220,7 +220,8 @@ class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     cwd: str
     path: tuple[str, ...] = ()  # what the client had added to sys.path
-    modules: dict[str, str] = {}  # the function's own modules -> SHA-256 of their source
+    modules: dict[str, str] = {}  # the function's own modules -> SHA-256 of their source, where it is pinned
+    pinned: bool = True  # whether it runs with these modules only; else with what the worker has when the job begins
     env: dict[str, str] = {}
     hooks: dict[str, Hook] = {}  # callbacks: success, failure, stopped
     likeness: Likeness | None = None  # of the function of a named batch, for those who submit it again
@@ -297,6 +298,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     isolate: bool = False
     slice: float = SLICE
     preload: bool = True
+    pin: bool | None = None  # None: as the verb does
     max_result: int | None = None
     spill: str | None = None
     max_failed: float | None = None

@@ -114,8 +114,8 @@ def map(f: Callable[..., R] | str, *iterables: Any, **keywords: Any) -> Batch[R]
     Several iterables are zipped strictly; the rows of a DataFrame are keywords. With `name=` the same call again, also
     after a restart, finds its batch: only new arguments run, and Changed says what is different in the function.
     Keywords are nbqueue's options: queue, name, update, fresh, timeout, grace, result_ttl, failure_ttl, ttl, at_front,
-    isolate, slice, preload, max_result, spill, max_failed, seed, env, progress, inline, description, meta, depends_on,
-    retries (or retry), on_success, on_failure, on_stopped.
+    isolate, slice, preload, pin, max_result, spill, max_failed, seed, env, progress, inline, description, meta,
+    depends_on, retries (or retry), on_success, on_failure, on_stopped.
     """
     return _plain.map(f, *iterables, **keywords)
 

@@ -33,7 +33,8 @@ class Reach:
 
     `captured`: name -> value of the data on the way (neither modules nor code). `modules`: names of modules to look at.
     `codes`: the code of the functions on the way. `imports`: modules that import statements inside functions name, also
-    inside those functions of the user's own modules that it calls there.
+    inside those functions of the user's own modules that it calls there. `whole`: whether a function or class travels
+    whole.
     """
 
     def __init__(self, function: Any) -> None:
@@ -41,6 +42,7 @@ class Reach:
         self.modules: set[str] = set()
         self.codes: list[CodeType] = []
         self.imports: set[str] = set()
+        self.whole = False
         self._read: set[CodeType] = set()
         self._seen: set[int] = set()
         self._kept: list[Any] = []  # so that no id is given twice while we walk
@@ -73,7 +75,9 @@ class Reach:
         if not by_value(thing):
             self.modules.add(thing.__module__)
             self._stays(thing)
-        elif isinstance(thing, type):
+            return
+        self.whole = True
+        if isinstance(thing, type):
             yield from (("", base) for base in thing.__bases__)
             yield from _members(thing)
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nbqueue.checks import brief, seconds
 from nbqueue.client import items, terms
-from nbqueue.client.function import Function
+from nbqueue.client.function import Function, goes_by_name
 from nbqueue.client.items import Calls
 from nbqueue.client.job import Job
 from nbqueue.client.submission import Submission, When, refuse_inside
@@ -101,7 +101,13 @@ class Enqueuer:
             return items.single(function, tuple(args), dict(kwargs))
 
         source = "" if "timeout" in self._typed else self.queue.timeout_from
-        return Submission(self.queue.session, self.said, f, calls, single=True, when=when, timeout_from=source)
+        said = self.said.replaced(pin=pinned(self.said, f)) if not isinstance(f, Function) else self.said
+        return Submission(self.queue.session, said, f, calls, single=True, when=when, timeout_from=source)
+
+
+def pinned(said: Options, f: Callable[..., Any] | str) -> bool:
+    """Whether it runs with the code as it is now, or not at all. As in RQ, what a worker imports is not pinned."""
+    return not goes_by_name(f) if said.pin is None else said.pin
 
 
 # ---------------------------------------------------------------- what was typed

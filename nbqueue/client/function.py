@@ -48,33 +48,51 @@ class _ByName:
 
 
 def describe(
-    function: object, *, env: Sequence[str] = (), salt: bytes = b"", hooks: Mapping[str, Callback | Hook] | None = None
+    function: object,
+    *,
+    env: Sequence[str] = (),
+    salt: bytes = b"",
+    hooks: Mapping[str, Callback | Hook] | None = None,
+    pin: bool | None = None,
 ) -> Function:
     """`function` ready for sealing: a callable, or a dotted name such as `mylib.count`.
 
     `env` names the variables that travel with it, `hooks` the callbacks. `salt` is mixed into its key, so that a key
-    tells nothing about their values. Raises BadInput, BadOption, NotPicklable or TooLarge.
+    tells nothing about their values. With `pin` it runs with its own modules as they are now, or not at all; without,
+    as the worker has them; None pins all but dotted names. Raises BadInput, BadOption, NotPicklable or TooLarge.
     """
-    call, label, payload, own, reach = _wrapped(function)
+    if pin is None:
+        pin = not isinstance(function, str)
+    call, label, payload, own, reach = _wrapped(function, pin=pin)
     codes = list(reach.codes)
     made: dict[str, Hook] = {}
     for name, callback in (hooks or {}).items():
         if isinstance(callback, Hook):  # of an earlier submission
-            made[name], reached = callback, _reached(None, None, callback.payload)
+            made[name], reached = callback, _reached(None, None, callback.payload) if pin else {}
         else:
-            _, title, pickled, reached, more = _wrapped(callback.func)
+            _, title, pickled, reached, more = _wrapped(callback.func, pin=pin)
             made[name] = Hook(pickled, title, callback.timeout)
             codes += more.codes
         own |= reached
-    record = _placed(payload, label, own, _environment(env), made, salt)
+    record = _placed(payload, label, own, _environment(env), made, salt, pinned=pin)
     # No part of the key: how it runs is the same.
     imports = captures.importable(captures.imports_of(call, reach), own)
     record = msgspec.structs.replace(record, sources=sources.of(codes), imports=imports)
     return Function(call, label, signature_of(call), record)
 
 
-def _wrapped(function: object) -> tuple[Callable[..., Any] | None, str, bytes, dict[str, str], captures.Reach]:
-    """(the callable if it is here, its name, its pickle, digests of the modules that it reaches, the way there)."""
+def goes_by_name(function: object) -> bool:
+    """Whether a worker imports it, and all that it is made of: a dotted name, or what a module holds."""
+    return isinstance(function, str) or (callable(function) and not captures.Reach(function).whole)
+
+
+def _wrapped(
+    function: object, *, pin: bool
+) -> tuple[Callable[..., Any] | None, str, bytes, dict[str, str], captures.Reach]:
+    """(the callable if it is here, its name, its pickle, digests of the modules that it reaches, the way there).
+
+    Without `pin` no modules are looked at.
+    """
     if isinstance(function, str):
         call, thing, label = _named(function)
     elif callable(function):
@@ -86,7 +104,7 @@ def _wrapped(function: object) -> tuple[Callable[..., Any] | None, str, bytes, d
         )
     reach = captures.Reach(call)
     payload = _pickled(thing, label, reach)
-    return call, label, payload, _reached(function, reach, payload), reach
+    return call, label, payload, _reached(function, reach, payload) if pin else {}, reach
 
 
 def _named(name: str) -> tuple[Callable[..., Any] | None, Any, str]:
@@ -229,11 +247,19 @@ def _here() -> str:
 
 
 def _placed(
-    payload: bytes, label: str, own: dict[str, str], env: dict[str, str], hooks: dict[str, Hook], salt: bytes
+    payload: bytes,
+    label: str,
+    own: dict[str, str],
+    env: dict[str, str],
+    hooks: dict[str, Hook],
+    salt: bytes,
+    *,
+    pinned: bool,
 ) -> FunctionRecord:
     python = settings.python_version()
     path, cwd = added_path(), _here()
     parts: list[bytes | str] = [payload, python, cwd, sys.executable, *path, "modules", *_flat(own), "env", *_flat(env)]
+    parts += [] if pinned else ["as it is"]
     for name in sorted(hooks):
         parts += ["hook", name, hooks[name].payload, str(hooks[name].timeout)]
     digest = hashlib.blake2b(digest_size=16, key=salt[:64])
@@ -250,6 +276,7 @@ def _placed(
         cwd=cwd,
         path=path,
         modules=own,
+        pinned=pinned,
         env=env,
         hooks=hooks,
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbqueue.checks import brief, check_name
 from nbqueue.client import registry, session, terms
-from nbqueue.client.enqueuing import RESULT_TTL, TIMEOUT, Enqueuer, Prepared, positionals, split, time_limit
+from nbqueue.client.enqueuing import RESULT_TTL, TIMEOUT, Enqueuer, Prepared, pinned, positionals, split, time_limit
 from nbqueue.client.function import Function, describe
 from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs
@@ -174,10 +174,11 @@ class Queue:
         hooks = terms.hooks(enqueuer.said)
         # The same function a thousand times is described once.
         env, functions = enqueuer.said.env, [call.func, *(hook.func for hook in hooks.values())]
-        key = (env, *map(_same, functions), *((name, hook.timeout) for name, hook in hooks.items()))
+        pin = pinned(enqueuer.said, call.func)
+        key = (env, pin, *map(_same, functions), *((name, hook.timeout) for name, hook in hooks.items()))
         if key not in known:
             salt = self.session.sealer.keyring.key
-            known[key] = functions, describe(call.func, env=env, salt=salt, hooks=hooks)
+            known[key] = functions, describe(call.func, env=env, salt=salt, hooks=hooks, pin=pin)
         return enqueuer.submission("enqueue_many", known[key][1], call.args, call.kwargs)
 
     def _typed(

@@ -75,7 +75,7 @@ class Submission:
             self.function = function
         else:
             salt = session.sealer.keyring.key
-            self.function = describe(function, env=options.env, salt=salt, hooks=terms.hooks(options))
+            self.function = describe(function, env=options.env, salt=salt, hooks=terms.hooks(options), pin=options.pin)
         self.calls = calls(self.function)
         self.marks: Marks | None = None  # of a batch with a name, which may be submitted again
         self._packed: list[bytes] | None = None

@@ -116,19 +116,25 @@ class Broker(Uploads, Reads):
         return answers
 
     def release(
-        self, worker: str, leases: Sequence[Lease], *, begun: frozenset[Lease] = frozenset(), unfit: bool = False
+        self,
+        worker: str,
+        leases: Sequence[Lease],
+        *,
+        begun: frozenset[Lease] = frozenset(),
+        unfit: bool = False,
+        patience: float = 0.0,
     ) -> bool:
         """Gives jobs back, uncharged; the run of those in `begun` is counted.
 
-        With `unfit` their function could not be loaded. True: every living worker of the queue has said so, nothing
-        was released, and the caller settles them as failed.
+        With `unfit` their function could not be loaded. True: every living worker of the queue has said so, for at
+        least `patience` seconds, nothing was released, and the caller settles them as failed.
         """
-        refused = False
+        refused, lasting = False, round(patience * 1000) if unfit else -1
         for start in range(0, len(leases), FIELDS):
             flat: list[Argument] = []
             for one in leases[start : start + FIELDS]:
                 flat += (*one, int(one in begun))
-            refused = bool(self._run("release", worker, int(unfit), *flat)) or refused
+            refused = bool(self._run("release", worker, lasting, *flat)) or refused
         return refused
 
     # ---------------------------------------------------------------- batches

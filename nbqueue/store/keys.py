@@ -35,7 +35,8 @@ SHAPES = {
     "log": "log:*",  # list: batches of one that ended, of a session
     "hint": "hint:*",  # channel: batches of a session in which something happened
     "name": "name:*",  # hash: signer -> the batch that bears the name
-    "unfit": "unfit:*",  # zset: the workers that could not load a function -> when, in ms; for a minute
+    # zset: worker that could not load a function -> when, in ms; ":<worker>" -> from when on it is final; for a minute
+    "unfit": "unfit:*",
 }
 
 PARTS = {

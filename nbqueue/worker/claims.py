@@ -103,9 +103,11 @@ class Claims:
             if stale := self.stables.unbegun(UNBEGUN):
                 # Forgotten first: should the answer be lost, they must not be run here as well.
                 self._forget(stale)
-                self._release(stale)
+                self.tenure.broker.release(self.tenure.id, [task.lease for task in stale])
         for key, tasks in self.stables.refusals.by_function().items():
-            nobody_can = self._release(tasks, unfit=True)
+            leases = [task.lease for task in tasks]
+            patience = self.stables.refusals.patience(key)
+            nobody_can = self.tenure.broker.release(self.tenure.id, leases, unfit=True, patience=patience)
             self.stables.refusals.forget(key)
             if nobody_can:
                 self.stables.fail_unloadable(key, tasks)
@@ -113,9 +115,6 @@ class Claims:
                 self._forget(tasks)
                 self.thirsty = True
         self.stables.end_slow_loads()
-
-    def _release(self, tasks: list[Task], *, unfit: bool = False) -> bool:
-        return self.tenure.broker.release(self.tenure.id, [task.lease for task in tasks], unfit=unfit)
 
     def _forget(self, tasks: list[Task]) -> None:
         for task in tasks:

@@ -7,8 +7,8 @@ stable stays lean until it loads its function; the codecs of records import msgs
                        LOAD_BARE the same, for every horse to load   RUN Run   AFTER After
                        FENCE f64 on limits.fence_clock()   THAW seqs   KILL seqs   DRAIN -
     stable -> parent   READY f64 seconds   UNFIT model.Failure   BEGUN seqs   BACK seqs   DONE Done
-                       NOTE Note   GONE seqs   ECHO seq and list of model.Echo
-    horse -> stable    DONE with flags in place of the tail; NOTE; ECHO
+                       NOTE Note   GONE seqs   ECHO seq and list of model.Echo   FILES list of File
+    horse -> stable    DONE with flags in place of the tail; NOTE; ECHO; FILES
     stable -> horse    AFTER with the name of the hook, to a horse that waits for it
 
 A frame sent with a descriptor carries it by SCM_RIGHTS, and the highest bit of its kind says so: a DONE whose value is
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nbqueue.model import Echo, Ride
 
 LOAD, LOAD_BARE, RUN, FENCE, THAW, KILL, DRAIN, SETUP, AFTER = range(1, 10)
-READY, UNFIT, BEGUN, BACK, DONE, NOTE, GONE, ECHO = range(16, 24)
+READY, UNFIT, BEGUN, BACK, DONE, NOTE, GONE, ECHO, FILES = range(16, 25)
 WITH_FD = 0x80
 
 META, PROGRESS = 1, 2  # kinds of NOTE, as in current.py, which a lean stable must not import
@@ -117,6 +117,14 @@ class Note(NamedTuple):
     payload: bytes
 
 
+class File(NamedTuple):
+    """FILES: a file whose code has been loaded, as it was then; a time of 0 says that it changed meanwhile."""
+
+    path: str
+    mtime_ns: int
+    size: int
+
+
 class FrameError(Exception):
     """A peer sent what is no frame."""
 
@@ -124,7 +132,7 @@ class FrameError(Exception):
 _decoders: dict[Any, Any] = {}
 
 
-def encode(record: Setup | Run | After) -> bytes:
+def encode(record: Setup | Run | After | list[File]) -> bytes:
     """A record as msgpack."""
     import msgspec
 
@@ -147,6 +155,12 @@ def decode_after(payload: bytes) -> After:
     """The payload of AFTER, validated; raises FrameError."""
     after: After = _decode(After, payload)
     return after
+
+
+def decode_files(payload: bytes) -> list[File]:
+    """The payload of FILES, validated; raises FrameError."""
+    files: list[File] = _decode(list[File], payload)
+    return files
 
 
 def decode_ride(payload: bytes) -> Ride:

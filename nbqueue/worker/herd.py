@@ -218,6 +218,9 @@ class Herd:
             elif kind == frames.ECHO:
                 self._pass_on(notes)
                 self._stepped(mount, payload)
+            elif kind == frames.FILES:
+                frames.decode_files(payload)
+                self.channel.queue(kind, payload)
         if notes:
             self._pass_on(notes)
 

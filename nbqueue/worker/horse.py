@@ -109,6 +109,7 @@ class Horse:
         self._children_cpu = 0.0
         self._lock = _thread.allocate_lock()
         self._seq = 0
+        self._modules = len(sys.modules) if saddle.function is not None else 0  # that whoever watches them knows of
         self._error: BaseException | None = None  # of the last call
         self._keep: Callable[[BaseException], None] | None = None
         current.here.note = self._note
@@ -124,6 +125,7 @@ class Horse:
             saddle = self._saddle = saddle._replace(calls=[self._first()])
         if saddle.calls[0].run.hooks or saddle.setup.handlers:  # calls that have callbacks are alone in a horse
             self._keep = self._note_error
+        wall = time.time()
         function, loaded = self._loaded()
         limit = saddle.slice if saddle.function is not None else max(saddle.slice, loaded)
         scene = restore.Scene(self._output, ALARM) if len(saddle.calls) > 1 else None
@@ -136,6 +138,15 @@ class Horse:
                 return
             if scene is None or time.monotonic() - born >= limit or not scene.restore():
                 return
+            self._tell_files(function, wall)
+
+    def _tell_files(self, function: Callable[..., Any] | Failure, since: float) -> None:
+        """Says which files this process has loaded, where it makes more calls and must not run them as old code."""
+        if self._saddle.record.pinned or isinstance(function, Failure) or len(sys.modules) == self._modules:
+            return
+        self._modules = len(sys.modules)
+        if files := loading.loaded_files(function, since):
+            self._send(frames.FILES, frames.encode(files))
 
     def _first(self) -> Call:
         """The call of a spare horse, for which it waits."""

@@ -203,6 +203,7 @@ class Ledger:
             task = next(iter(riding.values()))
             pace = self.pace(task.spec.key)
             short = pace.mean is not None and pace.mean < SHORT and not task.begun and not task.apart
+            short = short and task.stall is not None and not task.stall.retired
             if short and len(riding) <= pace.chunk() // 4:
                 found[slot] = task.spec.key
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import importlib.util
@@ -9,13 +10,14 @@ import linecache
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 from nbqueue import perform, wire
-from nbqueue.errors import LoadError
+from nbqueue.errors import CodeDiffers, LoadError
 from nbqueue.model import Failure, FunctionRecord
 from nbqueue.settings import cpus, host
 from nbqueue.worker import frames, tree
@@ -28,8 +30,10 @@ _GPU = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 def settle_in(record: FunctionRecord, paths: Sequence[str] = ()) -> None:
     """Makes this process the place that the function expects: folder, sys.path, environment, an empty `__main__`.
 
-    `paths`, the worker's own, come first in sys.path.
+    `paths`, the worker's own, come first in sys.path. What is not pinned is looked for where the worker is, too, before
+    it is where the client was: that may be the folder of a release before.
     """
+    here = os.getcwd()  # noqa: PTH109 - a str for sys.path
     # Again, after the parent: a stable may be started by hand, and its children see what it was executed with.
     kept = for_jobs(os.environ, cpus()) | record.env
     for name in set(os.environ) - set(kept):
@@ -38,7 +42,12 @@ def settle_in(record: FunctionRecord, paths: Sequence[str] = ()) -> None:
     if Path(record.cwd).is_dir() and os.access(record.cwd, os.X_OK):
         os.chdir(record.cwd)
     wanted = [path for path in (*record.path, record.cwd) if path and Path(path).exists()]
-    sys.path[:0] = [path for path in dict.fromkeys(wanted) if path not in sys.path]
+    if record.pinned:
+        sys.path[:0] = [path for path in dict.fromkeys(wanted) if path not in sys.path]
+    else:
+        # Behind PYTHONPATH, before the standard library.
+        place = next((place for place, path in enumerate(sys.path) if path.startswith(sys.base_prefix)), len(sys.path))
+        sys.path[place:place] = [path for path in dict.fromkeys([here, *wanted]) if path not in (*sys.path, "/")]
     sys.path[:0] = [path for path in dict.fromkeys(paths) if path]
     # A notebook's own classes name `__main__` as their module: they must not find the stable's names there.
     main = ModuleType("__main__")
@@ -52,6 +61,9 @@ def load(record: FunctionRecord, preload: Sequence[str] = ()) -> Callable[..., A
     know_lines(record.sources)
     try:
         function = wire.loads(record.payload)
+    except ModuleNotFoundError as why:
+        lacking = why.name is not None and any(f"{name}.".startswith(f"{why.name}.") for name in record.modules)
+        raise _unfit(record, _told(why), CodeDiffers if lacking else LoadError) from why
     except BaseException as why:
         raise _unfit(record, _told(why)) from why
     if not callable(function):
@@ -76,6 +88,32 @@ def import_ahead(names: Iterable[str]) -> list[str]:
     return failed
 
 
+_known: set[str] = set()  # modules that loaded_files has looked at
+
+
+def loaded_files(function: Callable[..., Any], began: float) -> list[frames.File]:
+    """The files of the user's own modules, and of the function's package, that were imported since it was last asked.
+
+    `began`, on the wall clock, is before any of them was read.
+    """
+    package = str(getattr(function, "__module__", "")).partition(".")[0]
+    fresh = [name for name in list(sys.modules) if name not in _known]
+    _known.update(fresh)
+    found = []
+    for name in fresh:
+        path, top = getattr(sys.modules.get(name), "__file__", None), name.partition(".")[0]
+        if not isinstance(path, str) or top in sys.stdlib_module_names or top in {"nbqueue", "__main__"}:
+            continue
+        installed = {"site-packages", "dist-packages"} & set(Path(path).parts)
+        with contextlib.suppress(OSError):
+            facts = Path(path).stat() if top == package or not installed else None
+            if facts is not None:
+                # One that was written while we loaded may have been read before.
+                torn = began <= facts.st_ctime <= time.time()
+                found.append(frames.File(path, 0 if torn else facts.st_mtime_ns, facts.st_size))
+    return found
+
+
 _lines: dict[str, list[str]] = {}  # file name -> the lines that came with functions; the others are empty
 
 
@@ -95,10 +133,11 @@ def know_lines(sources: Mapping[str, Sequence[tuple[int, str]]]) -> None:
 def prepare(record: FunctionRecord, preload: Sequence[str] = ()) -> None:
     """Verifies the function's modules, and imports those that the worker names. Raises LoadError."""
     try:
-        for name, digest in sorted(record.modules.items()):
-            _verify(name, digest)
+        differs = next(filter(None, (_differs(name, digest) for name, digest in sorted(record.modules.items()))), "")
     except BaseException as why:
         raise _unfit(record, _told(why)) from why
+    if differs:
+        raise _unfit(record, differs, CodeDiffers)
     for name in preload:
         try:
             importlib.import_module(name)
@@ -111,27 +150,26 @@ def _told(why: BaseException) -> str:
     return f"{perform.type_name(type(why))}: {perform.text_of(why)}"
 
 
-def _unfit(record: FunctionRecord, why: str) -> LoadError:
-    return LoadError(label=record.label, host=host(), why=why)
+def _unfit(record: FunctionRecord, why: str, kind: type[LoadError] = LoadError) -> LoadError:
+    return kind(label=record.label, host=host(), why=why)
 
 
-def _verify(name: str, digest: str) -> None:
+def _differs(name: str, digest: str) -> str:
+    """What is wrong with a module of a function that is pinned; empty if it is the one that was submitted."""
     try:
         found = importlib.util.find_spec(name)
     except ModuleNotFoundError:
         found = None  # its package is not there
     if found is None:
-        return  # where it is needed the import will fail, and say so; a late import may never come
+        return ""  # where it is needed the import will fail, and say so; a late import may never come
     import hashlib
 
     origin = Path(found.origin) if found.has_location and found.origin else None
     here = hashlib.sha256(origin.read_bytes()).hexdigest() if origin is not None else None
+    where = f" ({origin})" if origin is not None else ""
     if here != digest:
-        where = f" ({origin})" if origin is not None else ""
-        raise ImportError(
-            f"the module {name!r} here{where} is not the one that the function was submitted with. "
-            "To run it as it is now: nbqueue.attach(ID).retry(func=...)"
-        )
+        return f"the module {name!r} here{where} is not the one that the function was submitted with."
+    return ""
 
 
 def failure_of(why: LoadError) -> Failure:

@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from nbqueue.errors import CodeDiffers
 from nbqueue.model import Failure
 from nbqueue.worker.ledger import Task
 from nbqueue.worker.score import Score
 
 UNFIT = 15.0  # seconds until a function that could not be loaded is tried again: a module may be there by then
+PATIENCE = 60.0  # seconds that all must have lacked a job's code before it fails: a deployment takes its time
 
 
 @dataclass(slots=True)
@@ -27,13 +29,22 @@ class Refusals:
         self._unfit = {old: why for old, why in self._unfit.items() if now - why[0] < UNFIT or old in asked}
         self._unfit[key] = now, failure
         # What loading says is about modules and files, not about arguments: it may stand in a log, cut to a line.
-        self.score.line("!!", f"{label} cannot be loaded here: {' '.join(failure.message.split())[:300]}")
+        self.score.once(key, "!!", f"{label} cannot be loaded here: {' '.join(failure.message.split())[:300]}")
 
     @property
     def unfit(self) -> tuple[str, ...]:
         """Functions that could not be loaded here a moment ago."""
         now = time.monotonic()
         return tuple(key for key, (since, _) in self._unfit.items() if now - since < UNFIT)
+
+    def refuses(self, task: Task) -> bool:
+        """Whether its function could not be loaded since it came: what came later may come with a mended module."""
+        found = self._unfit.get(task.spec.key)
+        return found is not None and found[0] >= task.since
+
+    def patience(self, key: str) -> float:
+        """For how many seconds all workers must have refused a function before its jobs fail."""
+        return PATIENCE if self._unfit[key][1].type.endswith(f".{CodeDiffers.__name__}") else 0.0
 
     def why(self, key: str) -> Failure:
         """Why a function could not be loaded."""

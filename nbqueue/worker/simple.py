@@ -211,7 +211,8 @@ class Simple:
         """How the call went; None where the job was given back, since its function cannot be loaded here."""
         if (ride := self.rider.ride(task)) is not None:
             return ride
-        if self.broker.release(self.id, [task.lease], unfit=True):
+        patience = self.rider.refusals.patience(task.spec.key)
+        if self.broker.release(self.id, [task.lease], unfit=True, patience=patience):
             return self.rider.unloadable(task)
         self.served -= 1
         return None

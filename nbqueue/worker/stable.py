@@ -126,7 +126,7 @@ class Stable:
         from nbqueue.model import FunctionRecord, decode, encode
         from nbqueue.worker import capture, certificate, horse, loading
 
-        began = time.monotonic()
+        began, since = time.monotonic(), time.time()
         record = self._herd.record = decode(FunctionRecord, payload, "The function")
         setup = self._herd.setup = frames.decode_setup(self._setup) if self._setup else frames.Setup()
         start = os.getcwd()  # noqa: PTH109 - a str for execve
@@ -148,6 +148,8 @@ class Stable:
                 if self._setup:
                     again.insert(0, (frames.SETUP, self._setup, None))
                 loading.start_over(self.channel, again, start, self._environ)
+        if self.function is not None and not record.pinned:
+            self.channel.queue(frames.FILES, frames.encode(loading.loaded_files(self.function, since)))
         loading.freeze_memory()
         horse.shield()
         self.alarm.install()

@@ -47,12 +47,14 @@ class Stables:
     recent: Pace = field(default_factory=Pace)
     fence: float | None = None
     _stalls: dict[str, Stall] = field(default_factory=dict)
+    _retired: int = 0  # stables that were found to run old code
     _kills: Counter[str] = field(default_factory=Counter)  # how often the process that loads a function was killed
 
     # ------------------------------------------------------------ to the stables
 
     def dispatch(self) -> None:
         """Gives waiting tasks to slots, first claimed first: a chunk a free slot, and one ahead of short calls."""
+        self._retire_changed()
         free, ahead = self.ledger.free_slots(), self.ledger.slots_ahead()
         for batch in self.ledger.in_order():
             if not free and not ahead:
@@ -72,6 +74,21 @@ class Stables:
                 ahead.pop(slot, None)
                 if slot in free:
                     free.remove(slot)
+
+    def _retire_changed(self) -> None:
+        """An edit never runs as old code: what a stable that has loaded it before has begun ends there, and no more."""
+        for stall in [stall for stall in self._stalls.values() if stall.retired and not self._busy(stall)]:
+            self._end(stall)
+        for key in {queue[0].spec.key for queue in self.ledger.waiting.values()}:
+            if key not in self._stalls or not (path := self._stalls[key].changed()):
+                continue
+            stall = self._stalls.pop(key)
+            self.score.line("--", f"{path} has changed: {stall.label} is loaded anew")
+            self._retired += 1
+            stall.key, stall.retired = f"{key}#old{self._retired}", True
+            self._stalls[stall.key] = stall
+            stall.channel.send(frames.DRAIN, b"")
+            self._watch(stall)
 
     def let_go(self, task: Task) -> None:
         """Tells the horse that waits after this call to end."""
@@ -116,7 +133,7 @@ class Stables:
         key = f"{task.spec.key}#{task.seq}" if task.alone else task.spec.key
         if key in self._stalls:
             return self._stalls[key]
-        if task.spec.key in self.refusals.unfit:
+        if self.refusals.refuses(task):
             self._refuse(task.batch)
             return None
         try:
@@ -255,6 +272,9 @@ class Stables:
         elif kind == frames.READY:
             stall.ready = True
             self._kills.pop(stall.key.partition("#")[0], None)
+        elif kind == frames.FILES:
+            # Of what a horse and its stable have loaded, and at different times, the first tells.
+            stall.files = {file.path: file for file in frames.decode_files(payload)} | stall.files
         elif kind == frames.UNFIT:
             stall.failure = decode(Failure, payload, "A stable's answer")
         elif kind in (frames.BACK, frames.BEGUN, frames.GONE):

@@ -36,6 +36,8 @@ class Stall:
         self.label = record.label
         self.ready = False
         self.failure: Failure | None = None  # why it cannot load its function
+        self.files: dict[str, frames.File] = {}  # what it runs, where that is to be the code as it is now
+        self.retired = False  # it runs old code: what it has begun, and no more
         self.began = self.used = time.monotonic()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
@@ -60,6 +62,17 @@ class Stall:
             env=for_jobs(os.environ, threads) | {MARK: mark},
             start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle
         )
+
+    def changed(self) -> str:
+        """A file of its code that is another one by now; empty where all are as they were."""
+        for path, known in self.files.items():
+            try:
+                facts = os.stat(path)  # noqa: PTH116 - the short way: it is asked before each row of calls
+            except OSError:
+                return path
+            if (facts.st_mtime_ns, facts.st_size) != (known.mtime_ns, known.size):
+                return path
+        return ""
 
     def run(self, slot: int, tasks: Sequence[Task]) -> None:
         """Sends tasks of one batch to run one after another on a slot."""

@@ -99,8 +99,16 @@ def test_a_module_that_the_worker_lacks_is_named(session, fleet, tmp_path, monke
     import vanishing
 
     batch = nbqueue.map(vanishing.f, [1, 2])
-    (folder / "vanishing.py").unlink()
+    file, away = folder / "vanishing.py", folder / "away"
+    file.rename(away)
+    worker = fleet.start().up()
+    wait_until(lambda: "vanishing" in worker.log, 20)
+    assert not batch.wait(0.1), "it waits for a worker that has the module"
+    wait_until(lambda: batch.tally.queued == 2, 20)
+    free = nbqueue.map(vanishing.f, [1, 2], pin=False)
+    assert free.wait(20)
+    assert {job.outcome.cause for job in free.failed} == {"load"}
+    assert "vanishing" in free.failed[0].error
+    away.rename(file)
     fleet.start().up()
-    assert batch.wait(20)
-    assert {job.outcome.cause for job in batch.failed} == {"load"}
-    assert "vanishing" in batch.failed[0].error
+    assert batch.results() == [1, 2]

@@ -225,6 +225,7 @@ PARSERS: dict[str, tuple[Parser, bytes]] = {
     "run": (frames.decode_run, frames.encode(RUN)),
     "setup": (frames.decode_setup, frames.encode(frames.Setup(("a",), ("b",)))),
     "after": (frames.decode_after, frames.encode(frames.After(RUN, "success", value=b"v"))),
+    "files": (frames.decode_files, frames.encode([frames.File("/a.py", 1, 2)])),
     "ride": (frames.decode_ride, encode(RECORDS[4])),
     "frame echoes": (frames.unpack_echoes, frames.pack_echoes(3, [RECORDS[7]])),  # type: ignore[list-item]
     "seqs": (frames.unpack_seqs, frames.pack_seqs([1, 2, 3])),

@@ -92,3 +92,30 @@ def test_what_all_refuse_is_handed_out_to_be_failed(broker):
     assert broker.release("w1", held, unfit=True)
     broker.settle("w1", [ended(lease) for lease in held])
     assert finish_all(broker, "w1") == 0
+
+
+def test_for_a_time_what_all_refuse_waits(broker):
+    join(broker, "w1")
+    join(broker, "w2")
+    submit(broker, n=1)
+    for worker in ("w1", "w2", "w1"):
+        assert not broker.release(worker, leases(claim(broker, worker)), unfit=True, patience=60)
+    refusing = msgspec.structs.replace(FIT, unfit=("k1",))
+    assert claim(broker, "w1", fit=refusing).skipped == {"unfit": 1}
+    key = broker.keys.at("unfit", "k1")
+    broker.client.zincrby(key, -60_000, ":w1")
+    assert claim(broker, "w1", fit=refusing).skipped == {"unfit": 1}, "the other one has not refused for so long"
+    broker.client.zincrby(key, -60_000, ":w2")
+    held = leases(claim(broker, "w1", fit=refusing))
+    assert broker.release("w1", held, unfit=True, patience=60)
+    assert broker.settle("w1", [ended(held[0])]) == ["OK"]
+
+
+def test_who_has_not_refused_for_a_minute_begins_anew(broker):
+    join(broker, "w1")
+    submit(broker, n=1)
+    assert not broker.release("w1", leases(claim(broker)), unfit=True, patience=60)
+    key = broker.keys.at("unfit", "k1")
+    broker.client.zincrby(key, -60_001, "w1")
+    broker.client.zincrby(key, -60_001, ":w1")
+    assert not broker.release("w1", leases(claim(broker)), unfit=True, patience=60)

@@ -74,6 +74,7 @@ class Driver:
         *,
         bare: bool = False,
         env: dict[str, str] | None = None,
+        folder: str | None = None,
         setup: frames.Setup | None = None,
         **place: Any,
     ):
@@ -84,6 +85,7 @@ class Driver:
             pass_fds=(theirs.fileno(),),
             env={**os.environ, MARK: self.mark, **(env or {})},
             start_new_session=True,
+            cwd=folder,
         )
         theirs.close()
         self.channel = Channel(ours)
@@ -98,6 +100,7 @@ class Driver:
         self.order: list[tuple[str, int]] = []
         self.ready: float | None = None
         self.unfit: Failure | None = None
+        self.files: list[frames.File] = []
         self.seq = 0
         self.fds: dict[int, int] = {}
         if setup is not None:
@@ -180,6 +183,8 @@ class Driver:
             self.echoes[seq] = echoes
         elif kind == frames.READY:
             self.ready = frames.unpack_seconds(payload)
+        elif kind == frames.FILES:
+            self.files += frames.decode_files(payload)
         elif kind == frames.UNFIT:
             self.unfit = decode(Failure, payload)
         else:

@@ -132,3 +132,32 @@ def test_what_calls_will_import_is_imported_once(tmp_path):
             ride = driver.outcome(1)
         assert log.read_text().split() == [str(stable)]
         assert ride.failure.type == "SystemExit"
+
+
+def test_the_files_of_what_is_not_pinned_are_told_also_those_that_a_horse_imports_late(tmp_path):
+    write_module(tmp_path, "early", "def f(x):\n    import late\n    return late.g(x)\n")
+    write_module(tmp_path, "late", "def g(x):\n    return -x\n")
+    for bare in (False, True):
+        place = {"path": (str(tmp_path),), "pinned": False, "bare": bare}
+        with Driver(by_reference("early", "f"), **place) as driver:
+            assert driver.values(1, 2, slice=5.0) == [-1, -2]
+            facts = {name: (tmp_path / f"{name}.py").stat() for name in ("early", "late")}
+            told = {file.path: (file.mtime_ns, file.size) for file in driver.files}
+            assert told == {str(tmp_path / f"{n}.py"): (st.st_mtime_ns, st.st_size) for n, st in facts.items()}
+
+
+def test_what_is_pinned_tells_none(tmp_path):
+    write_module(tmp_path, "plain", "def f(x):\n    return x\n")
+    with Driver(by_reference("plain", "f"), path=(str(tmp_path),)) as driver:
+        assert driver.values(1, 2) == [1, 2]
+        assert driver.files == []
+
+
+def test_what_is_not_pinned_is_the_worker_s_before_the_client_s(tmp_path):
+    for place, value in (("client", 1), ("worker", 2), ("setting", 3)):
+        (tmp_path / place).mkdir()
+        write_module(tmp_path / place, "whose", f"def f(x):\n    return {value}\n")
+    client, worker, setting = (str(tmp_path / name) for name in ("client", "worker", "setting"))
+    for pinned, env, value in ((True, {}, 1), (False, {}, 2), (False, {"PYTHONPATH": setting}, 3)):
+        with Driver(by_reference("whose", "f"), path=(client,), pinned=pinned, folder=worker, env=env) as driver:
+            assert driver.values(0) == [value]

@@ -70,7 +70,7 @@ local function all_slots(queue)
   return sum
 end
 
--- Whether every living worker of a queue has found a function unfit within the last minute.
+-- Whether every living worker of a queue has found a function unfit within the last minute, and for long enough.
 local function all_refused(queue, key)
   local living = 0
   for _, worker in ipairs(call('HKEYS', K.slots(queue))) do
@@ -78,6 +78,8 @@ local function all_refused(queue, key)
       living = living + 1
       local since = call('ZSCORE', K.unfit(key), worker)
       if not since or tonumber(since) < now / 1000 - 60000 then return false end
+      local final = call('ZSCORE', K.unfit(key), ':' .. worker)
+      if not final or tonumber(final) > now / 1000 then return false end
     end
   end
   return living > 0

@@ -1,6 +1,6 @@
--- release: a worker gives jobs back, uncharged. With unfit it could not load their function; if every living worker
--- of their queues has said so, it answers 1 and keeps them, to settle them as failed.
--- ARGV: worker unfit entries...
+-- release: a worker gives jobs back, uncharged. With a `lasting` of 0 or more it could not load their function; if every
+-- living worker of their queues has said so for as many ms, it answers 1 and keeps them, to settle them as failed.
+-- ARGV: worker lasting# entries...
 make_room()
 local groups, order = {}, {}
 for i = entries, #ARGV, 4 do
@@ -27,14 +27,17 @@ local function standing(batch)
   return items
 end
 
-if unfit == '1' then
+if lasting >= 0 then
   local refused, any = true, false
   local function mark(batch)
     local f = facts(batch)
     if f then
       any = true
-      call('ZADD', K.unfit(f.key), int(math.floor(now / 1000)), worker)
-      call('PEXPIRE', K.unfit(f.key), 60000)
+      local key, at = K.unfit(f.key), math.floor(now / 1000)
+      local last = call('ZSCORE', key, worker)
+      if not last or tonumber(last) < at - 60000 then call('ZADD', key, int(at + lasting), ':' .. worker) end
+      call('ZADD', key, int(at), worker)
+      call('PEXPIRE', key, 60000)
       refused = refused and all_refused(f.queue, f.key)
     end
   end
