@@ -357,6 +357,14 @@ def decode(kind: type[R], data: bytes | memoryview, what: str = "A record") -> R
     return found
 
 
+def worker_info(data: bytes) -> WorkerInfo | None:
+    """What a worker says of itself; None where that cannot be read: someone else wrote there, and others serve."""
+    try:
+        return decode(WorkerInfo, data)
+    except BadSignature:
+        return None
+
+
 def job_id(batch: str, index: int) -> str:
     """The id of a job of a batch."""
     return f"{batch}:{index}"

@@ -53,7 +53,7 @@ def retry(
     _withdrawn(watch, indexes, count, queue)
     if count < len(indexes):
         # Others ran them again, or the server went back and they ran anew: the next retry must name what stands now.
-        looking.look(session, [Job(batch, index) for index in indexes], afresh=True)
+        looking.look([Job(batch, index) for index in indexes], afresh=True)
     if watch.followed:
         session.collector.follow(watch)
     return count
@@ -158,7 +158,7 @@ def chosen(batch: Batch[Any], rows: Any) -> list[int]:
         raise BadInput(message=f"rows={brief(rows)} must name rows: positions, Jobs, job ids, or rows of to_frame().")
     found = sorted({_position(batch, row) for row in rows})
     if not watch.followed:
-        looking.look(batch.session, [Job(batch, index) for index in found], canceled=True)
+        looking.look([Job(batch, index) for index in found], canceled=True)
     running = [index for index in found if not watch.has(index)]
     if running:
         first = Job(batch, running[0]).id

@@ -55,8 +55,8 @@ async def until(batch: Batch[Any], met: Callable[[], bool], *, index: int | None
                 waiting.raise_trouble(batch, index)
                 await bell.heard(LOOK)
                 show()
-                if time.monotonic() - begun > waiting.ADVISE and advice.due():
-                    advice.say(await asyncio.to_thread(advice.message))  # it asks the server, which may be slow
+                if time.monotonic() - begun > waiting.ADVISE:
+                    advice.give()
     except asyncio.CancelledError:
         if shell() is not None:  # there it was the interrupt of this cell
             tell(waiting.stopped(batch))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from nbqueue.checks import brief
@@ -122,8 +124,8 @@ class Batch(Sequence[Job[R]], Generic[R]):
 
         Raises LostByServer or Expired when the store has the batch no more, and what stopped the upload.
         """
-        looking.reconsider_all(self)
-        met = waiting.until(self, lambda: self.watch.settled, timeout)
+        first = partial(looking.reconsider_all, self) if looking.doubtful(self) else None
+        met = waiting.until(self, lambda: self.watch.settled, timeout, first=first)
         self._end_of_wait()
         return met
 
@@ -140,6 +142,8 @@ class Batch(Sequence[Job[R]], Generic[R]):
     async def _awaited(self) -> Batch[R]:
         from nbqueue.client import awaiting
 
+        if looking.doubtful(self):
+            await asyncio.to_thread(looking.reconsider_all, self)  # it asks the server, which may be slow
         await awaiting.until(self, lambda: self.watch.settled)
         self._end_of_wait()
         return self
@@ -283,7 +287,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         else:
             named = set(self.session.ask(lambda broker: broker.failed(self.id)))
             failed = [Job(self, index) for index in self.indexes if index in named]
-            looking.look(self.session, failed)
+            looking.look(failed)
         return Jobs(failed, f"failed jobs in {self.id}")
 
     # ------------------------------------------------------------ verbs

@@ -20,6 +20,7 @@ from nbqueue.errors import Damaged, NbqueueError, NoServer, ServerRefused, Wrong
 
 if TYPE_CHECKING:
     from nbqueue.client.session import Session
+    from nbqueue.client.uploader import Upload
     from nbqueue.client.watch import Watch
     from nbqueue.store.broker import Broker
     from nbqueue.store.decoding import Progress
@@ -170,7 +171,7 @@ class Collector:
         self._round += 1
         for watch in watches:
             if watch.upload is not None:
-                watch.upload.tend()
+                self._tend(watch, watch.upload)
         generations = [watch.generation for watch in watches]
         answers = broker.follow([(watch.batch, watch.position) for watch in watches], PART) if watches else []
         for watch, generation, (view, entries) in zip(watches, generations, answers, strict=True):
@@ -186,6 +187,20 @@ class Collector:
             except Exception as why:  # noqa: BLE001 - what is wrong with one batch must not end the others
                 self._fail([watch], why)
         return busy
+
+    def _tend(self, watch: Watch, upload: Upload) -> None:
+        """Keeps an open upload alive. What is wrong with it must not keep other batches from being followed."""
+        try:
+            upload.tend()
+        except (NoServer, WrongPassword):
+            raise
+        except ServerRefused:
+            return  # for the moment: it is tried again
+        except Exception as why:  # noqa: BLE001 - it is raised again by whoever waits
+            upload.canceled = True
+            with watch.changed:
+                watch.error = watch.error or why
+                watch.changed.notify_all()
 
     # ------------------------------------------------------------ batches of one
 

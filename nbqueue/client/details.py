@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nbqueue import perform, wire
-from nbqueue.client import recall
+from nbqueue import perform
+from nbqueue.client import rows
 from nbqueue.client.job import Job, text_of
 from nbqueue.client.pace import clock
 from nbqueue.errors import BadSignature, NbqueueError
@@ -57,7 +57,10 @@ def _log(batch: Batch[Any], index: int) -> str:
 
 def arguments(batch: Batch[Any], index: int) -> str:
     """The arguments of a job, one a line, as Python shows them. Unpickles them, so only for those who ask."""
-    payload = _payload(batch, index)
+    try:
+        payload = rows.payload(batch, index)
+    except NbqueueError as why:
+        return f"<not to be had: {why}>"
     if payload is None:
         return "<the arguments are not to be had any more>"
     try:
@@ -67,19 +70,6 @@ def arguments(batch: Batch[Any], index: int) -> str:
     names = [*batch.spec.columns, *(f"arg_{place}" for place in range(len(batch.spec.columns), len(args)))]
     lines = [f"{name} = {_shown(value)}" for name, value in [*zip(names, args, strict=False), *kwargs.items()]]
     return "\n".join(([f"# {_shown(label)}"] if label is not None else []) + lines) or "no arguments"
-
-
-def _payload(batch: Batch[Any], index: int) -> bytes | None:
-    watch = batch.watch
-    with watch.changed:
-        if watch.payloads is not None and index < len(watch.payloads):
-            return watch.payloads[index]
-    if batch.inline:
-        return None
-    blob = recall.arguments(batch, [index])[0]
-    if blob is None and not watch.gone:
-        blob = batch.session.ask(lambda broker: broker.arguments(batch.id, [index]))[0]
-    return None if blob is None else batch.session.sealer.unseal(wire.ARGUMENTS, batch.id, index, blob)
 
 
 def _shown(value: Any) -> str:

@@ -24,10 +24,8 @@ def gather(jobs: Iterable[Job[Any]], timeout: float | None, *, meta: bool, args:
     if strange := [one for one in chosen if not isinstance(one, Job)]:
         raise BadInput(message=f"gather() takes Jobs, not {strange[0]!r}: Job.fetch(id) gives the Job of an id.")
     end = None if timeout is None else time.monotonic() + seconds("timeout", timeout)
-    for session in {id(job.batch.session): job.batch.session for job in chosen}.values():
-        theirs = [job for job in chosen if job.batch.session is session]
-        looking.reconsider(session, theirs)
-        looking.look(session, theirs)
+    looking.reconsider(chosen)
+    looking.look(chosen)
     _follow(chosen)
     for job in chosen:
         if not _await(job, end):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -56,10 +56,9 @@ class Inline:
             self.watch.put_opened(index, Outcome(State.CANCELED, Cause.DEPENDENCY, 0, _now_us(), 0))
         self._end()
 
-    def after(self, source: Watch) -> None:
-        """Job by job, runs what has a result in `source`; the others end as canceled."""
-        found = [source.opened(index) for index in range(source.n)]
-        self._begin([b"1" + (outcome.value or b"") for outcome in found])
+    def after(self, found: Sequence[Outcome]) -> None:
+        """Job by job, runs what has a result; the others end as canceled."""
+        self._begin([perform.handed_on(outcome) or b"" for outcome in found])
         lost = [index for index, outcome in enumerate(found) if outcome.state is not State.FINISHED]
         for index in lost:
             self.watch.put_opened(index, Outcome(State.CANCELED, Cause.DEPENDENCY, 0, _now_us(), 0))

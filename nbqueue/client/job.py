@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +22,7 @@ from nbqueue.errors import (
     NotDone,
     NotThere,
     RemoteTraceback,
+    SetupError,
 )
 from nbqueue.model import MAX_LOSSES, Cause, Failure, Outcome, State, job_id
 from nbqueue.worker import mail
@@ -90,7 +93,7 @@ class Job(Facts[R]):
 
         Raises Expired or LostByServer when the store has it no more, and its end was not seen.
         """
-        found = looking.states(self.batch.session, [self])[0]
+        found = looking.states([self])[0]
         if found is not None:
             return found
         self._look()
@@ -125,7 +128,9 @@ class Job(Facts[R]):
         watch = self.batch.watch
         if self.batch.inline or watch.gone:
             return
-        looking.reconsider(self.batch.session, [self])
+        if watch.followed and self.batch.session.collector.outage is not None:
+            return  # memory is what there is, until the collector reaches the server again
+        looking.reconsider([self])
         if not watch.has(self.index):
             looking.read(self.batch, self.index)
 
@@ -149,11 +154,19 @@ class Job(Facts[R]):
     async def _awaited(self) -> R:
         from nbqueue.client import awaiting
 
-        self._look()
+        if self._doubtful():
+            with contextlib.suppress(SetupError):  # the collector goes on trying
+                await asyncio.to_thread(self._look)  # it asks the server, which may be slow
         await awaiting.until(self.batch, self._ended, index=self.index)
         if not self.batch.watch.has(self.index):
             raise self._absence()
         return self._value()
+
+    def _doubtful(self) -> bool:
+        """Whether the store must be asked before anyone waits: the collector does not bring what it has, or would."""
+        watch = self.batch.watch
+        missing = not watch.has(self.index) and (watch.settled or not watch.followed)
+        return not (self.batch.inline or watch.gone) and (missing or watch.barred(self.index))
 
     def _ended(self) -> bool:
         return self.batch.watch.has(self.index) or self.batch.watch.settled
@@ -185,9 +198,9 @@ class Job(Facts[R]):
         return error_of(found, self.id, self.dependency_ids)
 
     def _await(self, timeout: float | None) -> None:
-        self._look()
         watch = self.batch.watch
-        met = waiting.until(self.batch, self._ended, timeout, index=self.index)
+        first = self._look if self._doubtful() else None
+        met = waiting.until(self.batch, self._ended, timeout, index=self.index, first=first)
         if not met:
             raise NotDone(what=f"Job {self.id}", seconds=timeout, tally=str(self.batch.tally))
         if not watch.has(self.index):
@@ -288,7 +301,7 @@ class Job(Facts[R]):
 
         if self.batch.watch.gone:
             raise self._absence()
-        looking.look(self.batch.session, [self], afresh=True, canceled=True)
+        looking.look([self], afresh=True, canceled=True)
         try:
             count = again.retry(self.batch, [self.index], None, {})
         except NoSuchBatch:

@@ -41,7 +41,7 @@ class Jobs(Sequence[Job[R]], Generic[R]):
             groups.setdefault(id(job.batch.watch), []).append(job)
         if self._jobs:
             # Another session may have run them again since: the latest outcome is the one to withdraw.
-            looking.look(self._jobs[0].batch.session, self._jobs, afresh=True, canceled=True)
+            looking.look(self._jobs, afresh=True, canceled=True)
         count = 0
         for jobs in groups.values():
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.errors import SetupError
@@ -18,14 +18,24 @@ if TYPE_CHECKING:
 PART = 1_000
 
 
-def look(session: Session, jobs: Sequence[Job[Any]], *, afresh: bool = False, canceled: bool = False) -> None:
+def parted(jobs: Sequence[Job[Any]]) -> Iterator[tuple[Session, list[int]]]:
+    """Whom to ask, and for which of these jobs by their places: those of one server, at most PART at a time."""
+    found: dict[int, list[int]] = {}
+    for place, job in enumerate(jobs):
+        found.setdefault(id(job.batch.session), []).append(place)
+    for places in found.values():
+        for start in range(0, len(places), PART):
+            yield jobs[places[start]].batch.session, places[start : start + PART]
+
+
+def look(jobs: Sequence[Job[Any]], *, afresh: bool = False, canceled: bool = False) -> None:
     """Reads the outcomes of those jobs that memory knows none of, 1,000 in a round trip; `afresh`: of all.
 
     With `canceled` it also asks for the ends of those that were canceled before anyone took them: these have no record.
     """
     asked = [job for job in jobs if not job.batch.inline and (afresh or not job.batch.watch.has(job.index))]
-    for start in range(0, len(asked), PART):
-        part = asked[start : start + PART]
+    for session, places in parted(asked):
+        part = [asked[place] for place in places]
         pairs = [(job.batch.id, job.index) for job in part]
         blobs = session.ask(lambda broker, pairs=pairs: broker.outcomes_of(pairs))  # type: ignore[misc]
         for job, blob in zip(part, blobs, strict=True):
@@ -35,11 +45,11 @@ def look(session: Session, jobs: Sequence[Job[Any]], *, afresh: bool = False, ca
             _look_at_cuts(session, [job for job, blob in zip(part, blobs, strict=True) if blob is None])
 
 
-def reconsider(session: Session, jobs: Sequence[Job[Any]]) -> None:
+def reconsider(jobs: Sequence[Job[Any]]) -> None:
     """Forgets the end of jobs that were canceled with what they depend on, where that runs again, and they with it."""
     barred = [job for job in jobs if not job.batch.inline and job.batch.watch.barred(job.index)]
-    for start in range(0, len(barred), PART):
-        part = barred[start : start + PART]
+    for session, places in parted(barred):
+        part = [barred[place] for place in places]
         pairs = [(job.batch.id, job.index) for job in part]
         with contextlib.suppress(SetupError):  # where the store cannot be asked, memory is what there is
             states = session.ask(lambda broker, pairs=pairs: broker.states_of(pairs))  # type: ignore[misc]
@@ -48,13 +58,28 @@ def reconsider(session: Session, jobs: Sequence[Job[Any]]) -> None:
                     reopen(job.batch, [job.index])
 
 
+def doubtful(batch: Batch[Any]) -> bool:
+    """Whether somebody may have brought jobs of a batch to run again, of which nothing is heard here."""
+    watch = batch.watch
+    return not (batch.inline or watch.gone) and watch.settled and bool(watch.tally.canceled or watch.tally.failed)
+
+
 def reconsider_all(batch: Batch[Any]) -> None:
     """Follows a batch again that somebody else has brought to run: by a retry, also of what it depends on."""
     watch = batch.watch
-    if batch.inline or watch.gone or not (watch.settled and (watch.tally.canceled or watch.tally.failed)):
+    if not doubtful(batch):
         return
     view = batch.session.glance(lambda broker: broker.view(batch.id))
-    if view is not None and not view.expired and (view.tally != watch.tally or view.log_length != watch.position):
+    if view is None or view.expired:
+        return
+    if batch.single:
+        moved = view.tally != watch.tally
+    elif view.log_length - watch.position in range(1, PART):
+        answer = batch.session.glance(lambda broker: broker.follow([(batch.id, watch.position)], PART))
+        moved = answer is not None and any(map(watch.concerns, answer[0][1]))
+    else:
+        moved = view.log_length != watch.position
+    if moved:
         reopen(batch, [0] if batch.single else [])
 
 
@@ -90,13 +115,13 @@ def _end(view: BatchView, index: int) -> Outcome | None:
     return None if cause is None else Outcome(State.CANCELED, cause, 0, 0, 0)
 
 
-def states(session: Session, jobs: Sequence[Job[Any]]) -> list[State | None]:
+def states(jobs: Sequence[Job[Any]]) -> list[State | None]:
     """Where jobs are: from memory where they have ended there, the others 1,000 in a round trip. None: not there."""
-    reconsider(session, jobs)
+    reconsider(jobs)
     found = [job.batch.watch.state(job.index) for job in jobs]
     open_ = [place for place, state in enumerate(found) if state is None and not jobs[place].batch.inline]
-    for start in range(0, len(open_), PART):
-        part = open_[start : start + PART]
+    for session, places in parted([jobs[place] for place in open_]):
+        part = [open_[place] for place in places]
         pairs = [(jobs[place].batch.id, jobs[place].index) for place in part]
         answers = session.ask(lambda broker, pairs=pairs: broker.states_of(pairs))  # type: ignore[misc]
         for place, state in zip(part, answers, strict=True):

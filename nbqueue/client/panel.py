@@ -12,6 +12,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.client import details, markup, view
@@ -43,7 +44,7 @@ class Panel:
         self._ident = secrets.token_hex(4)
         self._number = number()
         self._batches: list[Batch[Any]] = []
-        self._lookouts: dict[str, Lookout] = {}  # by queue
+        self._lookouts = defaultdict[tuple[int, str], Lookout](Lookout)  # by session and queue
         self._rounds = Rounds()
         self._groups = Groups(self._words)
         self._pace = pace_of(batch.watch)
@@ -63,7 +64,6 @@ class Panel:
                 self._pace = Pace() if len(self._batches) == 1 else self._pace
             self._batches.append(batch)
             self._groups.add(batch)
-            self._lookouts.setdefault(batch.queue, Lookout(batch))
             if self._first is None:
                 self._display()
             self.closed = self.broken
@@ -84,8 +84,11 @@ class Panel:
     def tick(self) -> None:
         """Draws, if there is something new to see; called by the painter, every PERIOD."""
         if self._dirty or time.monotonic() - self._drawn >= TICK:
-            for lookout in self._lookouts.values():
-                lookout.look()
+            queues: dict[tuple[int, str], list[Batch[Any]]] = {}
+            for batch in list(self._batches):
+                queues.setdefault((id(batch.session), batch.queue), []).append(batch)
+            for key, batches in queues.items():
+                self._lookouts[key].look(batches)
             self._rounds.look(self._batches)
             self.draw()
 

@@ -85,6 +85,8 @@ class Part(Watch):
         """As of the whole, whose counts are these jobs' own only where there are no others."""
         super().see(view, caught_up=caught_up, slots=slots)
         self.whole_tally = self.tally
+        if not view.open and isinstance(self.rows, Sent):
+            self.rows.n = min(self.rows.n, view.n)  # what did not arrive is in no batch
         if self.others:
             self.tally = self._tally()
             last = len(self._own) - 1 if isinstance(self._own, range | Sent) else max(self._own, default=-1)

@@ -55,7 +55,7 @@ def in_state(session: Session, queue: str, state: State) -> Jobs[Any]:
 def ended(session: Session, queue: str, state: State) -> Jobs[Any]:
     """As in_state, with the outcomes."""
     jobs = in_state(session, queue, state)
-    looking.look(session, jobs, canceled=state is State.CANCELED)
+    looking.look(jobs, canceled=state is State.CANCELED)
     return jobs
 
 

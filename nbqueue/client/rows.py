@@ -65,19 +65,20 @@ class Rows:
     def queued(self) -> list[int]:
         """When each could first be taken, in us; 0 where that is not known."""
         found = [0] * self.n
-        views: dict[str, int] = {}
-        asked = [group.batch for group in self.groups if not group.batch.inline and not group.batch.watch.gone]
-        for start in range(0, len(asked), PART // 2):
-            part = [batch.id for batch in asked[start : start + PART // 2]]
+        views: dict[tuple[int, str], int] = {}
+        firsts = [self.jobs[group.places[0]] for group in self.groups if group.places and not group.batch.inline]
+        firsts = [job for job in firsts if not job.batch.watch.gone]
+        for session, part in looking.parted(firsts):
+            ids = [firsts[place].batch.id for place in part]
             try:
-                told = asked[0].session.ask(lambda broker, part=part: broker.views(part))  # type: ignore[misc]
+                told = session.ask(lambda broker, ids=ids: broker.views(ids))  # type: ignore[misc]
             except SetupError as why:
                 warnings.warn(f"When jobs were queued is not known at the moment: {why}", stacklevel=5)
-                break
-            views |= {view.id: view.queued_us or view.created_us for view in told if view is not None}
+                continue
+            views |= {(id(session), view.id): view.queued_us or view.created_us for view in told if view is not None}
         for batch, _, places in self.groups:
             for place in places:
-                found[place] = views.get(batch.id, batch.watch.created_us)
+                found[place] = views.get((id(batch.session), batch.id), batch.watch.created_us)
         return found
 
     def notes(self) -> list[Notes]:
@@ -138,7 +139,7 @@ def _outcome(batch: Batch[Any], index: int) -> Outcome | None:
 
 def _states(jobs: list[Job[Any]]) -> list[State]:
     there = [job for job in jobs if not job.batch.watch.gone]
-    answers = iter(looking.states(there[0].batch.session, there) if there else [])
+    answers = iter(looking.states(there))
     return [State.QUEUED if job.batch.watch.gone else next(answers) or State.QUEUED for job in jobs]
 
 
@@ -185,10 +186,10 @@ def _payloads_of(jobs: Sequence[Job[Any]]) -> list[bytes | None]:
             found[place] = payload(job.batch, job.index)
         else:
             asked.append(place)
-    for start in range(0, len(asked), PART):
-        part = asked[start : start + PART]
+    for session, places in looking.parted([jobs[place] for place in asked]):
+        part = [asked[place] for place in places]
         pairs = [(jobs[place].batch.id, jobs[place].index) for place in part]
-        blobs = jobs[part[0]].batch.session.ask(lambda broker, pairs=pairs: broker.arguments_of(pairs))  # type: ignore[misc]
+        blobs = session.ask(lambda broker, pairs=pairs: broker.arguments_of(pairs))  # type: ignore[misc]
         for place, blob in zip(part, blobs, strict=True):
             job = jobs[place]
             sealed = blob if blob is not None else recall.arguments(job.batch, [job.index])[0]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nbqueue.client.waiting import Advice
 from nbqueue.errors import NbqueueError
-from nbqueue.model import WorkerInfo, decode
+from nbqueue.model import worker_info
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
@@ -27,22 +29,24 @@ class Serving(NamedTuple):
 
 
 class Lookout:
-    """Looks now and then who serves a batch; for the painter's thread, since it asks the store."""
+    """Looks now and then who serves the batches of a queue; for the painter's thread, since it asks the store."""
 
-    def __init__(self, batch: Batch[Any]) -> None:
-        self._batch = batch
+    def __init__(self) -> None:
         self._next = 0.0
         self._lonely: float | None = None
         self.found: Serving | None = None
 
-    def look(self) -> None:
-        """Brings `found` up to date. Never raises for a server that is away."""
-        session, watch, now = self._batch.session, self._batch.watch, time.monotonic()
-        if now < self._next or session.asleep or self._batch.inline or watch.over or watch.gone:
+    def look(self, batches: Sequence[Batch[Any]]) -> None:
+        """Brings `found` up to date, as long as one of these has not ended. Never raises for a server that is away."""
+        running = [batch for batch in batches if not (batch.inline or batch.watch.over or batch.watch.gone)]
+        now = time.monotonic()
+        if not running or now < self._next or running[0].session.asleep:
             return
         self._next = now + LOOK
+        batch = next((each for each in running if each.watch.tally.queued), running[0])
+        session, watch = batch.session, batch.watch
         try:
-            infos = [decode(WorkerInfo, view.info, "A worker") for view in session.broker.workers() if view.left > 0]
+            infos = [info for view in session.broker.workers() if view.left > 0 and (info := worker_info(view.info))]
         except NbqueueError:
             return  # the collector's outage is told; what was known last stays
         mine = [info for info in infos if watch.queue in info.queues]
@@ -51,11 +55,6 @@ class Lookout:
         found = Serving(watch.queue, len(mine), sum(info.slots for info in mine), hosts)
         self._lonely = None if fit or not watch.tally.queued else self._lonely or now
         if self._lonely is not None and now - self._lonely >= LONELY:
-            found = self._advised(found)
+            advice = Advice(session, watch)
+            found = found._replace(advice=advice.message(), command=advice.command())
         self.found = found
-
-    def _advised(self, found: Serving) -> Serving:
-        from nbqueue.client.waiting import Advice
-
-        advice = Advice(self._batch.session, self._batch.watch)
-        return found._replace(advice=advice.message(), command=advice.command())

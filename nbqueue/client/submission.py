@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from nbqueue import current, perform, settings, spill, wire
-from nbqueue.client import captures, inline, items, likeness, notes, progress, spills, terms, uploader
+from nbqueue.client import captures, inline, items, likeness, notes, progress, spills, terms, uploader, waiting
 from nbqueue.client.batch import Batch
 from nbqueue.client.function import Function, describe
 from nbqueue.client.items import Calls
@@ -209,16 +209,22 @@ class Submission:
 
     def _inline(self, payloads: list[bytes]) -> Batch[Any]:
         watch = self._watch(self.options.job_id or new_id(self.function.label))
-        allowed = all(notes.finished(one, allow_failure=failed_too) for one, failed_too in terms.awaited(self.options))
         run = inline.Inline(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
         if self.options.meta:
             watch.notes = {index: Notes(notes.plain(self.options.meta)) for index in range(len(payloads))}
-        if allowed:
+        if self._allowed():
             run.all(payloads)
         else:
             run.cancel(payloads, range(len(payloads)))
+        return self._here(watch)
+
+    def _allowed(self) -> bool:
+        """Waits for what it depends on; whether that went as asked."""
+        return all(notes.finished(one, allow_failure=failed_too) for one, failed_too in terms.awaited(self.options))
+
+    def _here(self, watch: Watch) -> Batch[Any]:
         batch = self._batch(watch)
-        self.session.here[batch.id] = batch
+        self.session.here[batch.id] = batch  # no server knows it
         return batch
 
     # ------------------------------------------------------------ what has a length
@@ -362,11 +368,8 @@ class Submission:
 
     def _follower(self, source: Batch[Any]) -> Batch[Any]:
         items.bound(self.function, ((None,), {}, None), f"the results of {source.id}")
-        if source.inline:
-            watch = self._watch(new_id(self.function.label))
-            run = inline.Inline(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
-            run.after(source.watch)
-            return self._batch(watch)
+        if self.mode:
+            return self._inline_after(source)
         watch, _ = self._submit(lambda _: [[]], last=True, own=self.options.job_id)
         watch.payloads = None
         watch.expected, watch.open = source.watch.expected, source.watch.open
@@ -374,6 +377,22 @@ class Submission:
         batch = self._batch(watch)
         self.session.collector.follow(watch)
         return batch
+
+    def _inline_after(self, source: Batch[Any]) -> Batch[Any]:
+        """Runs here and now: waits for the results. Raises LostByServer or Expired where they are not to be had."""
+        source.wait()
+        found = [source.watch.outcome(index, self.session.sealer) for index in source.indexes]
+        if None in found:
+            raise waiting.absence(source.watch, source.session, source.id)
+        options = self.options
+        name = options.job_id or new_id(self.function.label)
+        watch = Watch(name, options.queue, "", self.spec, max_failed=options.max_failed)
+        run = inline.Inline(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
+        if self._allowed():
+            run.after([outcome for outcome in found if outcome is not None])
+        else:
+            run.cancel([b""] * len(found), range(len(found)))
+        return self._here(watch)
 
     # ------------------------------------------------------------ what has none
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nbqueue import wire
 from nbqueue.client import progress
-from nbqueue.errors import NoServer, SetupError
+from nbqueue.errors import NbqueueError, NoServer
 
 if TYPE_CHECKING:
     from nbqueue.client.session import Session
@@ -99,7 +99,7 @@ def patiently(action: Callable[[], T], patience: float = PATIENCE) -> T:
         try:
             return action()
         except NoServer:
-            if time.monotonic() > end:
+            if time.monotonic() >= end:
                 raise
             pause.wait(seconds)
             seconds = min(0.5, 2 * seconds)
@@ -170,17 +170,20 @@ class Upload:
             self._lock.release()
 
     def tend(self) -> None:
-        """Called now and then by the collector: sends what waits, and tells the store that the upload lives."""
+        """Called now and then by the collector: sends what waits, and tells the store that the upload lives.
+
+        Tries once: the collector has more to do than to wait for a server. Raises NoServer; it is called again.
+        """
         if not self._lock.acquire(blocking=False):
             return  # something is being sent this moment, which is sign of life enough
         try:
             age = time.monotonic() - self._flushed
             if not self.closed and not self.canceled and (age > BEAT or (self._buffer and age > STALE)):
-                self._send(last=False)
+                self._send(last=False, patience=0.0)
         finally:
             self._lock.release()
 
-    def _send(self, *, last: bool) -> None:
+    def _send(self, *, last: bool, patience: float = PATIENCE) -> None:
         watch, start, buffer = self._watch, self._sent, self._buffer
         sealed = self._session.sealer.seal_all(wire.ARGUMENTS, watch.batch, start, buffer)
 
@@ -192,7 +195,7 @@ class Upload:
             return
         with watch.changed:
             watch.reach(start + len(buffer))
-        self.canceled = not patiently(extend)
+        self.canceled = not patiently(extend, patience)
         if self.canceled:
             with watch.changed:
                 watch.reach(start)
@@ -276,5 +279,6 @@ class Reader:
             self._watch.error = why
             self._watch.changed.notify_all()
         if not isinstance(why, NoServer):
-            with contextlib.suppress(SetupError):  # refused again: the store closes it when its lease has ended
+            # Refused again: the store closes it when its lease has ended. Or it is gone, which was told.
+            with contextlib.suppress(NbqueueError):
                 self._target.close()  # what arrived is a batch of its own

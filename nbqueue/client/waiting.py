@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.checks import in_units, seconds
 from nbqueue.client import progress
 from nbqueue.client.session import Session, tell
 from nbqueue.client.watch import Watch
-from nbqueue.errors import Expired, LostByServer, NbqueueError
-from nbqueue.model import WorkerInfo, decode
+from nbqueue.errors import Expired, LostByServer, NbqueueError, SetupError
+from nbqueue.model import worker_info
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
 
 LOOK = 0.5  # seconds between two looks without news
+ANSWER = 1.0  # seconds that a server has to answer one question, whatever the timeout
 ADVISE = 5.0  # seconds without a live worker, after which one is asked for
 
 
-def until(batch: Batch[Any], met: Callable[[], bool], timeout: float | None, *, index: int | None = None) -> bool:
-    """Waits until `met()`; False when `timeout` seconds have passed before.
+def until(
+    batch: Batch[Any],
+    met: Callable[[], bool],
+    timeout: float | None,
+    *,
+    index: int | None = None,
+    first: Callable[[], None] | None = None,
+) -> bool:
+    """Waits until `met()`; False when `timeout` seconds have passed before. `first` asks the store before that.
 
     Raises what stopped the upload (for one job, `index`, only if it had not arrived), LostByServer, or Expired.
     """
@@ -30,6 +39,8 @@ def until(batch: Batch[Any], met: Callable[[], bool], timeout: float | None, *, 
     watch, begun = batch.watch, time.monotonic()
     advice = Advice(batch.session, watch)
     try:
+        if first is not None and not bounded(first, timeout):
+            return met()
         prepare(batch, met)
         with awaiting(watch, index), progress.in_terminal(batch) as show:
             while not met():
@@ -47,6 +58,33 @@ def until(batch: Batch[Any], met: Callable[[], bool], timeout: float | None, *, 
     except KeyboardInterrupt:
         tell(stopped(batch))
         raise
+    return True
+
+
+def bounded(work: Callable[[], None], timeout: float | None) -> bool:
+    """Does what asks the store, and answers whether it was done in time: a server that hangs answers nobody for long.
+
+    Raises what `work` raises, but for a store that cannot be asked: the collector goes on trying.
+    """
+    fault: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with suppress(SetupError):
+                work()
+        except BaseException as why:  # noqa: BLE001 - it is raised again by who asked
+            fault.append(why)
+
+    if timeout is None:
+        run()
+    else:
+        thread = threading.Thread(target=run, name="nbqueue look", daemon=True)
+        thread.start()
+        thread.join(max(timeout, ANSWER))
+        if thread.is_alive():
+            return False
+    if fault:
+        raise fault[0]
     return True
 
 
@@ -112,26 +150,29 @@ class Advice:
 
     def __init__(self, session: Session, watch: Watch) -> None:
         self._session, self._watch = session, watch
-        self._given = False
+        self._given = self._looking = False
         self._next = 0.0
+        self._found = ""
 
     def give(self) -> None:
-        """Looks (every few seconds) whether anyone serves the queue, and says what to run if not."""
-        if self.due():
-            self.say(self.message())
+        """Looks (every few seconds) whether anyone serves the queue, and says what to run if not.
 
-    def due(self) -> bool:
-        """Whether it is time to look: every few seconds, until something was said."""
-        if self._given or time.monotonic() < self._next:
-            return False
-        self._next = time.monotonic() + ADVISE
-        return True
-
-    def say(self, message: str) -> None:
-        """Says it, if there is something to say."""
-        if message:
+        It looks on a thread, and says in a later call what was found: who waits must not wait for the answer.
+        """
+        if self._found:
             self._given = True
-            tell(f"nbqueue: {message}")
+            tell(f"nbqueue: {self._found}")
+            self._found = ""
+        elif not self._given and not self._looking and time.monotonic() >= self._next:
+            self._looking = True
+            threading.Thread(target=self._look, name="nbqueue advice", daemon=True).start()
+
+    def _look(self) -> None:
+        try:
+            self._found = self.message()
+        finally:
+            self._next = time.monotonic() + ADVISE
+            self._looking = False
 
     def message(self) -> str:
         """What keeps this batch from moving, and what to do; empty where a worker that fits is up."""
@@ -160,7 +201,7 @@ class Advice:
     def _misfits(self) -> str:
         """What is wrong with the workers that there are; empty if one of them fits."""
         session, key = self._session, self._session.sealer.keyring.ids[0]
-        infos = [decode(WorkerInfo, view.info, "A worker") for view in session.broker.workers() if view.left > 0]
+        infos = [info for view in session.broker.workers() if view.left > 0 and (info := worker_info(view.info))]
         if any(key in info.keys for info in infos if self._watch.queue in info.queues):
             return ""
         return (

@@ -14,7 +14,7 @@ import msgspec
 from nbqueue import wire
 from nbqueue.client import spoolfile
 from nbqueue.client.spoolfile import Birth, Standing
-from nbqueue.errors import BadSignature
+from nbqueue.errors import BadSignature, Damaged
 from nbqueue.model import Cause, Echo, Notes, Outcome, Spec, State, Tally, decode
 from nbqueue.store.decoding import entry_of
 from nbqueue.store.records import Stored
@@ -113,6 +113,13 @@ class Watch:
     def chosen(self) -> Sequence[int] | None:
         """The jobs that a verb for all of these names; None: the whole batch, whatever it holds by now."""
         return None if self.rows is None else self.rows[:]
+
+    def concerns(self, entry: bytes) -> bool:
+        """Whether an entry of the batch's log may tell of one of these jobs."""
+        with contextlib.suppress(Damaged):
+            _, low, high = entry_of(entry)
+            return any(self.holds(index) for index in range(low, high or low + 1))
+        return True
 
     def attempt(self, index: int) -> int:
         """The attempt of a job's outcome; 0 for one that never ran."""

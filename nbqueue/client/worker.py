@@ -12,8 +12,8 @@ from typing import Any
 from nbqueue.checks import check_name, seconds
 from nbqueue.client import session as sessions
 from nbqueue.client.session import Session
-from nbqueue.errors import BadInput, BadOption, BadSignature
-from nbqueue.model import BEAT, LEASE, WorkerInfo, decode
+from nbqueue.errors import BadInput, BadOption
+from nbqueue.model import BEAT, LEASE, WorkerInfo, worker_info
 from nbqueue.worker import mail
 from nbqueue.worker.parent import Parent
 from nbqueue.worker.plan import ALL_QUEUES, Plan
@@ -137,12 +137,9 @@ class Worker:
         found = []
         suspended = session.ask(lambda broker: broker.suspended()) is not None
         for raw, left, held in session.ask(lambda broker: broker.workers()):
-            try:
-                info = decode(WorkerInfo, raw, "What a worker says of itself")
-            except BadSignature:
-                continue  # someone else wrote there
-            if left <= 0:
-                continue  # its lease has run out: others will take its jobs
+            info = worker_info(raw)
+            if info is None or left <= 0:
+                continue  # someone else wrote there; or its lease has run out: others will take its jobs
             found.append(WorkerHandle(session, info, lease_s=left, held=held, suspended=suspended))
         return found
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from nbqueue.model import WorkerInfo, decode
+from nbqueue.model import WorkerInfo, worker_info
 from nbqueue.settings import born, cpus, host
 
 IDLE = 900  # seconds without work after which it leaves
@@ -73,15 +73,15 @@ def ensure(folder: Path, url: str, namespace: str, broker: Workers, slots: int |
 
 
 def _serves(info: bytes) -> bool:
-    worker = decode(WorkerInfo, info, "A worker")
+    worker = worker_info(info)
     # Its lease may outlast a worker that was killed; on this host we can see for ourselves.
-    return worker.local and worker.host == host() and alive(worker.pid)
+    return worker is not None and worker.local and worker.host == host() and alive(worker.pid)
 
 
 def _lost(workers: Sequence[tuple[bytes, float, int]]) -> Lost | None:
     """Of those that died with jobs in their hands the one whose jobs come back last."""
-    found = [(left, decode(WorkerInfo, info, "A worker"), held) for info, left, held in workers if held and left > 0]
-    lost = [Lost(each.pid, left, held) for left, each, held in found if each.local and each.host == host()]
+    found = [(left, worker_info(info), held) for info, left, held in workers if held and left > 0]
+    lost = [Lost(each.pid, left, held) for left, each, held in found if each and each.local and each.host == host()]
     return max(lost, key=lambda each: each.left, default=None)
 
 
@@ -181,8 +181,8 @@ def until_gone(pids: Sequence[int]) -> None:
 
 def _local(broker: Workers) -> Iterator[WorkerInfo]:
     for info, *_ in broker.workers():
-        if _serves(info):
-            yield decode(WorkerInfo, info, "A worker")
+        if _serves(info) and (worker := worker_info(info)) is not None:
+            yield worker
 
 
 @contextmanager

@@ -430,3 +430,20 @@ def test_max_failed_of_one_call_cancels_its_own_jobs_only(session, hands):
     wait_until(lambda: session.broker.view(later.id).tally.canceled == 2)
     hands.work()
     assert later.results(timeout=5) == [0.5, 0.25]
+
+
+def test_who_waits_for_a_settled_part_hears_of_nothing_that_is_of_others(session, hands):
+    first = nbqueue.map(inverse, [1, 0], name="still")
+    hands.work()
+    assert first.wait(5)
+    later = nbqueue.map(inverse, [1, 0, 2, 4], name="still")
+    hands.work()
+    assert later.wait(5)
+    before = first.watch.generation
+    assert first.results("skip") == [1]
+    assert first.watch.generation == before
+    later.retry(func=square)
+    hands.work()
+    assert later.wait(5)
+    assert first.wait(5)
+    assert first.results() == [1, 0]  # what another handle has retried is heard of

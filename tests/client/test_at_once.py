@@ -78,3 +78,17 @@ def test_a_batch_in_this_process_has_callbacks_and_meta_too():
     assert batch.to_frame(meta=True)["meta"].tolist() == [{"a": 1}] * 2
     assert batch[0].echoes[0].failure is None
     assert batch.failed.requeue() == 2
+
+
+def test_what_follows_a_batch_of_a_server_runs_here_where_that_is_asked(session, hands):
+    remote = nbqueue.map(abs, [-1, -2, "x"])
+    hands.work()
+    here = remote.then(add, inline="collect")
+    assert here.results("skip") == [2, 3]
+    assert [str(state) for state in here.to_frame()["status"]] == ["finished", "finished", "canceled"]
+    assert here.to_frame()["x"].tolist()[:2] == [1, 2]
+    assert session.broker.view(here.id) is None
+    assert nbqueue.Job.fetch(here[0].id).result == 2
+    single = nbqueue.submit(abs, -5)
+    hands.work()
+    assert single.then(add, inline=True).result == 6

@@ -11,6 +11,8 @@ from helpers import wait_until
 from jupyter_client.manager import start_new_kernel
 
 import nbqueue
+from nbqueue.client import listing
+from nbqueue.client.session import Session
 
 
 def halve(x):
@@ -109,3 +111,25 @@ def _streams(client):
             break
         told.append(str(message["content"].get("text", "")))
     return "".join(told)
+
+
+def test_what_another_session_has_retried_is_awaited(session, hands, tmp_path):
+    mended = tmp_path / "mended"
+
+    def work(x, path=str(mended)):
+        from pathlib import Path
+
+        return 10 // (x + Path(path).exists())
+
+    batch = nbqueue.map(work, [0])
+    hands.work()
+    assert batch.wait(10)
+    mended.touch()
+    other = Session(session.settings)
+    seen = listing.attach(other, batch.id)
+    assert seen.wait(10)
+    seen.retry()
+    hands.work()
+    assert run(asyncio.wait_for(batch, 10)).results() == [10]
+    other.collector.stop()
+    other.disconnect()

@@ -3,9 +3,11 @@
 import contextlib
 
 import pytest
+from hands import Hands
 
 import nbqueue
 from nbqueue.client import listing
+from nbqueue.client import session as sessions
 from nbqueue.client.session import Session
 
 
@@ -54,3 +56,32 @@ def test_who_cannot_ask_shows_what_is_known(session, hands, tmp_path):
     with contextlib.ExitStack() as after:
         after.callback(setattr, session, "asleep", False)
         assert batch.to_frame()["status"].tolist() == ["failed"] * 2
+
+
+def add(x, y=1):
+    return x + y
+
+
+def test_gather_asks_each_server_for_its_own_jobs(session, hands):
+    other = sessions.of(
+        session.settings.url, f"{session.settings.namespace}x"
+    )  # another namespace is as another server
+    there = Hands(other)
+    first = nbqueue.Queue("default").enqueue(add, 1, y=2)
+    second = nbqueue.Queue("default", connection=session.settings.url, namespace=other.settings.namespace)
+    job = second.enqueue(add, 3, y=4)
+    hands.work()
+    there.work()
+    jobs = [
+        nbqueue.Job.fetch(first.id),
+        nbqueue.Job.fetch(job.id, session.settings.url, namespace=other.settings.namespace),
+    ]
+    frame = nbqueue.gather(jobs, meta=True, timeout=10)
+    assert frame["x"].tolist() == [1, 3]
+    assert frame["y"].tolist() == [2, 4]
+    assert frame["result"].tolist() == [3, 7]
+    assert frame["queued_at"].notna().all()
+    job.delete()
+    there.stop()
+    other.collector.stop()
+    other.disconnect()

@@ -123,7 +123,7 @@ def test_an_upload_outlives_a_pause_by_signs_of_life(session, hands, monkeypatch
     seen = []
     more = threading.Event()
     real = uploader.Upload._send
-    monkeypatch.setattr(uploader.Upload, "_send", lambda self, *, last: (seen.append(last), real(self, last=last))[1])
+    monkeypatch.setattr(uploader.Upload, "_send", lambda self, **how: (seen.append(how), real(self, **how))[1])
 
     def source():
         yield 1

@@ -15,6 +15,7 @@ from nbqueue.client.pace import Pace, pace_of
 from nbqueue.client.rounds import SHOWN, Rounds
 from nbqueue.client.serving import Lookout, Serving
 from nbqueue.client.view import Failures, View
+from nbqueue.client.waiting import Advice
 from nbqueue.client.watch import Watch
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 
@@ -73,11 +74,11 @@ def test_a_queue_without_workers_says_what_to_run_and_then_who_serves(session):
     from hands import Hands
 
     batch = nbqueue.options(queue="gpu").map(abs, range(3))
-    lookout = Lookout(batch)
+    lookout = Lookout()
 
     def found():
         lookout._next = 0.0
-        lookout.look()
+        lookout.look([batch])
         return lookout.found
 
     wait_until(lambda: found().advice)
@@ -105,6 +106,36 @@ def test_all_of_one_failed_job_is_told_and_arguments_only_on_request(session, ha
     batch.watch.payloads = None  # as after attach: the store has them
     assert details.arguments(batch, 0) == "x = 1"
     assert "x = 1" not in markup.told(told)
+
+
+def test_the_arguments_of_what_follows_another_batch_are_its_results(session, hands):
+    first = nbqueue.map(abs, [-3])
+    batch = first.then(fails)
+    hands.work()
+    hands.work()
+    assert batch.wait(20)
+    assert details.arguments(batch, 0) == "x = 3"
+
+
+def test_a_shared_panel_says_who_serves_until_the_last_batch_has_ended(session, hands):
+    first, second = (nbqueue.map(abs, range(2)) for _ in range(2))
+    first.cancel()
+    assert first.wait(10)
+    lookout = Lookout()
+    lookout.look([first, second])
+    assert (lookout.found.workers, lookout.found.advice) == (1, "")
+    second.cancel()
+
+
+def test_a_worker_whose_record_cannot_be_read_hides_no_other(session, hands):
+    batch = nbqueue.map(abs, range(2))
+    session.broker.join("odd", b"no record of ours", ("default",), 1)
+    lookout = Lookout()
+    lookout.look([batch])
+    assert lookout.found.workers == 1
+    assert "knows your key" in Advice(session, batch.watch).message()  # hands know none, and say so
+    session.broker.leave("odd")
+    batch.cancel()
 
 
 class Nasty:
