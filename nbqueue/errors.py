@@ -9,7 +9,7 @@ what to do next.
                             Changed  NoSuchDependency  InsideJob  TooManyOpen
       BadSignature          UnknownKey  Damaged
       NotThere              NoSuchBatch  NoSuchJob  NoSuchWorker  Expired  LostByServer  SpillLost
-      JobFailed  JobCanceled  BatchFailed  NotDone
+      JobFailed  JobCanceled  BatchFailed  CannotOpen  NotDone
       LeaseEnded            (a worker's own)
       LoadError             CodeDiffers (a stable's own)
     RemoteTraceback         (the cause of a job's exception)
@@ -203,6 +203,11 @@ class JobCanceled(NbqueueError):
 class BatchFailed(NbqueueError):
     """{failed} of {n} jobs of {batch} did not finish{canceled}. The first is {job}: {error}. `batch.failed` lists them,
     `batch.retry()` runs them again, `batch.results(errors="skip")` leaves them out."""
+
+
+class CannotOpen(NbqueueError):
+    """{what} cannot be opened here: {why}. Import or install here what it needs, or return plain data: numbers, text,
+    lists, dicts, arrays, frames."""
 
 
 class NotDone(NbqueueError, TimeoutError):

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from nbqueue import spill, wire
 from nbqueue.checks import size_text
-from nbqueue.errors import BadSignature, JobTimeout, NotPicklable, SpillFailed, TooLarge
+from nbqueue.errors import BadSignature, CannotOpen, JobTimeout, NbqueueError, NotPicklable, SpillFailed, TooLarge
 from nbqueue.model import (
     MAX_ARGUMENTS,
     MAX_RESULT,
@@ -91,11 +91,13 @@ def modules_in(payload: bytes) -> set[str]:
     return set() if payload[:1] == b"4" else wire.modules_named(memoryview(payload)[1:])
 
 
-def unpack(payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+def unpack(
+    payload: bytes, loads: Callable[[bytes | memoryview], Any] = wire.loads
+) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """`(args, kwargs, label)`. Raises whatever unpickling raises, and SpillLost."""
     if (spilled := spilled_in(payload)) is not None:
-        return (wire.loads(spill.read(spilled)),), {}, None
-    kind, value = payload[:1], wire.loads(memoryview(payload)[1:])
+        return (loads(spill.read(spilled)),), {}, None
+    kind, value = payload[:1], loads(memoryview(payload)[1:])
     if kind == b"1":
         return (value,), {}, None
     args, kwargs, *label = value
@@ -183,7 +185,9 @@ def _stored(value: Any, limit: int | None, place: spill.Place | None) -> tuple[b
     except BaseException:
         sink.discard()
         raise
-    return (None, found) if isinstance(found, Spilled) else (found, None)
+    if isinstance(found, Spilled):
+        return None, found  # too large to be held twice; whoever opens it is told of its row alone
+    return _sound(value, found, limit or MAX_RESULT), None
 
 
 def _through_store(value: Any, limit: int, failed: SpillFailed) -> bytes:
@@ -196,13 +200,44 @@ def _through_store(value: Any, limit: int, failed: SpillFailed) -> bytes:
     return data
 
 
-def opened(outcome: Outcome) -> Any:
-    """The value of a finished job, from where it lies. Raises SpillLost, BadSignature, what unpickling raises."""
+def opened(outcome: Outcome, what: str = "A result") -> Any:
+    """The value of a finished job, from where it lies. Raises SpillLost, BadSignature, CannotOpen."""
     if outcome.spilled is not None:
-        return wire.loads(spill.read(outcome.spilled))
+        return careful(spill.read(outcome.spilled), what)
     if outcome.value is None:
         raise BadSignature(what="An outcome", why="it says finished and holds no value")
-    return wire.loads(outcome.value)
+    return careful(outcome.value, what)
+
+
+def careful(data: bytes | memoryview, what: str) -> Any:
+    """The value in a pickle; raises CannotOpen for anything that it does while it is opened.
+
+    What is not its own doing goes through: the user's Ctrl-C, and the time limit of a job.
+    """
+    try:
+        return wire.loads(data)
+    except JobTimeout:
+        raise
+    except BaseException as why:
+        if isinstance(why, KeyboardInterrupt) and not _raised(why):
+            raise
+        raise CannotOpen(what=what, why=_cut(f"{type_name(type(why))}: {text_of(why)}", 1_000)) from why
+
+
+def _raised(why: BaseException) -> bool:
+    """Whether a `raise` of Python code made it, and not a signal."""
+    from opcode import opmap
+
+    tb = why.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    return tb is not None and tb.tb_frame.f_code.co_code[tb.tb_lasti] == opmap["RAISE_VARARGS"]
+
+
+def cell(why: NbqueueError) -> str:
+    """Words in the place of what could not be opened."""
+    told = why.facts["why"] if isinstance(why, CannotOpen) else f"{type_name(type(why))}: {why}"
+    return f"<cannot be opened here: {told}>"
 
 
 def _dumped(value: Any, limit: int) -> bytes:
@@ -213,6 +248,21 @@ def _dumped(value: Any, limit: int) -> bytes:
     data = wire.dumps(value, limit, what, remedy)
     if len(data) > limit:
         raise TooLarge(what=what, limit=size_text(limit), remedy=remedy)
+    return _sound(value, data, limit)
+
+
+def _sound(value: Any, data: bytes, limit: int) -> bytes:
+    """`data`, which has been opened once: nobody can mend it any more when the notebook does. Raises CannotOpen."""
+    if not wire.names_code(data):
+        return data
+    try:
+        careful(data, "The result")
+    except CannotOpen:
+        again = wire.rebuilding(value, limit)
+        if again is None:
+            raise
+        careful(again, "The result")
+        return again
     return data
 
 
@@ -223,9 +273,12 @@ def _judge(why: BaseException, stage: str, job: str) -> tuple[Cause, Failure]:
         return Cause.ERROR, failure_of(why)
     if isinstance(why, TooLarge):
         return Cause.TOO_LARGE, failure_of(why)
+    told = f"{type_name(type(why))}: {_cut(text_of(why), 1_000)}"
+    if isinstance(why, CannotOpen):
+        told, why = f"it could not be opened again ({why.facts['why']})", why.__cause__ or why
     facts = {
         "what": f"The result of job {job}",
-        "why": f"{type_name(type(why))}: {_cut(text_of(why), 1_000)}",
+        "why": told,
         "remedy": "Return plain data: numbers, text, lists, dicts, arrays, frames.",
     }
     named = NotPicklable(**facts)
@@ -309,10 +362,16 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _pickled(why: BaseException) -> bytes | None:
-    """The exception as a pickle that is known to open again; None where there is none."""
-    try:
-        data = wire.dumps(why, MAX_EXCEPTION)
-        same = type(wire.loads(data)).__qualname__ == type(why).__qualname__
-    except BaseException:  # noqa: BLE001 - the exception's own methods may raise anything; its text is kept anyway
-        return None
-    return data if same else None
+    """The exception as a pickle that is known to open again, if it can be with the same words; None: there is none."""
+    found = None
+    for way in (wire.dumps, wire.rebuilding):
+        try:
+            data = way(why, MAX_EXCEPTION)
+            opened = None if data is None else wire.loads(data)
+        except BaseException:  # noqa: BLE001, S112 - its own methods may raise anything; its text is kept anyway
+            continue
+        if isinstance(opened, BaseException) and type(opened).__qualname__ == type(why).__qualname__:
+            found = found or data
+            if text_of(opened) == text_of(why):
+                return data
+    return found

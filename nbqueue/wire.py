@@ -303,6 +303,40 @@ def by_value(value: Any, limit: int, what: str = "This value", remedy: str = "")
     return file.getvalue()
 
 
+class _Rebuilding(_ByValue):
+    """Exceptions are made again without their own `__init__`, which may ask for more than the arguments they keep."""
+
+    met = False
+
+    def reducer_override(self, thing: Any) -> Any:
+        kind = type(thing)
+        if isinstance(thing, BaseException) and getattr(kind.__reduce__, "__objclass__", None) in kind.__mro__[1:]:
+            self.met = True
+            reduced: Any = thing.__reduce__()
+            return _exception, (kind, reduced[1]), *reduced[2:]
+        return super().reducer_override(thing)
+
+
+def _exception(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    base: Any = next(each for each in kind.__mro__ if each.__module__ == "builtins")
+    made: BaseException = base.__new__(kind, *args)
+    base.__init__(made, *args)
+    return made
+
+
+def rebuilding(value: Any, limit: int) -> bytes | None:
+    """As by_value, for what did not open: its exceptions are rebuilt from what they hold. None: it has none."""
+    file = _Capped(limit, "This value", "")
+    pickler = _Rebuilding(file, 5)
+    pickler.dump(value)
+    return file.getvalue() if pickler.met else None
+
+
+def names_code(data: bytes) -> bool:
+    """Whether opening `data` may call something: False only for plain data, which nothing keeps from being opened."""
+    return pickle.STACK_GLOBAL in data
+
+
 class Sink(Protocol):
     """What a value is pickled into as it is read, so that it need not be in memory twice."""
 

@@ -15,7 +15,17 @@ from nbqueue.client.job import Job, error_of, text_of, value_of
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.session import Session
 from nbqueue.client.watch import Watch
-from nbqueue.errors import BadInput, BadOption, BadSignature, BatchFailed, JobFailed, LostByServer, NotDone, SpillLost
+from nbqueue.errors import (
+    BadInput,
+    BadOption,
+    BadSignature,
+    BatchFailed,
+    CannotOpen,
+    JobFailed,
+    LostByServer,
+    NotDone,
+    SpillLost,
+)
 from nbqueue.model import Hook, Outcome, Spec, State, Tally
 
 if TYPE_CHECKING:
@@ -152,17 +162,12 @@ class Batch(Sequence[Job[R]], Generic[R]):
         """Waits, then the values in input order.
 
         `errors`: "raise" raises BatchFailed if any job did not finish, "return" puts the exception in its place,
-        "skip" leaves such jobs out. NotDone after `timeout` seconds.
+        "skip" leaves such jobs out. Where the input broke off, "raise" raises what broke it, the others give what had
+        arrived, with a warning. NotDone after `timeout` seconds.
         """
         if errors not in {"raise", "return", "skip"}:
             raise BadOption(message=f"errors={brief(errors)} must be 'raise', 'return' or 'skip'.")
-        try:
-            met = self.wait(timeout)
-        except LostByServer:
-            met = errors != "raise"
-            if not met:
-                raise
-        if not met:
+        if not (self.wait(timeout) if errors == "raise" else self._arrived(timeout)):
             raise NotDone(what=f"Batch {self.id}", seconds=timeout, tally=str(self.tally))
         if errors == "raise" and self.tally.finished < len(self):
             raise self._complaint()
@@ -186,7 +191,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
                 return None, waiting.absence(self.watch, self.session, job)
             error = error_of(outcome, job, parents_of(self.spec))
             return (value_of(outcome, job), None) if error is None else (None, error)
-        except (SpillLost, BadSignature) as why:
+        except (SpillLost, BadSignature, CannotOpen) as why:
             return None, why
 
     def outcomes(self) -> Iterator[tuple[int, Outcome]]:
@@ -217,9 +222,13 @@ class Batch(Sequence[Job[R]], Generic[R]):
         """
         looking.reconsider_all(self)
         watch, place, seen = self.watch, 0, set[int]()
+
+        def news() -> bool:
+            return len(watch.ended) > place or watch.settled
+
         while not (watch.settled and place >= len(watch.ended)):
             start = place
-            if not waiting.until(self, lambda start=start: len(watch.ended) > start or watch.settled, timeout):  # type: ignore[misc]
+            if not waiting.until(self, news, timeout, arrived=True):
                 raise NotDone(what=f"Batch {self.id}", seconds=timeout, tally=str(self.tally))
             place = len(watch.ended)
             for index in watch.ends(start, place):
@@ -263,10 +272,10 @@ class Batch(Sequence[Job[R]], Generic[R]):
         except LostByServer as why:
             warnings.warn(str(why), stacklevel=3)
             return True
-        except Exception as why:
-            if why is not watch.error or not watch.known:
+        except BaseException as why:
+            if why is not watch.error or not waiting.broke_off(watch):
                 raise
-        met = waiting.until(self, lambda: watch.settled, timeout, index=0)
+        met = waiting.until(self, lambda: watch.settled, timeout, arrived=True)
         what = f"{type(watch.error).__name__}: {watch.error}"
         warnings.warn(
             f"{self.id} has the {len(self):,} items that came before its input broke off ({what}).", stacklevel=3

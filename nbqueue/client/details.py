@@ -8,6 +8,7 @@ from nbqueue import perform
 from nbqueue.client import rows
 from nbqueue.client.job import Job, text_of
 from nbqueue.client.pace import clock
+from nbqueue.client.rows import opened_call
 from nbqueue.errors import BadSignature, NbqueueError
 from nbqueue.model import Cause
 
@@ -63,10 +64,7 @@ def arguments(batch: Batch[Any], index: int) -> str:
         return f"<not to be had: {why}>"
     if payload is None:
         return "<the arguments are not to be had any more>"
-    try:
-        args, kwargs, label = perform.unpack(payload)
-    except (Exception, SystemExit) as why:  # noqa: BLE001 - a class of the user's that is not here, or refuses
-        return f"<cannot be opened here: {perform.type_name(type(why))}: {perform.text_of(why)}>"
+    args, kwargs, label = opened_call(payload)
     names = [*batch.spec.columns, *(f"arg_{place}" for place in range(len(batch.spec.columns), len(args)))]
     lines = [f"{name} = {_shown(value)}" for name, value in [*zip(names, args, strict=False), *kwargs.items()]]
     return "\n".join(([f"# {_shown(label)}"] if label is not None else []) + lines) or "no arguments"

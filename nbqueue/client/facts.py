@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
@@ -59,8 +60,9 @@ class Run:
         return None if failure is None else failure.traceback or str(failure)
 
     def return_value(self) -> Any:
-        """The value that it gave; None if it gave none. Raises SpillLost."""
-        return perform.opened(self.outcome) if self.outcome.state is State.FINISHED else None
+        """The value that it gave; None if it gave none. Raises SpillLost, CannotOpen."""
+        finished = self.outcome.state is State.FINISHED
+        return perform.opened(self.outcome, f"The result of {self.job_id}") if finished else None
 
 
 def parents_of(spec: Spec) -> list[str]:
@@ -157,7 +159,7 @@ class Facts(Generic[R]):
         payload = rows.payload(self.batch, self.index)
         if payload is None:
             raise BadSignature(what=f"The arguments of {self.id}", why="they are not there, or not signed by you")
-        return perform.unpack(payload)[:2]
+        return perform.unpack(payload, partial(perform.careful, what=f"The call of {self.id}"))[:2]
 
     # ------------------------------------------------------------ where it is
 

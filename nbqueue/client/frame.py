@@ -13,6 +13,7 @@ from nbqueue.client.columns import MISSING
 from nbqueue.client.facts import parents_of, ridden
 from nbqueue.client.job import text_of
 from nbqueue.client.rows import Rows, of_batch, of_jobs, opened_call
+from nbqueue.errors import NbqueueError
 from nbqueue.model import Outcome, Spilled, State, utc
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def value_of(outcome: Outcome | None) -> Any:
         return MISSING
     try:
         return perform.opened(outcome)
-    except (Exception, SystemExit) as why:  # noqa: BLE001 - what cannot be opened costs one cell, not the frame
-        return f"<cannot be opened here: {perform.type_name(type(why))}: {perform.text_of(why)}>"
+    except NbqueueError as why:  # it costs one cell, not the frame
+        return perform.cell(why)
 
 
 def _plain(rows: Rows) -> dict[str, pd.Series[Any]]:

@@ -14,6 +14,7 @@ from nbqueue.client.spoolfile import Kind
 from nbqueue.errors import (
     BadInput,
     BadSignature,
+    CannotOpen,
     Expired,
     JobCanceled,
     JobFailed,
@@ -336,7 +337,7 @@ def value_of(outcome: Outcome, job: str, parents: Sequence[str] = ()) -> Any:
     error = error_of(outcome, job, parents)
     if error is not None:
         raise error
-    return perform.opened(outcome)
+    return perform.opened(outcome, f"The result of {job}")
 
 
 def error_of(outcome: Outcome, job: str, parents: Sequence[str] = ()) -> BaseException | None:
@@ -346,6 +347,11 @@ def error_of(outcome: Outcome, job: str, parents: Sequence[str] = ()) -> BaseExc
     if outcome.state is State.CANCELED:
         return JobCanceled(job=job, cause=outcome.cause, remedy=_again(outcome.cause, parents))
     rebuilt = _rebuilt(outcome.failure, outcome.cause)
+    if isinstance(rebuilt, StopIteration | StopAsyncIteration):
+        # As in a generator (PEP 479): in `map(Job.wait, batch)` it would look like the end of the batch.
+        stopped = RuntimeError(f"{job} raised {type(rebuilt).__name__}")
+        stopped.__cause__ = rebuilt
+        return stopped
     if rebuilt is not None:
         return rebuilt
     error = JobFailed(job=job, cause=outcome.cause, error=text_of(outcome))
@@ -364,9 +370,9 @@ def _rebuilt(failure: Failure | None, cause: Cause | None) -> BaseException | No
     if failure is None or failure.pickled is None or cause is Cause.TIMEOUT:
         return None
     try:
-        error = wire.loads(failure.pickled)
-    except Exception:  # noqa: BLE001 - its class is not here, or refuses: JobFailed carries the text instead
-        return None
+        error = perform.careful(failure.pickled, "An exception")
+    except CannotOpen:
+        return None  # its class is not here, or refuses: JobFailed carries the text instead
     if not isinstance(error, Exception):
         return None  # SystemExit or KeyboardInterrupt of a job must not end the notebook
     error.__cause__ = RemoteTraceback(failure.traceback)

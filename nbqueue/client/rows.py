@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbqueue import perform, wire
@@ -262,9 +263,9 @@ def opened_call(payload: bytes | None) -> tuple[tuple[Any, ...], dict[str, Any],
     if payload is None:
         return (), {}, None
     try:
-        return perform.unpack(payload)
-    except (Exception, SystemExit) as why:  # noqa: BLE001 - what cannot be opened costs one cell, not the frame
-        return (f"<cannot be opened here: {perform.type_name(type(why))}: {perform.text_of(why)}>",), {}, None
+        return perform.unpack(payload, partial(perform.careful, what="A call"))
+    except NbqueueError as why:  # it costs one cell, not the frame
+        return (perform.cell(why),), {}, None
 
 
 def _labels(batch: Batch[Any], n: int) -> list[Any]:

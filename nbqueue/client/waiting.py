@@ -30,10 +30,12 @@ def until(
     *,
     index: int | None = None,
     first: Callable[[], None] | None = None,
+    arrived: bool = False,
 ) -> bool:
     """Waits until `met()`; False when `timeout` seconds have passed before. `first` asks the store before that.
 
-    Raises what stopped the upload (for one job, `index`, only if it had not arrived), LostByServer, or Expired.
+    Raises what stopped the upload (for one job, `index`, only if it had not arrived), LostByServer, or Expired. With
+    `arrived`, what arrived before the input broke off is waited for all the same.
     """
     timeout = None if timeout is None else seconds("timeout", timeout)
     watch, begun = batch.watch, time.monotonic()
@@ -44,7 +46,7 @@ def until(
         prepare(batch, met)
         with awaiting(watch, index), progress.in_terminal(batch) as show:
             while not met():
-                raise_trouble(batch, index)
+                raise_trouble(batch, index, arrived=arrived)
                 passed = time.monotonic() - begun
                 if timeout is not None and passed >= timeout:
                     return False
@@ -116,14 +118,19 @@ def awaiting(watch: Watch, index: int | None) -> Iterator[None]:
             watch.awaited -= by
 
 
-def raise_trouble(batch: Batch[Any], index: int | None = None) -> None:
-    """Raises what keeps this batch, or one job of it, from ever being complete here."""
-    if index is None or index >= batch.tally.n:
+def raise_trouble(batch: Batch[Any], index: int | None = None, *, arrived: bool = False) -> None:
+    """Raises what keeps this batch, or one job of it, or what arrived of it, from ever being complete here."""
+    if (index is None or index >= batch.tally.n) and not (arrived and broke_off(batch.watch)):
         raise_error(batch)
     if batch.watch.fault is not None:
         raise batch.watch.fault
     if batch.watch.gone:
         raise absence(batch.watch, batch.session, batch.id)
+
+
+def broke_off(watch: Watch) -> bool:
+    """Whether the input ended with an error, and what arrived before goes on."""
+    return watch.error is not None and (watch.known or not isinstance(watch.error, SetupError))
 
 
 def raise_error(batch: Batch[Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from nbqueue import current, perform, spill, wire
-from nbqueue.errors import JobFailed, RemoteTraceback
+from nbqueue.errors import CannotOpen, JobFailed, RemoteTraceback
 from nbqueue.model import CALLBACK_TIMEOUT, Echo, Failure, Hook, Spilled
 
 SUCCESS, FAILURE, STOPPED, HANDLER = "success", "failure", "stopped", "handler"
@@ -133,9 +133,9 @@ def _rebuilt(failure: Failure) -> BaseException:
     error: BaseException = JobFailed(job=current.current() or "?", cause=failure.type, error=failure.message)
     if failure.pickled is not None:
         try:
-            found = wire.loads(failure.pickled)
-        except Exception:  # noqa: BLE001 - its class may refuse in any way: what is known is said by JobFailed
-            found = None
+            found = perform.careful(failure.pickled, "An exception")
+        except CannotOpen:
+            found = None  # what is known is said by JobFailed
         if isinstance(found, BaseException):
             error = found
     if failure.traceback:

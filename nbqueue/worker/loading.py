@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -24,7 +24,7 @@ from nbqueue.worker import frames, tree
 from nbqueue.worker.channel import Channel, Frame
 from nbqueue.worker.surroundings import for_jobs
 
-_GPU = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
+GPU = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 
 
 def settle_in(record: FunctionRecord, paths: Sequence[str] = ()) -> None:
@@ -206,12 +206,16 @@ def must_fork_bare() -> str:
     """Why a process that has loaded the function cannot be forked; empty if it can."""
     if (count := threading.active_count()) > 1:
         return f"{count - 1} threads"
-    try:
-        opened = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]  # noqa: PTH115, PTH208
-    except OSError:
-        return ""  # no /proc, or a descriptor (that of the listing itself) closed meanwhile
-    gpu = [path for path in opened if path.startswith(_GPU)]
-    return f"an open {gpu[0]}" if gpu else ""
+    gpu = next((path for path in _opened() if path.startswith(GPU)), "")
+    return f"an open {gpu}" if gpu else ""
+
+
+def _opened() -> Iterator[str]:
+    """The files and devices that this process has open; none where there is no /proc."""
+    with contextlib.suppress(FileNotFoundError):
+        for fd in os.listdir("/proc/self/fd"):  # noqa: PTH208
+            with contextlib.suppress(OSError):  # the listing's own descriptor is closed by now
+                yield os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
 
 
 def freeze_memory() -> None:

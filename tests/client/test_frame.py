@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import pickle
 import sys
 
 import numpy as np
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 import nbqueue
 from nbqueue.client import columns, frame
+from nbqueue.errors import CannotOpen
 
 
 def collect(f, *items, **options):
@@ -213,7 +213,7 @@ def test_a_result_that_cannot_be_opened_costs_one_cell():
     found = batch.to_frame()
     assert "cannot be opened here" in found["result"][0]
     assert found["result"][1] == 2
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(CannotOpen, match="UnpicklingError"):
         batch[0].wait()
 
 

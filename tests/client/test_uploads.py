@@ -95,6 +95,46 @@ def test_a_fault_of_the_iterator_surfaces_in_every_wait(session, busy):
     assert batch[0].wait(10) == 1
 
 
+def test_an_input_that_breaks_off_is_the_same_at_first_and_later(session, busy):
+    def source():
+        yield 1
+        yield 2
+        raise OSError("the disk is gone")
+
+    batch = nbqueue.map(square, source())
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="2 items that came before its input broke off"):
+            assert batch.to_frame(timeout=20)["result"].tolist() == [1, 4]
+        for errors in ("skip", "return"):
+            with pytest.warns(UserWarning, match=r"OSError: the disk is gone"):
+                assert batch.results(errors, timeout=20) == [1, 4]
+        for ask in (batch.wait, batch.results):
+            with pytest.raises(OSError, match="the disk is gone"):
+                ask(timeout=20)
+        arrived = []
+        with pytest.raises(OSError, match="the disk is gone"):
+            arrived.extend(job.wait() for job in batch.as_completed(20))
+        assert sorted(arrived) == [1, 4]
+        wait_until(lambda: batch.done)
+
+
+def test_an_input_that_breaks_off_before_its_first_item_is_the_same_at_first_and_later(session, busy, monkeypatch):
+    monkeypatch.setattr("nbqueue.client.submission.FIRST", 0.01)
+    gate = threading.Event()
+
+    def source():
+        assert gate.wait(20)
+        raise OSError("the disk is gone")
+        yield
+
+    batch = nbqueue.map(square, source())
+    gate.set()
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="0 items that came before its input broke off"):
+            assert len(batch.to_frame(timeout=20)) == 0
+        wait_until(lambda: batch.done)
+
+
 def test_an_item_of_a_stream_that_does_not_pickle_surfaces_too(session, busy):
     batch = nbqueue.map(square, iter([1, threading.Lock(), 3]))
     with pytest.raises(NotPicklable, match="Item 1 of square"):

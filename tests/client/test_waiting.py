@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import _thread
+import asyncio
 import gc
 import threading
+import time
 import traceback
 
 import pytest
@@ -18,6 +20,7 @@ from nbqueue.errors import (
     BadOption,
     BadSignature,
     BatchFailed,
+    CannotOpen,
     Expired,
     JobCanceled,
     JobFailed,
@@ -37,10 +40,20 @@ def square(x):
 class OddError(Exception):
     def __init__(self, one, two):
         super().__init__(f"{one}{two}")
+        self.one = one
+
+
+class StubbornError(OddError):
+    def __setstate__(self, state):
+        raise LookupError("no")
 
 
 def odd(x):
     raise OddError(x, "!")
+
+
+def stubborn(x):
+    raise StubbornError(x, "!")
 
 
 def leave(x):
@@ -123,10 +136,89 @@ def test_a_job_gives_its_value_or_raises_the_original(session, hands):
     assert batch[1].log == "said something\n"
 
 
-def test_exceptions_that_cannot_be_rebuilt_are_job_failed(session, busy):
-    with pytest.raises(JobFailed, match=r"OddError: 1!") as caught:
+def test_an_exception_with_an_init_of_its_own_is_caught_by_its_class(session, busy):
+    with pytest.raises(OddError, match=r"^1!$") as caught:
         nbqueue.map(odd, [1])[0].wait(10)
+    assert caught.value.one == 1
     assert "in odd" in str(caught.value.__cause__)
+
+
+def test_exceptions_that_cannot_be_rebuilt_are_job_failed(session, busy):
+    with pytest.raises(JobFailed, match=r"StubbornError: 1!") as caught:
+        nbqueue.map(stubborn, [1])[0].wait(10)
+    assert "in stubborn" in str(caught.value.__cause__)
+
+
+def empty(x):
+    raise (StopIteration if x else StopAsyncIteration)(x)
+
+
+def test_a_job_that_raised_stop_iteration_does_not_look_like_the_end_of_the_batch(session, busy):
+    batch = nbqueue.map(empty, [0, 1])
+    for job, kind in zip(batch, (StopAsyncIteration, StopIteration), strict=True):
+        with pytest.raises(RuntimeError, match=f"{job.id} raised {kind.__name__}") as caught:
+            list(map(nbqueue.Job.wait, [job]))
+        assert type(caught.value.__cause__) is kind
+        assert "in empty" in str(caught.value.__cause__.__cause__)
+        with pytest.raises(RuntimeError, match="raised Stop"):
+            asyncio.run(awaited(job))
+    assert [type(found) for found in batch.results("return")] == [RuntimeError, RuntimeError]
+
+
+async def awaited(job):
+    return await job
+
+
+class Touchy:
+    """Opens without a word in the job, and does this here."""
+
+    deed = None
+
+    def __setstate__(self, state):
+        if Touchy.deed is not None:
+            Touchy.deed()
+
+
+def touchy(x):
+    if x != 1:
+        return x
+    found = Touchy()
+    found.x = x
+    return found
+
+
+@pytest.mark.parametrize(
+    "kind", [ValueError, KeyboardInterrupt, GeneratorExit, SystemExit, MemoryError, RecursionError]
+)
+def test_whatever_a_result_raises_when_it_is_opened_here_costs_its_row_and_no_other(session, busy, monkeypatch, kind):
+    def deed():
+        raise kind("not here")
+
+    batch = nbqueue.map(touchy, [0, 1, 2])
+    assert batch.wait(10)
+    monkeypatch.setattr(Touchy, "deed", deed)
+    for frame in (batch.to_frame(), nbqueue.gather(batch)):
+        assert frame["result"].tolist() == [0, f"<cannot be opened here: {kind.__name__}: not here>", 2]
+    assert batch.results("skip") == [0, 2]
+    first, error, last = batch.results("return")
+    assert (first, last) == (0, 2)
+    assert isinstance(error, CannotOpen)
+    assert f"The result of {batch[1].id} cannot be opened here: {kind.__name__}: not here." in str(error)
+    for ask in (batch.results, batch[1].wait, lambda: batch[1].result, batch[1].results()[0].return_value):
+        with pytest.raises(CannotOpen, match=batch[1].id):
+            ask()
+    assert sorted(job.result for job in batch.as_completed(10) if job.index != 1) == [0, 2]
+    monkeypatch.setattr(Touchy, "deed", None)
+    assert batch.results()[::2] == [0, 2]
+
+
+def test_the_users_interrupt_while_a_result_is_opened_is_the_users(session, busy, monkeypatch):
+    batch = nbqueue.map(touchy, [0, 1, 2])
+    assert batch.wait(10)
+    monkeypatch.setattr(Touchy, "deed", lambda: (_thread.interrupt_main(), time.sleep(1)))
+    for ask in (batch.to_frame, batch.results, batch[1].wait):
+        with pytest.raises(KeyboardInterrupt):
+            ask()
 
 
 def test_a_job_that_left_the_interpreter_does_not_end_the_notebook(session, busy):

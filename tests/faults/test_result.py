@@ -7,6 +7,7 @@ import pytest
 from witness import noting
 
 import nbqueue
+from nbqueue.errors import NotPicklable
 from nbqueue.model import Cause
 
 
@@ -54,7 +55,7 @@ def thrown(error):
 
 
 class Trap:
-    """Raises where it is opened: in the notebook."""
+    """Raises where it is opened."""
 
     def __init__(self, deed):
         self.deed = deed
@@ -65,6 +66,10 @@ class Trap:
 
 def refuses(text):
     raise SystemError(text)
+
+
+def loops_with(text):
+    loops()
 
 
 def leaves(text):
@@ -85,8 +90,9 @@ RESULTS = {  # kind -> what makes it, the cause (None: it finishes), a word of t
     "surrogates": (lambda: thrown(ValueError("bad \udc80 text")), Cause.ERROR, "bad \\udc80 text"),
     "mute": (lambda: thrown(MuteError()), Cause.ERROR, "SystemExit"),
     "50 MB": (lambda: noted(ValueError("long"), ["y" * 99] * 500_000), Cause.ERROR, "ValueError: long"),
-    "refuses": (lambda: Trap(refuses), None, ""),
-    "leaves": (lambda: Trap(leaves), None, ""),
+    "refuses": (lambda: Trap(refuses), Cause.UNSERIALIZABLE, "opened again (SystemError: as it is opened)"),
+    "leaves": (lambda: Trap(leaves), Cause.UNSERIALIZABLE, "opened again (SystemExit: as it is opened)"),
+    "opens for ever": (lambda: Trap(loops_with), Cause.TIMEOUT, "time limit"),
 }
 
 
@@ -97,7 +103,8 @@ def gives(kind, path):
 
 def test_each_costs_its_own_row_and_no_other(session, fleet, witness):
     worker = fleet.start().up()
-    kinds = [kind for kind in RESULTS if kind != "loops"]
+    endless = ["loops", "opens for ever"]
+    kinds = [kind for kind in RESULTS if kind not in endless]
     batch = nbqueue.options(max_result=1 << 20).starmap(gives, [(kind, str(witness.path)) for kind in kinds])
     witness.watch(batch.id)
     assert batch.wait(90), worker.log
@@ -109,23 +116,23 @@ def test_each_costs_its_own_row_and_no_other(session, fleet, witness):
         if cause:
             assert (row["cause"], word in row["error"]) == (str(cause), True), (kind, row["error"])
     assert frame.loc["lambda", "result"](1) == 2
-    assert frame.loc["refuses", "result"] == "<cannot be opened here: SystemError: as it is opened>"
-    assert "cannot be opened here" in frame.loc["leaves", "result"]
-    assert "SystemExit" in frame.loc["leaves", "result"]
     told = batch[kinds.index("50 MB")].outcome.failure
     assert "bytes left out" in told.traceback
     assert len(told.traceback) <= 64_000
-    endless = nbqueue.options(timeout=1).submit(gives, "loops", str(witness.path))  # it is loaded by now
-    assert endless.batch.wait(30)
-    assert (endless.outcome.cause, "time limit" in endless.error) == (Cause.TIMEOUT, True)
+    for kind in endless:
+        job = nbqueue.options(timeout=1).submit(gives, kind, str(witness.path))  # it is loaded by now
+        assert job.batch.wait(30)
+        assert (job.outcome.cause, "time limit" in job.error) == (Cause.TIMEOUT, True)
     witness.check(batch.id)
     worker.stop()
     witness.check_gone(batch, marks=[worker.mark])
 
 
-def test_a_result_that_raises_when_it_is_opened_raises_there_and_nowhere_before(session, fleet):
+def test_a_result_that_raises_when_it_is_opened_has_failed(session, fleet):
     fleet.start().up()
     job = nbqueue.submit(lambda: Trap(refuses))
-    with pytest.raises(SystemError, match="as it is opened"):
+    with pytest.raises(
+        NotPicklable, match=r"could not be opened again \(SystemError: as it is opened\)\. Return plain"
+    ):
         job.wait(20)
-    assert (str(job.status), job.outcome.cause) == ("finished", None)
+    assert (job.status, job.cause, "in refuses" in job.exc_info) == ("failed", Cause.UNSERIALIZABLE, True)

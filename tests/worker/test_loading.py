@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 from stable_driver import Driver
@@ -13,6 +14,7 @@ from stable_driver import Driver
 from nbqueue import wire
 from nbqueue.errors import LoadError
 from nbqueue.model import State
+from nbqueue.worker import loading
 
 
 def write_module(folder, name, text):
@@ -72,6 +74,32 @@ def test_where_loading_starts_threads_the_horse_loads(tmp_path):
         rides = driver.outcomes(seqs)
         assert all(ride.state is State.FINISHED for ride in rides)
         assert {wire.loads(ride.value) for ride in rides} == {(True, 2, None)}
+
+
+OPENS = """
+    import os
+    from nbqueue.worker import loading
+    loader = os.getpid()
+    loading.GPU = {folder!r},  # as if it were /dev/nvidia
+    device = open({folder!r} + "/nvidia0", "w")
+    def f(x):
+        return os.getpid() == loader
+"""
+
+
+def test_where_loading_opens_a_device_the_horse_loads(tmp_path):
+    write_module(tmp_path, "opens", OPENS.format(folder=str(tmp_path)))
+    with Driver(by_reference("opens", "f"), path=(str(tmp_path),)) as driver:
+        assert driver.values(1, 2) == [True, True]
+
+
+def test_only_an_open_device_or_a_thread_keeps_a_process_from_being_forked(tmp_path, monkeypatch):
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    assert loading.must_fork_bare() == ""
+    monkeypatch.setattr(loading, "GPU", (str(tmp_path),))
+    with (tmp_path / "nvidia0").open("w"):
+        assert loading.must_fork_bare() == f"an open {tmp_path}/nvidia0"
+    assert loading.must_fork_bare() == ""
 
 
 def test_a_bare_stable_has_its_horses_load(tmp_path):

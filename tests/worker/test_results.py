@@ -18,6 +18,15 @@ class StubbornError(Exception):
         super().__init__(a)
         self.b = b
 
+    def __setstate__(self, state):
+        raise LookupError("no")
+
+
+class OwnError(Exception):
+    def __init__(self, a, b):
+        super().__init__(a)
+        self.b = b
+
 
 class MuteError(Exception):
     def __str__(self):
@@ -100,6 +109,12 @@ def test_an_exception_that_cannot_be_opened_again_is_not_sent():
     ride = outcome_of(raises(lambda: StubbornError(1, 2)))
     assert ride.failure.pickled is None
     assert ride.failure.message == "1"
+
+
+def test_an_exception_with_an_init_of_its_own_is_sent():
+    ride = outcome_of(raises(lambda: OwnError(1, 2)))
+    assert repr(wire.loads(ride.failure.pickled)) == "OwnError(1)"
+    assert wire.loads(ride.failure.pickled).b == 2
 
 
 def test_the_traceback_shows_the_users_frames_only():
