@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import click
 from nbqueue.checks import counted
 from nbqueue.cli.common import duration, reach, server_options, session
 from nbqueue.errors import BadInput, NbqueueError
+
+LISTED = 10  # batches that a line names
 
 
 def _all_queues(url: str | None, namespace: str | None, config: Path | None) -> list[str]:
@@ -53,8 +56,12 @@ def requeue(
     session(url, namespace, config)
     if everything:
         chosen = queues or tuple(_all_queues(url, namespace, config))
-        count = sum(Queue(name).failed.requeue() for name in chosen)
-        click.echo(f"{counted(count, 'job')} to run again")
+        count, batches = 0, Counter[str]()
+        for name in chosen:
+            failed = Queue(name).failed
+            batches.update(job.batch.name or job.batch.id for job in failed)
+            count += failed.requeue()
+        click.echo(f"{counted(count, 'job')} to run again" + _listed(batches))
         return
 
     def act(name: str) -> None:
@@ -62,6 +69,15 @@ def requeue(
         click.echo(f"{name} runs again")
 
     sys.exit(bool(_each(job_ids, act)))
+
+
+def _listed(batches: Counter[str]) -> str:
+    """`: 200 of sweep, 3 of fit-7k2f and 8 of 8 others`."""
+    first = batches.most_common(LISTED)
+    told = ", ".join(f"{size:,} of {name}" for name, size in first)
+    if others := len(batches) - len(first):
+        told += f" and {batches.total() - sum(size for _, size in first):,} of {counted(others, 'other')}"
+    return f": {told}" if told else ""
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import NamedTuple
 import click
 
 from nbqueue import settings, spill
-from nbqueue.checks import DAY, OFF, size_text, spill_root
+from nbqueue.checks import OFF, counted, in_units, size_text, spill_root
 from nbqueue.cli.common import Reached, duration, reach, server_options
 from nbqueue.client import spoolhouse
 from nbqueue.client.spoolhouse import Kept
-from nbqueue.errors import SetupError
+from nbqueue.errors import BadOption, SetupError
 from nbqueue.store.records import BatchView
 from nbqueue.wire import Keyring
 
@@ -25,23 +26,39 @@ class Old(NamedTuple):
     views: list[BatchView]
     kept: list[Kept]
     spilled: list[spill.Folder]
+    names: dict[str, str | None]  # of all batches on the server, by id: what a copy was named may have been renamed
 
 
 def _roots(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> list[str]:
     return [root for each in value if (root := spill_root("--spill", each)) not in {None, OFF}]
 
 
+def _older(context: click.Context, option: click.Parameter, value: str | float) -> float | None:
+    """As duration; a bare number may be meant as days, and would be seconds."""
+    if str(value).strip().replace(".", "", 1).isdecimal():
+        raise BadOption(message=f"--older {value}: give a unit, as {value}d for days or {value}h for hours.")
+    return duration(context, option, value)
+
+
 @click.command()
-@click.option("--older", callback=duration, default="30d", show_default=True, help="Only what is older than this.")
+@click.option("--older", callback=_older, default="30d", show_default=True, help="Only what is older, as 5d or 12h.")
 @click.option("-n", "--dry-run", is_flag=True, help="Only list it.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before removing (only a terminal is asked).")
 @click.option("--spill", "roots", multiple=True, callback=_roots, help="A place of spilled results; repeatable.")
 @server_options
 def prune(
-    *, older: float, dry_run: bool, roots: list[str], url: str | None, namespace: str | None, config: Path | None
+    *,
+    older: float,
+    dry_run: bool,
+    yes: bool,
+    roots: list[str],
+    url: str | None,
+    namespace: str | None,
+    config: Path | None,
 ) -> None:
-    """Remove old copies from the spool, and batches of yours that are done from the server. What runs stays.
+    """Remove old results: your done batches from the server, and their copies from this disk. Lists them first.
 
-    Spilled results, in the folder that the settings or --spill name, go when server and spool have their batch no more.
+    What runs stays. Spilled results, in the folder of the settings or --spill, go when neither has their batch.
     """
     found = settings.load(url, namespace, config=config)
     try:
@@ -52,13 +69,17 @@ def prune(
     old = _old(found, server, older, [*([found.spill] if found.spill else []), *roots])
     for line in (*_lines(server, old), *_spilled_lines(old)):
         click.echo(line)
-    if not dry_run:
-        _remove(server, old)
     size = size_text(sum(one.size for one in old.kept))
     what = f"{len(old.views):,} on the server, {len(old.kept):,} in the spool ({size})"
     if old.spilled:
         what += f", {len(old.spilled):,} in the spill ({size_text(sum(one.size for one in old.spilled))})"
-    click.echo(f"would remove {what}" if dry_run else f"removed {what}")
+    if dry_run:
+        click.echo(f"would remove {what}")
+        return
+    if (old.views or old.kept or old.spilled) and not yes and sys.stdin.isatty():
+        click.confirm(f"remove {what}?", abort=True)
+    _remove(server, old)
+    click.echo(f"removed {what}")
 
 
 def _old(found: settings.Settings, server: Reached | None, older: float, roots: list[str]) -> Old:
@@ -73,23 +94,28 @@ def _old(found: settings.Settings, server: Reached | None, older: float, roots: 
     old_views = [view for view in views if view.signer in ours and view.done_us is not None and view.done_us <= since]
     old_kept = [one for one in kept if one.written <= time.time() - older and one.key not in running]
     if server is None:
-        return Old(old_views, old_kept, [])  # nobody knows which results are still wanted
+        return Old(old_views, old_kept, [], {})  # nobody knows which results are still wanted
     going = {view.id for view in old_views}
     wanted = {view.id for view in views} - going
     wanted |= {batch for one in kept if one not in old_kept for batch in spoolhouse.batches_in(one)}
     limit = time.time() - older
-    return Old(old_views, old_kept, [one for one in spilled if one.written <= limit and one.batch not in wanted])
+    old_spilled = [one for one in spilled if one.written <= limit and one.batch not in wanted]
+    return Old(old_views, old_kept, old_spilled, {view.id: view.name for view in views})
 
 
 def _lines(server: Reached | None, old: Old) -> Iterator[str]:
     now = 0 if server is None else server.broker.now_us()
     for view in old.views:
-        named = f" ({view.name})" if view.name else ""
-        yield f"server  {view.id}{named}  {view.n:,} jobs, done {_ago(now / 1e6 - (view.done_us or 0) / 1e6)}"
+        ended = _ago(now / 1e6 - (view.done_us or 0) / 1e6)
+        yield f"server  {view.id}{_named(view.name)}  {counted(view.n, 'job')}, done {ended}"
     for one in old.kept:
         birth = one.birth()
-        named = f" ({birth.name})" if birth is not None and birth.name else ""
-        yield f"spool   {one.batch}{named}  {size_text(one.size)}, written {_ago(time.time() - one.written)}"
+        name = old.names.get(one.batch, None if birth is None else birth.name)
+        yield f"spool   {one.batch}{_named(name)}  {size_text(one.size)}, written {_ago(time.time() - one.written)}"
+
+
+def _named(name: str | None) -> str:
+    return f" ({name})" if name else ""
 
 
 def _spilled_lines(old: Old) -> Iterator[str]:
@@ -98,7 +124,7 @@ def _spilled_lines(old: Old) -> Iterator[str]:
 
 
 def _ago(seconds: float) -> str:
-    return f"{seconds / DAY:.0f} days ago" if seconds >= 2 * DAY else f"{seconds / 3600:.1f} hours ago"
+    return f"{in_units(seconds, 'days', 'hours', 'minutes') or f'{max(0.0, seconds):.0f} s'} ago"
 
 
 def _remove(server: Reached | None, old: Old) -> None:

@@ -1,18 +1,25 @@
-"""`nbqueue show JOB`: all that is known of one job. Nothing of the user's is unpickled unless it is asked for."""
+"""`nbqueue show ID`: all that is known of a job or a batch. Nothing of the user is unpickled unless it is asked for."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nbqueue.checks import inert
 from nbqueue.cli.common import console, print_json, server_options, session
+from nbqueue.client import handles, listing
+from nbqueue.errors import NoSuchJob
+from nbqueue.model import utc
+
+if TYPE_CHECKING:
+    from nbqueue.client.batch import Batch
+    from nbqueue.store.records import BatchView
 
 
 @click.command()
-@click.argument("job_id")
+@click.argument("job_id", metavar="ID")
 @click.option("--args", "with_args", is_flag=True, help="Its arguments too (they are unpickled for it).")
 @click.option("--result", "with_result", is_flag=True, help="Its result too (it is unpickled for it).")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
@@ -27,20 +34,47 @@ def show(
     namespace: str | None,
     config: Path | None,
 ) -> None:
-    """Show where JOB_ID is, how it went, what it printed, and its traceback."""
+    """Show a job: where it is, how it went, what it printed, its traceback. Or a batch, and which of its jobs failed.
+
+    ID is that of a job or a batch, or the name of a batch.
+    """
     from nbqueue.client.job import Job
 
-    session(url, namespace, config)
-    job = Job.fetch(job_id)
-    facts, texts = _facts(job), _texts(job)
-    if with_args:
-        facts["arguments"] = job.call_string
-    if with_result and job.is_finished:
-        facts["result"] = repr(job.result)
+    opened = session(url, namespace, config)
+    try:
+        job = Job.fetch(job_id)
+    except NoSuchJob:
+        if (view := None if ":" in job_id else listing.find(opened, job_id)) is None:
+            raise
+        facts, texts = _batch(handles.handle(opened, view), view)
+    else:
+        facts, texts = _facts(job), _texts(job)
+        if with_args:
+            facts["arguments"] = job.call_string
+        if with_result and job.is_finished:
+            facts["result"] = repr(job.result)
     if as_json:
         print_json({**facts, **texts})
         return
     _print(facts, texts)
+
+
+def _batch(batch: Batch[Any], view: BatchView) -> tuple[dict[str, Any], dict[str, str]]:
+    """As _facts and _texts of a job."""
+    facts = {
+        "batch": batch.id,
+        "name": view.name,
+        "function": batch.spec.label,
+        "queue": batch.queue,
+        "jobs": f"{view.n:,}: {view.tally}",
+        "created": utc(view.created_us),
+        "ended": None if view.done_us is None else utc(view.done_us),
+        "kept until": None if view.expires_us is None else utc(view.expires_us),
+        "seed": batch.seed,
+        "owner": batch.spec.owner,
+    }
+    texts = {"failed": repr(batch.failed)} if view.tally.failed else {}
+    return {name: value for name, value in facts.items() if value is not None}, texts
 
 
 def _facts(job: Any) -> dict[str, Any]:

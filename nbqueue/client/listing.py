@@ -30,7 +30,7 @@ def attach(session: Session, name: str | None) -> Batch[Any]:
     """
     wanted = None if name is None else check_title("batch", name.rpartition(":")[0] or name)
     try:
-        view = _latest(session) if wanted is None else _find(session, wanted)
+        view = _latest(session) if wanted is None else find(session, wanted)
     except SetupError as why:
         if (spooled := recall.attached(session, wanted, why)) is None:
             raise
@@ -50,7 +50,8 @@ def attach(session: Session, name: str | None) -> Batch[Any]:
     return batch
 
 
-def _find(session: Session, name: str) -> BatchView | None:
+def find(session: Session, name: str) -> BatchView | None:
+    """What the server has under this name or id."""
     found = session.ask(lambda broker: broker.named(name, session.sealer.keyring.current.hex()) or broker.named(name))
     return session.ask(lambda broker: broker.view(found or name))
 

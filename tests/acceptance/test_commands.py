@@ -9,8 +9,13 @@ import pytest
 from click.testing import CliRunner
 from helpers import wait_until
 
+import nbqueue
 from nbqueue import Queue
 from nbqueue.cli.main import cli
+
+
+def one_over(x):
+    return 1 / x
 
 
 @pytest.fixture
@@ -142,10 +147,26 @@ def test_requeue_empty_and_cancel(session, fleet, nbq, place):
     fleet.start("low").up()
     failed = q.enqueue("operator.truediv", 1, 0)
     assert isinstance(failed.exception(20), ZeroDivisionError)
-    assert nbq("requeue", "--all", "--queue", "low") == "1 job to run again"
+    assert nbq("requeue", "--all", "--queue", "low") == f"1 job to run again: 1 of {failed.id}"
     wait_until(lambda: (job := q.fetch_job(failed.id)).attempt == 2 and job.is_failed)
     assert "no-such" in nbq("requeue", "no-such", code=1)
     assert "ZeroDivisionError: division by zero" in nbq("show", failed.id)
+
+
+def test_a_batch_is_shown_by_its_id_or_name_and_requeued_by_the_batch(session, fleet, nbq):
+    fleet.start().up()
+    batch = nbqueue.map(one_over, [1, 0, 0], name="two of three")
+    other = nbqueue.map(one_over, [0])
+    assert batch.wait(30)
+    assert other.wait(30)
+    for name in (batch.id, "two of three"):
+        told = nbq("show", name)
+        assert "3: 1 finished, 2 failed" in told
+        assert f"{batch.id}:2" in told
+        assert "ZeroDivisionError" in told
+        assert "one_over" in told
+    assert json.loads(nbq("show", batch.id, "--json"))["seed"] == batch.seed
+    assert nbq("requeue", "--all") == f"3 jobs to run again: 2 of two of three, 1 of {other.id}"
 
 
 def test_suspend_and_resume(session, fleet, nbq):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
 import random
+import re
 import signal
 import stat
 import subprocess
@@ -355,16 +357,57 @@ def test_prune_lists_and_removes_what_is_old(session, hands, monkeypatch):
     for each in files(session):
         os.utime(each, (1, 1))
     assert "would remove 0 on the server, 1 in the spool" in prune("--dry-run")
-    told = prune("--older", "0", "-n")
-    assert f"server  {done.id} (done)  3 jobs, done 0.0 hours ago" in told
+    told = prune("--older", "0s", "-n")
+    assert re.search(rf"server  {done.id} \(done\)  3 jobs, done \d+ s ago", told)
     assert f"spool   {done.id} (done)" in told
     assert running.id not in told
     assert "would remove 1 on the server, 1 in the spool" in told
-    assert "removed 1 on the server, 1 in the spool" in prune("--older", "0")
+    assert "removed 1 on the server, 1 in the spool" in prune("--older", "0s")
     frame = nbqueue.batches()
     assert frame["id"].tolist() == [running.id]
     assert frame["bytes"][0] > 500
     assert frame["spooled"][0] == files(session)[0].stat().st_size
     running.cancel()
     monkeypatch.setenv("NBQUEUE_URL", "redis://127.0.0.1:1")
-    assert "removed 0 on the server, 1 in the spool" in prune("--older", "0")
+    assert "removed 0 on the server, 1 in the spool" in prune("--older", "0s")
+
+
+def test_prune_takes_no_bare_number_and_asks_a_terminal(session, hands, monkeypatch):
+    from click.testing import CliRunner
+
+    from nbqueue.cli.main import cli
+
+    monkeypatch.setenv("NBQUEUE_URL", session.settings.url)
+    monkeypatch.setenv("NBQUEUE_NAMESPACE", session.settings.namespace)
+    for bare in ("5", "0", "1.5"):
+        refused = CliRunner().invoke(cli, ["prune", "--older", bare], prog_name="nbqueue")
+        assert f"--older {bare}: give a unit, as {bare}d for days" in str(refused.exception)
+    first = nbqueue.map(work, range(3), name="longsim")
+    hands.work()
+    assert first.wait(10)
+    settled(first)
+    second = nbqueue.map(work, range(2), name="longsim", fresh=True)
+    hands.work()
+    assert second.wait(10)
+    settled(second)
+
+    def typed(answer, *words):
+        terminal, end = pty.openpty()
+        os.write(terminal, f"{answer}\n".encode())
+        done = subprocess.run(
+            [sys.executable, "-m", "nbqueue", "prune", "--older", "0s", *words],
+            stdin=end,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        os.close(terminal)
+        os.close(end)
+        return done.stdout
+
+    told = typed("n")
+    assert re.search(rf"spool   {first.id} \(longsim@1\)", told), told  # as on the server
+    assert "remove 2 on the server, 2 in the spool" in told
+    assert len(nbqueue.batches()) == 2
+    assert "removed 2 on the server" in typed("", "--yes")
+    assert not len(nbqueue.batches())

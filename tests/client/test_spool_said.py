@@ -126,7 +126,7 @@ def test_the_bytes_of_a_forgotten_single_job_go_with_prune(server, session, hand
     assert [file.stat().st_size > 100 for file in spoolhouse.single_files(session.spool.folder)] == [True]
     monkeypatch.setenv("NBQUEUE_URL", session.settings.url)
     monkeypatch.setenv("NBQUEUE_NAMESPACE", session.settings.namespace)
-    told = CliRunner().invoke(cli, ["prune", "--older", "0"], prog_name="nbqueue").output
+    told = CliRunner().invoke(cli, ["prune", "--older", "0s"], prog_name="nbqueue").output
     assert "spool   single jobs" in told
     assert "removed 0 on the server, 1 in the spool" in told
     assert spoolhouse.single_files(session.spool.folder) == []
