@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 
 from nbqueue import settings as settings_module
-from nbqueue.checks import brief, size
+from nbqueue.checks import brief, counted, size
 from nbqueue.client import session as session_module
 from nbqueue.client.session import Session
-from nbqueue.errors import BadOption, NoServer
+from nbqueue.errors import BadOption, NoServer, NoSuchWorker
 from nbqueue.launch import local
 from nbqueue.store import server
+from nbqueue.worker import mail
 
 
 class Local:
@@ -26,8 +29,8 @@ class Local:
     def start(cls, slots: int | None = None, memory: int | str | None = None) -> Local:
         """Makes local mode the session of this process.
 
-        With `slots` or `memory`, what is not running is started now; without, at the first submission, so that
-        `local().stop()` starts nothing only to stop it.
+        With `slots` or `memory`, what is not running is started now, and what runs is changed; without, it is started
+        at the first submission, so that `local().stop()` starts nothing only to stop it.
         """
         if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
             raise BadOption(message=f"slots={brief(slots)} must be a whole number of 1 or more.")
@@ -39,7 +42,27 @@ class Local:
         if slots is not None or memory is not None:
             session.attend()
         session_module.use(session)
-        return cls(session)
+        made = cls(session)
+        if session.memory is not None:
+            server.start(session.settings.local, maxmemory=session.memory)
+        if slots is not None:
+            made._resize(slots)
+        return made
+
+    def _resize(self, slots: int) -> None:
+        """Lets a worker with other slots take the place of the one that lives, if that has another number."""
+        session = self.session
+        begun = session.resize(slots)
+        if begun is None:
+            return
+        for worker in begun.before:
+            with suppress(NoSuchWorker):  # it has just left
+                mail.send(session.broker, session.sealer, worker.id, mail.SHUTDOWN)
+        had = sum(worker.slots for worker in begun.before)
+        session_module.tell(
+            f"nbqueue: a local worker with {counted(slots, 'slot')} takes the place of the one with {had}, which "
+            "finishes what it runs."
+        )
 
     def stop(self) -> None:
         """Ends the local worker (what it runs is given back), then the private server. The data stays on disk."""

@@ -15,7 +15,7 @@ import msgspec
 
 from nbqueue import settings as settings_module
 from nbqueue import spill, wire
-from nbqueue.checks import check_name
+from nbqueue.checks import check_name, counted
 from nbqueue.client import spoolfile
 from nbqueue.client.collector import Collector
 from nbqueue.client.kernel import shell
@@ -187,23 +187,29 @@ class Session:
             # Where nobody else renewed meanwhile, a pause of the server is allowed for: one lease more, from now on.
             pid, left, held = begun.lost
             tell(
-                f"nbqueue: the local worker (process {pid}) was killed, or has died, with {held} jobs in its hands: "
-                f"started another with {begun.slots} slots{begun.why}. These jobs run again when its lease ends, in "
-                f"{min(left, LEASE):.0f} to {LEASE:.0f} s; what it said last: {self.settings.local / 'worker.log'}."
+                f"nbqueue: the local worker (process {pid}) was killed, or has died, while it ran "
+                f"{counted(held, 'job')}: started another, {begun.slots} at a time{begun.why}. These jobs run again "
+                f"when its lease ends, in {min(left, LEASE):.0f} to {LEASE:.0f} s. Its log: "
+                f"{self.settings.local / 'worker.log'}"
             )
         elif begun is not None and not self._told:
             self._told = True
-            what = "a local worker" if self._server_was_there else "a private server and a local worker"
+            what = "local worker" if self._server_was_there else "local server and worker"
             tell(
-                f"nbqueue: started {what} with {begun.slots} slots"
-                f"{begun.why} in {self.settings.local}. Server and worker outlive this session and leave when idle; "
-                "nbqueue.local().stop() stops them now."
+                f"nbqueue: started a {what}, {begun.slots} at a time{begun.why}. They stop by themselves when idle; to "
+                "stop them now: nbqueue.local().stop()"
             )
 
     def _ensure(self) -> local.Begun | None:
         broker = self.broker
         assert self._url is not None
         return local.ensure(self.settings.local, self._url, self.settings.namespace, broker, self.slots)
+
+    def resize(self, slots: int) -> local.Begun | None:
+        """Starts a local worker of so many slots where the one that lives has another number."""
+        broker = self.broker
+        assert self._url is not None
+        return local.resize(self.settings.local, self._url, self.settings.namespace, broker, slots)
 
     def disconnect(self) -> None:
         """Closes the connection; the next question opens another."""

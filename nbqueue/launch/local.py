@@ -27,10 +27,13 @@ _SCHEDULERS = ("sbatch", "qsub", "bsub")
 _ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 
 
+_Views = Sequence[tuple[bytes, float, int]]
+
+
 class Workers(Protocol):
     """Whoever knows the live workers."""
 
-    def workers(self) -> Sequence[tuple[bytes, float, int]]:
+    def workers(self) -> _Views:
         """(info, seconds of lease left, jobs held) of each."""
 
 
@@ -48,7 +51,16 @@ class Begun(NamedTuple):
     pid: int
     slots: int
     why: str  # a word on an unusual number of slots, or empty
-    lost: Lost | None = None  # whose place it takes
+    lost: Lost | None = None  # whose place it takes, since it has died
+    before: tuple[WorkerInfo, ...] = ()  # whose place it takes, though they live
+
+
+class _Noted(NamedTuple):
+    """The worker that was started last."""
+
+    pid: int
+    at: float  # time.time() of its start
+    slots: int
 
 
 def on_login_node() -> bool:
@@ -62,27 +74,51 @@ def ensure(folder: Path, url: str, namespace: str, broker: Workers, slots: int |
     """Starts a local worker unless one lives or is just starting; answers what was started. Raises OSError."""
     with _locked(folder):
         workers = broker.workers()
-        if _starting(folder) or any(_serves(info) for info, *_ in workers):
+        noted = _noted(folder)
+        # One that is not noted may be on its way out: see resize.
+        if _starting(folder) or (noted is not None and noted.pid in {info.pid for info in _local(workers)}):
             return None
         login = on_login_node()
         count = slots or (LOGIN_SLOTS if login else cpus())
-        why = " (this looks like a login node: nice 10)" if login else ""
-        pid = _start(folder, url, namespace, count, nice=LOGIN_NICE if login else 0)
-        _note(folder, pid)
-        return Begun(pid, count, why, _lost(workers))
+        why = " (low priority: this looks like a login node)" if login else ""
+        return Begun(_begin(folder, url, namespace, count), count, why, _lost(workers))
 
 
-def _serves(info: bytes) -> bool:
-    worker = worker_info(info)
-    # Its lease may outlast a worker that was killed; on this host we can see for ourselves.
-    return worker is not None and worker.local and worker.host == host() and alive(worker.pid)
+def resize(folder: Path, url: str, namespace: str, broker: Workers, slots: int) -> Begun | None:
+    """Starts a worker of so many slots in the place of those that live; None where the last started has as many.
+
+    Those before it are to be told to leave: they are in the answer, but for one that has not joined, which is ended.
+    """
+    with _locked(folder):
+        noted = _noted(folder)
+        if noted is None or noted.slots == slots:
+            return None
+        before = tuple(_local(broker.workers()))
+        pid = _begin(folder, url, namespace, slots)
+    if noted.pid not in {info.pid for info in before}:
+        with suppress(ProcessLookupError):
+            os.kill(noted.pid, signal.SIGTERM)
+    return Begun(pid, slots, "", before=before)
 
 
-def _lost(workers: Sequence[tuple[bytes, float, int]]) -> Lost | None:
+def _begin(folder: Path, url: str, namespace: str, slots: int) -> int:
+    pid = _start(folder, url, namespace, slots, nice=LOGIN_NICE if on_login_node() else 0)
+    _note(folder, pid, slots)
+    return pid
+
+
+def _lost(workers: _Views) -> Lost | None:
     """Of those that died with jobs in their hands the one whose jobs come back last."""
-    found = [(left, worker_info(info), held) for info, left, held in workers if held and left > 0]
-    lost = [Lost(each.pid, left, held) for left, each, held in found if each and each.local and each.host == host()]
-    return max(lost, key=lambda each: each.left, default=None)
+    found = [Lost(each.pid, left, held) for each, left, held in _ours(workers) if held and left > 0]
+    return max(found, key=lambda each: each.left, default=None)
+
+
+def _ours(workers: _Views) -> Iterator[tuple[WorkerInfo, float, int]]:
+    """The local workers of this machine, of which some may have died."""
+    for blob, left, held in workers:
+        info = worker_info(blob)
+        if info is not None and info.local and info.host == host():
+            yield info, left, held
 
 
 def command(slots: int) -> list[str]:
@@ -120,24 +156,25 @@ _children: list[subprocess.Popen[bytes]] = []  # polled, so that a child that le
 # ---------------------------------------------------------------- who was started when
 
 
-def _note(folder: Path, pid: int) -> None:
-    (folder / "worker.json").write_text(json.dumps({"pid": pid, "born": born(pid), "at": time.time()}))
+def _note(folder: Path, pid: int, slots: int) -> None:
+    noted = {"pid": pid, "born": born(pid), "at": time.time(), "slots": slots}
+    (folder / "worker.json").write_text(json.dumps(noted))
 
 
 def _starting(folder: Path) -> bool:
     """Whether a worker was started so short ago that it may not have joined yet."""
     noted = _noted(folder)
-    return noted is not None and time.time() - noted[1] < BOOT
+    return noted is not None and time.time() - noted.at < BOOT
 
 
-def _noted(folder: Path) -> tuple[int, float] | None:
-    """(pid, time of the start) of the last worker started here, if that very process lives."""
+def _noted(folder: Path) -> _Noted | None:
+    """The last worker started here, if that very process lives."""
     try:
         noted = json.loads((folder / "worker.json").read_text())
-        pid, since, started = int(noted["pid"]), str(noted["born"]), float(noted["at"])
+        since, found = str(noted["born"]), _Noted(int(noted["pid"]), float(noted["at"]), int(noted["slots"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None  # none was started, or the file is cut short: then the store's list decides
-    return (pid, started) if since and born(pid) == since else None
+    return found if since and born(found.pid) == since else None
 
 
 def alive(pid: int) -> bool:
@@ -150,10 +187,10 @@ def alive(pid: int) -> bool:
 
 def stop(folder: Path, broker: Workers) -> list[int]:
     """Asks the local workers of this machine to leave (SIGTERM); answers their process ids."""
-    pids = {info.pid for info in _local(broker)}
+    pids = {info.pid for info in _local(broker.workers())}
     noted = _noted(folder)
     if noted is not None:
-        pids.add(noted[0])
+        pids.add(noted.pid)
     for pid in pids:
         try:
             os.kill(pid, signal.SIGTERM)
@@ -168,8 +205,8 @@ def dismiss(folder: Path) -> None:
     if noted is None:
         return
     with suppress(ProcessLookupError):
-        os.kill(noted[0], signal.SIGTERM)
-    until_gone([noted[0]])
+        os.kill(noted.pid, signal.SIGTERM)
+    until_gone([noted.pid])
 
 
 def until_gone(pids: Sequence[int]) -> None:
@@ -179,10 +216,10 @@ def until_gone(pids: Sequence[int]) -> None:
         time.sleep(0.02)
 
 
-def _local(broker: Workers) -> Iterator[WorkerInfo]:
-    for info, *_ in broker.workers():
-        if _serves(info) and (worker := worker_info(info)) is not None:
-            yield worker
+def _local(workers: _Views) -> list[WorkerInfo]:
+    """The local workers of this machine that live."""
+    # Its lease may outlast a worker that was killed; on this host we can see for ourselves.
+    return [info for info, *_ in _ours(workers) if alive(info.pid)]
 
 
 @contextmanager

@@ -118,6 +118,8 @@ def start(
         if state is not None and _alive(state):
             if port is None or (state.port, state.bind, state.password) == (port, bind, password):
                 _wait(state, folder)
+                if maxmemory is not None:
+                    _limit(state, maxmemory)
                 return state.server
             _end(state)
         return _start(folder, find_program(program), port, bind, password, maxmemory or default_memory()).server
@@ -186,6 +188,12 @@ def _wait(state: _State, folder: Path) -> None:
         if not _alive(state) or time.monotonic() > until:
             raise _failed(folder, _log_end(folder))
         time.sleep(0.003)
+
+
+def _limit(state: _State, maxmemory: int) -> None:
+    """Gives a running server another limit of its memory."""
+    with contextlib.closing(_client(state.socket, state.password)) as client:
+        client.config_set("maxmemory", maxmemory)
 
 
 def _end(state: _State) -> None:

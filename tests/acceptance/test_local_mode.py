@@ -49,7 +49,7 @@ def test_two_notebooks_at_the_same_moment_share_one_server_and_one_worker(local_
     both = [notebook(sys.executable, WHERE) for _ in range(2)]
     outs, errs = zip(*map(ended, both), strict=True)
     assert outs == (sys.prefix, sys.prefix)
-    assert sum("started a private server" in err for err in errs) == 1
+    assert sum("started a local server and worker" in err for err in errs) == 1
     assert len(workers()) == 1
 
 

@@ -32,7 +32,7 @@ def test_the_quickstart(opened, local_home):
     page.sees(3, "8 of 8", "8 finished", "All results are copied to this disk")
     page.cell(3).scroll_into_view_if_needed()
     page.shot("quickstart-light")
-    page.sees(3, "nbqueue: started a private server")
+    page.sees(3, "nbqueue: started a local server and worker")
     assert page.page.locator("[data-mime-type*=stderr]").count() == 0  # where Jupyter shows it as an error
     page.sees(4, "ZeroDivisionError", "failed")
     page.sees(6, "measuring 0", "division by zero")

@@ -40,15 +40,19 @@ def workers(found):
     return [view for view in found.broker.workers() if view.left > 0]
 
 
+def pids(found):
+    return [info.pid for info in local._local(found.broker.workers())]
+
+
 def test_the_first_map_starts_all_and_says_so_once(home, capfd):
     assert nbqueue.map(square, [1, 2]).results(timeout=30) == [1, 4]
     assert nbqueue.submit(square, 3).wait(30) == 9
     found = session_module.current()
     assert len(workers(found)) == 1
     told = capfd.readouterr().err
-    assert told.count("started a private server") == 1
+    assert told.count("started a local server and worker") == 1
     assert "nbqueue.local().stop()" in told
-    assert "1 slots" in told
+    assert "1 at a time" in told
     again = session_module.Session(found.settings)
     again.attend()  # a second notebook
     assert len(workers(found)) == 1
@@ -61,7 +65,7 @@ def test_a_killed_server_and_a_killed_worker_are_started_again_on_the_same_data(
     assert first.results(timeout=30) == [25]
     found = session_module.current()
     wait_until(lambda: workers(found))
-    pid = next(local._local(found.broker)).pid
+    (pid,) = pids(found)
     os.kill(server.status(found.settings.local).pid, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not local.alive(pid))
@@ -80,12 +84,12 @@ def test_stop_ends_worker_and_server_and_the_data_stays(home):
     batch = nbqueue.map(square, [5])
     assert batch.results(timeout=30) == [25]
     found = session_module.current()
-    pids = [info.pid for info in local._local(found.broker)]
+    before = pids(found)
     handle = nbqueue.local()
     assert handle.session is found
     handle.stop()
     assert server.status(found.settings.local) is None
-    assert not any(local.alive(pid) for pid in pids)
+    assert not any(local.alive(pid) for pid in before)
     handle.stop()
     assert nbqueue.attach(batch.id).results(timeout=30) == [25]
 
@@ -97,6 +101,37 @@ def test_what_was_stopped_on_purpose_stays_stopped_though_a_batch_is_watched(hom
     nbqueue.local().stop()
     assert not found.collector._pause.wait(1.2)  # time enough for the collector to notice
     assert server.status(found.settings.local) is None
+
+
+def held(folder, x):
+    (folder / str(x)).touch()
+    wait_until((folder / "go").exists, 60)
+    return x
+
+
+def test_other_slots_and_memory_hold_from_now_on_and_what_runs_goes_on(home, tmp_path, capfd):
+    first = nbqueue.map(held, [tmp_path] * 4, range(4))
+    wait_until((tmp_path / "0").exists, 30)
+    found, before = session_module.current(), pids(session_module.current())
+    assert len(before) == 1
+    capfd.readouterr()
+    nbqueue.local(slots=3, memory="300MB")
+    assert "a local worker with 3 slots takes the place of the one with 1" in capfd.readouterr().err
+    assert found.broker.client.config_get("maxmemory")["maxmemory"] == str(300 << 20)
+    for x in range(1, 4):
+        wait_until((tmp_path / str(x)).exists, 30)  # three at a time, while the first still runs
+    nbqueue.local(slots=3)
+    assert not capfd.readouterr().err, "it has them already"
+    assert before[0] in pids(found)
+    (tmp_path / "go").touch()
+    assert first.results(timeout=30) == [0, 1, 2, 3]
+    wait_until(lambda: len(workers(found)) == 1, 30)
+    assert found.broker.live_slots("default") == 3
+    assert first.to_frame(meta=True)["attempt"].tolist() == [1, 1, 1, 1]
+    os.kill(*pids(found), signal.SIGTERM)
+    wait_until(lambda: not workers(found), 30)
+    assert nbqueue.submit(square, 3).wait(30) == 9
+    assert found.broker.live_slots("default") == 3, "the next one has as many"
 
 
 def test_bad_slots_and_sizes_are_refused():
@@ -146,7 +181,7 @@ def test_two_starters_at_the_same_moment_end_with_one_worker(home):
 def test_a_pid_that_is_another_process_by_now_is_not_believed(tmp_path):
     (tmp_path / "worker.json").write_text(f'{{"pid": {os.getpid()}, "born": "1", "at": 1e12}}')
     assert not local._starting(tmp_path)
-    local._note(tmp_path, os.getpid())
+    local._note(tmp_path, os.getpid(), 2)
     assert local._starting(tmp_path)
     (tmp_path / "worker.json").write_text('{"pid":')
     assert not local._starting(tmp_path)
@@ -156,14 +191,14 @@ def test_a_worker_killed_with_jobs_in_its_hands_is_told_of_with_the_time_until_t
     batch = nbqueue.map(__import__("time").sleep, [60])
     found = session_module.current()
     wait_until(lambda: batch.tally.started, 30)
-    pid = next(local._local(found.broker)).pid
+    (pid,) = pids(found)
     capfd.readouterr()
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not local.alive(pid), 30)
     found._attended = 0.0
     found.attend()
     told = capfd.readouterr().err
-    assert f"(process {pid}) was killed, or has died, with 1 jobs in its hands: started another" in told
+    assert f"(process {pid}) was killed, or has died, while it ran 1 job: started another" in told
     assert "when its lease ends, in" in told
-    assert "private server" not in told  # it has been there all the time
+    assert "server" not in told  # it has been there all the time
     batch.cancel()
