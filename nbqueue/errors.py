@@ -211,7 +211,7 @@ class CannotOpen(NbqueueError):
 
 
 class NotDone(NbqueueError, TimeoutError):
-    """{what} is not done after {seconds:g} s: {tally}. It goes on running; wait again, or call `.cancel()`."""
+    """{what} is not done after {seconds:g} s: {tally}. {now}; wait again, or call `.cancel()`."""
 
 
 class RemoteTraceback(Exception):

@@ -25,6 +25,7 @@ import cloudpickle
 
 from nbqueue.checks import size_text
 from nbqueue.errors import BadSecret, BadSignature, SpillFailed, TooLarge, UnknownKey
+from nbqueue.model import Spec, decode
 
 VERSION = b"\x01"
 _HEAD = 21
@@ -227,6 +228,14 @@ _WORDS = {
 def peek(blob: bytes) -> bytes:
     """The payload without any check: only for records that are shown and never trusted or unpickled."""
     return blob[_HEAD:]
+
+
+def shown_spec(blob: bytes) -> Spec:
+    """A sealed description of a batch without any check, to be shown; whose bytes are none is called unreadable."""
+    try:
+        return decode(Spec, peek(blob), "A batch's description")
+    except BadSignature:
+        return Spec(label="(unreadable)")
 
 
 # ---------------------------------------------------------------- pickling

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nbqueue.checks import in_units, inert
+from nbqueue.checks import counted, in_units, inert
 from nbqueue.cli.common import console, duration, print_json, reach, server_options
 from nbqueue.errors import BadSignature, NoServer
-from nbqueue.model import Spec, WorkerInfo, decode, utc
+from nbqueue.model import WorkerInfo, decode, utc
+from nbqueue.store import pending
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import BatchView
-from nbqueue.wire import peek
+from nbqueue.wire import shown_spec
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,7 +87,8 @@ def _look(broker: Broker, where: str, only: set[str]) -> dict[str, Any]:
     running = [view for view in broker.batches() if view.done_us is None and (not only or view.queue in only)]
     left = broker.suspended()
     pause = None if left is None else "until resumed" if left == math.inf else f"for {left:.0f} s"
-    return {"server": where, "suspended": pause, "queues": queues, "workers": workers, "batches": _batches(running)}
+    found = {"server": where, "suspended": pause, "queues": queues, "workers": workers, "batches": _batches(running)}
+    return found | {"waiting": _waiting(broker, running)}
 
 
 def _workers(broker: Broker) -> list[dict[str, Any]]:
@@ -107,7 +109,7 @@ def _batches(views: list[BatchView]) -> list[dict[str, Any]]:
         {
             "batch": view.name or view.id,
             "id": view.id,
-            "function": _label(view),
+            "function": shown_spec(view.spec).label,
             "queue": view.queue,
             "jobs": view.tally.n,
             **{word: getattr(view.tally, word) for word in _COUNTS},
@@ -118,11 +120,19 @@ def _batches(views: list[BatchView]) -> list[dict[str, Any]]:
     ]
 
 
-def _label(view: BatchView) -> str:
-    try:
-        return decode(Spec, peek(view.spec), "A batch's description").label
-    except BadSignature:
-        return "(unreadable)"
+def _waiting(broker: Broker, running: list[BatchView]) -> list[dict[str, Any]]:
+    """Why queued jobs are not begun, for whatever reason but that all slots are busy."""
+    found = pending.grouped(broker, running, _facts)
+    return [
+        {"jobs": sum(view.tally.queued for view in views), **why._asdict(), "batches": [view.id for view in views]}
+        for why, views in found
+        if why.reason != pending.BUSY
+    ]
+
+
+def _facts(view: BatchView) -> tuple[str, str]:
+    spec = shown_spec(view.spec)
+    return spec.label, spec.owner
 
 
 # ---------------------------------------------------------------- how it is shown
@@ -170,6 +180,11 @@ def _page(found: dict[str, Any], queues: tuple[str, ...]) -> Any:
         (_batch_table(found["batches"]), "No batch is running; `nbqueue batches` lists all."),
     ):
         parts += [Text(""), table if table.row_count else Text(empty)]
+    for each in found["waiting"]:
+        what = inert(
+            f"{counted(each['jobs'], 'job')} wait{'s' * (each['jobs'] == 1)}: {each['text']}. {each['remedy']}".rstrip()
+        )
+        parts += [Text(""), Text(what, style="yellow")]
     return Group(*parts)
 
 

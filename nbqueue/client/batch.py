@@ -23,7 +23,6 @@ from nbqueue.errors import (
     CannotOpen,
     JobFailed,
     LostByServer,
-    NotDone,
     SpillLost,
 )
 from nbqueue.model import Hook, Outcome, Spec, State, Tally
@@ -168,7 +167,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         if errors not in {"raise", "return", "skip"}:
             raise BadOption(message=f"errors={brief(errors)} must be 'raise', 'return' or 'skip'.")
         if not (self.wait(timeout) if errors == "raise" else self._arrived(timeout)):
-            raise NotDone(what=f"Batch {self.id}", seconds=timeout, tally=str(self.tally))
+            raise waiting.not_done(self, f"Batch {self.id}", timeout)
         if errors == "raise" and self.tally.finished < len(self):
             raise self._complaint()
         found: list[Any] = []
@@ -229,7 +228,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         while not (watch.settled and place >= len(watch.ended)):
             start = place
             if not waiting.until(self, news, timeout, arrived=True):
-                raise NotDone(what=f"Batch {self.id}", seconds=timeout, tally=str(self.tally))
+                raise waiting.not_done(self, f"Batch {self.id}", timeout)
             place = len(watch.ended)
             for index in watch.ends(start, place):
                 if index not in seen and watch.has(index):
@@ -249,7 +248,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         worker. `args=True` shows arguments over 1 kB whole. NotDone after `timeout` seconds.
         """
         if wait and not self._arrived(timeout):
-            raise NotDone(what=f"Batch {self.id}", seconds=timeout, tally=str(self.tally))
+            raise waiting.not_done(self, f"Batch {self.id}", timeout)
         return frame.build(self, meta=meta, args=args)
 
     def concat(self, *, wait: bool = True, args: bool = False, timeout: float | None = None) -> pd.DataFrame:
@@ -261,7 +260,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         from nbqueue.client import stacking
 
         if wait and not self._arrived(timeout):
-            raise NotDone(what=f"Batch {self.id}", seconds=timeout, tally=str(self.tally))
+            raise waiting.not_done(self, f"Batch {self.id}", timeout)
         return stacking.stack(self, args=args)
 
     def _arrived(self, timeout: float | None) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nbqueue.checks import seconds
 from nbqueue.client import frame, looking, waiting
 from nbqueue.client.job import Job
-from nbqueue.errors import BadInput, NotDone
+from nbqueue.errors import BadInput
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,9 @@ def gather(jobs: Iterable[Job[Any]], timeout: float | None, *, meta: bool, args:
     for job in chosen:
         if not _await(job, end):
             left = sum(not one.batch.watch.has(one.index) for one in chosen)
-            raise NotDone(what=f"{left:,} of {len(chosen):,} jobs", seconds=timeout, tally=f"{job.id} and others")
+            raise waiting.not_done(
+                job.batch, f"{left:,} of {len(chosen):,} jobs, {job.id} among them,", timeout, job.index
+            )
     return frame.of(chosen, meta=meta, args=args)
 
 

@@ -20,7 +20,6 @@ from nbqueue.errors import (
     JobFailed,
     NoSuchBatch,
     NoSuchWorker,
-    NotDone,
     NotThere,
     RemoteTraceback,
     SetupError,
@@ -203,7 +202,7 @@ class Job(Facts[R]):
         first = self._look if self._doubtful() else None
         met = waiting.until(self.batch, self._ended, timeout, index=self.index, first=first)
         if not met:
-            raise NotDone(what=f"Job {self.id}", seconds=timeout, tally=str(self.batch.tally))
+            raise waiting.not_done(self.batch, f"Job {self.id}", timeout, self.index)
         if not watch.has(self.index):
             raise self._absence()
 

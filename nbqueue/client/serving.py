@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbqueue.client.waiting import Advice
 from nbqueue.errors import NbqueueError
-from nbqueue.model import worker_info
+from nbqueue.store import pending
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
@@ -45,16 +45,15 @@ class Lookout:
         self._next = now + LOOK
         batch = next((each for each in running if each.watch.tally.queued), running[0])
         session, watch = batch.session, batch.watch
+        advice = Advice(session, watch)
         try:
-            infos = [info for view in session.broker.workers() if view.left > 0 and (info := worker_info(view.info))]
+            mine = pending.Workers(session.broker).of(watch.queue)
+            why = advice.pending() if watch.tally.queued else None
         except NbqueueError:
             return  # the collector's outage is told; what was known last stays
-        mine = [info for info in infos if watch.queue in info.queues]
-        fit = [info for info in mine if session.sealer.keyring.ids[0] in info.keys]
         hosts = tuple(dict.fromkeys(info.host for info in mine))
         found = Serving(watch.queue, len(mine), sum(info.slots for info in mine), hosts)
-        self._lonely = None if fit or not watch.tally.queued else self._lonely or now
+        self._lonely = (self._lonely or now) if why is not None and why.reason != pending.BUSY else None
         if self._lonely is not None and now - self._lonely >= LONELY:
-            advice = Advice(session, watch)
             found = found._replace(advice=advice.message(), command=advice.command())
         self.found = found

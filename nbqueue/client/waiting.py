@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from nbqueue import wire
 from nbqueue.checks import in_units, seconds
 from nbqueue.client import progress
 from nbqueue.client.session import Session, tell
 from nbqueue.client.watch import Watch
-from nbqueue.errors import Expired, LostByServer, NbqueueError, SetupError
-from nbqueue.model import worker_info
+from nbqueue.errors import Expired, LostByServer, NbqueueError, NotDone, SetupError
+from nbqueue.model import State, utc
+from nbqueue.store import pending
+from nbqueue.store.records import BatchView
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
@@ -183,18 +186,32 @@ class Advice:
 
     def message(self) -> str:
         """What keeps this batch from moving, and what to do; empty where a worker that fits is up."""
-        session, queue = self._session, self._watch.queue
+        session = self._session
         try:
             if session.local:
                 # Its lease may outlive a worker that was killed: the process is looked for.
                 session.attend()
-            if session.broker.live_slots(queue):
-                return self._misfits()
+            found = self.pending()
         except NbqueueError as why:
             return f"still waiting: {why}"
-        if session.local:
+        if found is None or found.reason == pending.BUSY:
+            return ""
+        if session.local and found.reason == pending.QUEUE:
             return f"no local worker has joined yet; its log is {session.settings.local / 'worker.log'}"
-        return f"no live worker serves the queue {queue!r} on {session.server}. Start one: {self.command()}"
+        where = f" on {session.server}" if found.reason == pending.QUEUE else ""
+        return f"{found.text}{where}. {found.remedy}".rstrip()
+
+    def pending(self) -> pending.Pending | None:
+        """Why the queued jobs of this batch wait; None where a worker that can run them is free, or nothing waits.
+
+        Raises NoServer and its kin.
+        """
+        broker, watch = self._session.broker, self._watch
+        view = broker.view(watch.batch)
+        if view is None or not view.tally.queued:
+            return None
+        spec = wire.shown_spec(view.spec)
+        return pending.Workers(broker).pending(view, label=spec.label, owner=spec.owner, start=self.command())
 
     def command(self) -> str:
         """The line that starts a worker for this batch."""
@@ -205,13 +222,40 @@ class Advice:
         url = "" if "***" in session.server or session.filed else f"--url {session.server} "
         return f"{prefix}nbqueue worker {url}{self._watch.queue}"
 
-    def _misfits(self) -> str:
-        """What is wrong with the workers that there are; empty if one of them fits."""
-        session, key = self._session, self._session.sealer.keyring.ids[0]
-        infos = [info for view in session.broker.workers() if view.left > 0 and (info := worker_info(view.info))]
-        if any(key in info.keys for info in infos if self._watch.queue in info.queues):
-            return ""
-        return (
-            f"no worker of the queue {self._watch.queue!r} knows your key {key}: copy the file "
-            f"{session.sealer.keyring.path} to the nbqueue home of the worker, and start it again"
-        )
+
+def not_done(batch: Batch[Any], what: str, timeout: float | None, index: int | None = None) -> NotDone:
+    """The error that says how far it is, and why it does not go on where that is known."""
+    return NotDone(what=what, seconds=timeout, tally=str(batch.tally), now=_standing(batch, index))
+
+
+def _standing(batch: Batch[Any], index: int | None) -> str:
+    """What becomes of a batch, or of one job of it, that is not done."""
+    session, told = batch.session, ["It goes on running"]
+
+    def look() -> None:
+        view = session.broker.view(batch.id)
+        if view is None:
+            told.append("It is not on the server yet")
+            return
+        known = None if index is None else session.broker.states(batch.id, [index])[0]
+        told.append(_words(batch, view, known, Advice(session, batch.watch).pending()))
+
+    if batch.inline:
+        return told[0]
+    try:
+        asked = bounded(look, 0.0)
+    except NbqueueError as why:
+        return str(why).rstrip(".")
+    return told[-1] if asked and len(told) > 1 else f"The server at {session.server} does not answer"
+
+
+def _words(batch: Batch[Any], view: BatchView, state: State | None, why: pending.Pending | None) -> str:
+    """The same, by what the store says of it."""
+    alone = state is None and not view.tally.started
+    if state is State.QUEUED or (alone and view.tally.queued):
+        return f"It waits: {why or 'a worker takes it as soon as one of its slots is free'}".rstrip(".")
+    if state is State.SCHEDULED or (alone and view.tally.scheduled):
+        return "It waits for its time" + (f", {utc(view.due_us):%Y-%m-%d %H:%M:%S} UTC" if view.due_us else "")
+    if state is State.DEFERRED or (alone and view.tally.deferred):
+        return f"It waits for {', '.join(batch.spec.depends_on[:3]) or batch.spec.source or 'others'}"
+    return "It goes on running"

@@ -106,6 +106,23 @@ class Roster(Door):
         with decoding.sound(f"The slots of {queue}"):
             return sum(decoding.number(count) for worker, count in decoding.mapping(slots).items() if worker in living)
 
+    def refusing(self, key: str) -> set[str]:
+        """The workers that could not load a function within the last minute."""
+        now, pairs = self._read([("TIME",), ("ZRANGE", self.keys.at("unfit", key), 0, -1, "WITHSCORES")])
+        since = us(now) / 1000 - 60_000
+        return {name.decode("utf-8", "replace") for name, at in decoding.pairs(pairs) if float(at) >= since}
+
+    def place(self, batch_id: str) -> tuple[str, str]:
+        """(Python version, host) from which a batch was submitted; empty where it is not there."""
+        found = self._read([("HMGET", self.keys.at("b", batch_id), "python", "host")], each=True)[0]
+        values = [None, None] if isinstance(found, Damaged) else found
+        return tuple((value or b"").decode("utf-8", "replace") for value in values)  # type: ignore[return-value]
+
+    def left_behind(self, worker: str) -> list[str]:
+        """The batches that a worker could not run, when it last asked for jobs."""
+        known = self._read([("HGET", self.keys.at("w", worker), "skips")], each=True)[0]
+        return decoding.names((known or b"").split()) if isinstance(known, bytes) else []
+
     def client_count(self) -> int:
         """How many clients the server has, of whatever kind."""
         with self.connection.errors():

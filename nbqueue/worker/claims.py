@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nbqueue.settings import host, python_version
 from nbqueue.store.records import Claimed, Fitness
 from nbqueue.worker.ledger import Task
+from nbqueue.worker.refusals import lacks
 from nbqueue.worker.score import Score
 from nbqueue.worker.settling import Settler
 from nbqueue.worker.stables import Stables
@@ -31,6 +32,8 @@ class Claims:
     rung: bool = False  # a bell was heard, which nobody has answered yet
     _count: int = 0
     _withheld: int = 0  # how many jobs it held when it was given none, though there were some
+    lacks: list[str] = field(default_factory=list)  # what waits that it cannot run, and why
+    _skipped: dict[str, int] = field(default_factory=dict)
     _unheard: bool = False  # whether the last claim has had no answer
     _next_stale: float = 0.0
 
@@ -77,14 +80,22 @@ class Claims:
         self.settler.clock(claimed.now_us)
         self.tenure.due_in(claimed.due)
         self._take(claimed)
-        skipped = ", ".join(f"{count} batches wait for {reason}" for reason, count in sorted(claimed.skipped.items()))
-        self.score.once("skipped", "!!", skipped)
+        self._left_behind(claimed.skipped)
         if claimed.suspended != self.suspended:
             self.suspended = claimed.suspended
             text = "suspended: it takes no jobs until `nbqueue resume`" if self.suspended else "resumed"
             self.score.line("--", text)
         self.thirsty = bool(claimed.grants) and claimed.left
         self._withheld = self._holds() if claimed.left and not claimed.grants else 0
+
+    def _left_behind(self, skipped: dict[str, int]) -> None:
+        """Says once what this worker cannot run, why, and what to do about it."""
+        if skipped == self._skipped:
+            return
+        self._skipped = skipped
+        self.lacks = lacks(self.tenure.broker, self.tenure.id, skipped)
+        for number, text in enumerate(self.lacks):
+            self.score.once(f"skipped {number}", "!!", text)
 
     def _holds(self) -> int:
         """How many jobs it has that are not settled."""

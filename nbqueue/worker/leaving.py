@@ -88,6 +88,8 @@ class Leaving:
         else:
             where = f"on {self.plan.server}, queues {' '.join(self.tenure.queues)}"
             self.score.line("--", f"leaves: {why}; no job was found {where}")
+        for text in self.claims.lacks:
+            self.score.line("!!", f"left for others: {text}")
         self.over = True
         if self.plan.local and not self._wanted():
             self.tenure.broker.shutdown()

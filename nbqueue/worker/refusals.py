@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from nbqueue.errors import CodeDiffers
 from nbqueue.model import Failure
+from nbqueue.store import pending
+from nbqueue.store.broker import Broker
+from nbqueue.wire import shown_spec
 from nbqueue.worker.ledger import Task
 from nbqueue.worker.score import Score
 
@@ -65,3 +68,14 @@ class Refusals:
         """All jobs to give back; they are no longer here."""
         taken, self.tasks = self.tasks, []
         return taken
+
+
+def lacks(broker: Broker, worker: str, skipped: dict[str, int]) -> list[str]:
+    """What a worker could not run when it last claimed: how many batches, what they wait for, and what to do."""
+    ids = broker.left_behind(worker)[:100] if skipped else []
+    owners = {f"{pending.KEY} {view.signer}": shown_spec(view.spec).owner for view in broker.views(ids) if view}
+    found = []
+    for each, count in sorted(skipped.items()):
+        wait = "batch waits" if count == 1 else "batches wait"
+        found.append(f"{count:,} {wait} for {pending.lacking(each, owners.get(each, ''))}")
+    return found

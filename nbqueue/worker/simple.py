@@ -28,6 +28,7 @@ from nbqueue.worker.ledger import Ledger, Task
 from nbqueue.worker.notes import Notepad
 from nbqueue.worker.plan import ALL_QUEUES, Plan
 from nbqueue.worker.pulse import Pulse
+from nbqueue.worker.refusals import lacks
 from nbqueue.worker.rider import Handler, Rider, Urgent
 from nbqueue.worker.score import Score
 from nbqueue.worker.settling import Settler
@@ -70,6 +71,7 @@ class Simple:
         self._after: list[tuple[Task, Ride, str, bool]] = []
         self._echoes: list[tuple[Task, list[Echo]]] = []
         self._claims = 0
+        self._skipped: dict[str, int] = {}
         self._next_due: float | None = None
         self._idle_since = self._began = time.monotonic()
         self._thirsty = True
@@ -180,6 +182,9 @@ class Simple:
         self.settler.clock(claimed.now_us)
         self._due_in(claimed.due)
         self._thirsty = bool(claimed.grants)
+        if claimed.skipped != self._skipped:
+            self._skipped = claimed.skipped
+            self.score.once("skipped", "!!", "; ".join(lacks(self.broker, self.id, claimed.skipped)))
         self.score.once("suspended", "--", "suspended: it takes no jobs until `nbqueue resume`" * claimed.suspended)
         for task, ride in self.intake.take(claimed):
             self.settler.add(task, ride, b"")

@@ -43,7 +43,7 @@ def test_a_worker_without_the_key_leaves_the_batch_to_others(session, fleet, tmp
     other = tmp_path / "other-home"
     stranger = fleet.start(env={"NBQUEUE_HOME": str(other)}).up()
     batch = nbqueue.map(double, range(3))
-    wait_until(lambda: "wait for key" in stranger.log, 20)
+    wait_until(lambda: "waits for key" in stranger.log, 20)
     assert batch.tally.queued == 3
     fleet.start().up()
     assert batch.results() == [0, 2, 4]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+import subprocess
+import sys
 import time
 
-from helpers import wait_until
+import pytest
+from helpers import eventually, wait_until
 
 import nbqueue
 from nbqueue import current, wire
+from nbqueue.client import serving, waiting
 from nbqueue.client.worker import Worker
 from nbqueue.model import Notes, decode
 from nbqueue.policies import Repeat, Retry
@@ -180,3 +185,66 @@ def test_a_job_runs_on_the_result_of_another(session, fleet):
     assert second.results(errors="skip") == [0, 4, 8, 16]
     assert second[3].outcome.cause == "dependency"
     assert first[3].status == "failed"
+
+
+# ---------------------------------------------------------------- what keeps a job from running
+
+
+def info(session, home):
+    words = [sys.executable, "-m", "nbqueue", "info", "--url", session.settings.url]
+    words += ["--namespace", session.settings.namespace]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=60, env=os.environ | {"COLUMNS": "300"})
+    return told.stdout
+
+
+def test_a_key_that_no_worker_has_is_told_by_all_who_tell_it(session, fleet, tmp_path, capfd, monkeypatch):
+    other = str(tmp_path / "web-home")
+    stranger = fleet.start("low", env={"NBQUEUE_HOME": other}).up()
+    job = nbqueue.Queue("low").enqueue(abs, -1)
+    key = session.sealer.keyring.ids[0]
+    name = f"key {key} ({job.batch.spec.owner})"
+    with pytest.raises(nbqueue.NotDone) as caught:
+        job.wait(0.2)
+    assert f"It waits: no worker of the queue 'low' has {name}" in str(caught.value)
+    assert "NBQUEUE_SECRET" in str(caught.value)
+    assert "goes on running" not in str(caught.value)
+    told = " ".join(info(session, other).split())
+    assert f"1 job waits: no worker of the queue 'low' has {name}" in told
+    eventually(lambda: f"1 batch waits for {name}" in stranger.log)
+    burst = fleet.start("low", "--burst", env={"NBQUEUE_HOME": other})
+    assert burst.process.wait(30) == 0
+    assert f"left for others: 1 batch waits for {name}" in burst.log
+    monkeypatch.setattr(waiting, "ADVISE", 0.1)
+    with pytest.raises(nbqueue.NotDone):
+        job.wait(1)
+    assert f"nbqueue: no worker of the queue 'low' has {name}" in capfd.readouterr().err
+    lookout = serving.Lookout(job.batch)
+    monkeypatch.setattr(serving, "LOOK", 0.0)
+    monkeypatch.setattr(serving, "LONELY", 0.0)
+    lookout.look([job.batch])
+    assert name in lookout.found.advice
+
+
+def test_what_is_not_done_says_where_it_is(session, fleet, tmp_path):
+    q, gate = nbqueue.Queue("low"), tmp_path / "gate"
+
+    def wait_for(path):
+        while not path.exists():
+            time.sleep(0.01)
+
+    def words(job):
+        with pytest.raises(nbqueue.NotDone) as caught:
+            job.wait(0.01)
+        return str(caught.value)
+
+    first = q.enqueue(wait_for, gate)
+    assert "no live worker serves the queue 'low'" in words(first)
+    fleet.start("low", slots=1).up()
+    eventually(lambda: first.get_status() == "started")
+    assert "It goes on running; wait again" in words(first)
+    assert "the only slot of its worker is busy" in words(q.enqueue(abs, -1))
+    assert f"It waits for {first.id};" in words(q.enqueue(abs, -1, depends_on=first))
+    assert "It waits for its time, 2" in words(q.enqueue_in(3600, abs, -1))
+    session.broker.suspend(None)
+    assert "all workers are suspended. `nbqueue resume`" in words(q.enqueue(abs, -1))
+    gate.touch()

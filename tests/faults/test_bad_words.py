@@ -402,6 +402,6 @@ def test_a_worker_of_another_python_leaves_the_batch_and_says_which(session, fle
     key = session.broker.keys.at("b", batch.id)
     session.broker.client.hset(key, mapping={"python": "3.99", "host": "elsewhere"})
     worker = fleet.start().up()
-    wait_until(lambda: "1 batches wait for python 3.99" in worker.log, 20)
+    wait_until(lambda: "1 batch waits for python 3.99" in worker.log, 20)
     assert good.results(timeout=30) == [0, 1]
     assert batch.tally.queued == 2
