@@ -133,7 +133,7 @@ def test_a_worker_whose_record_cannot_be_read_hides_no_other(session, hands):
     lookout = Lookout()
     lookout.look([batch])
     assert lookout.found.workers == 1
-    assert "knows your key" in Advice(session, batch.watch).message()  # hands know none, and say so
+    assert " has key " in Advice(session, batch.watch).message()  # hands know none, and say so
     session.broker.leave("odd")
     batch.cancel()
 
