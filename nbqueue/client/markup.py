@@ -32,9 +32,14 @@ _PLAIN = {  # for frontends that clean HTML, and drop what they cannot judge
     "scheduled": "#9575cd",
     "deferred": "#bcaaa4",
 }
-_TEXT = "var(--jp-ui-font-color1,var(--vscode-foreground,inherit))"
-_MUTED = "opacity:.75"
-_SMALL = "font-size:11px;opacity:.7;white-space:nowrap"
+# Text and what is behind it, from one source: of two, one may be light and the other too. Where the page names none of
+# them, those of the browser, which follow its scheme.
+PAIR = (
+    "color:var(--jp-ui-font-color1,var(--vscode-foreground,CanvasText));"
+    "background:var(--jp-layout-color0,var(--vscode-editor-background,Canvas))"
+)
+_MUTED = "opacity:.8"
+_SMALL = "font-size:11px;opacity:.8;white-space:nowrap"
 _NONE = "display:none !important"
 _LINE = "rgba(128,128,128,.35)"
 _FONT = "var(--jp-ui-font-family,system-ui,sans-serif)"
@@ -78,12 +83,13 @@ def _lines(view: View) -> str:
     found = [_note(text, "failed") for text in view.trouble]
     found += [_note(text, "started", command) for text, command in view.notes]
     found += [_note(each.advice, "started", each.command) for each in view.serving if each.advice]
-    said = _safe("".join(f"{part.rstrip('.')}. " for part in (view.served, view.safe) if part))
-    return "".join(found) + (f"<div style='{_MUTED}'>{said.rstrip()}</div>" if said else "")
+    said = _safe("".join(f"{part.rstrip('.')}. " for part in (view.served, view.safe) if part)).rstrip()
+    # The line is there from the beginning, so that nothing moves when it has words.
+    return "".join(found) + (f"<div style='{_MUTED}'>{said or '&nbsp;'}</div>" if said or not view.ended else "")
 
 
 def _page(inner: str) -> str:
-    style = f"max-width:860px;margin:2px 0;font-family:{_FONT};font-size:13px;line-height:1.6;color:{_TEXT}"
+    style = f"max-width:860px;padding:1px 0;font-family:{_FONT};font-size:13px;line-height:1.6;{PAIR}"
     return f"<div class='nbqueue' style='{style}'>{inner}</div>"
 
 
@@ -109,8 +115,10 @@ def _legend(view: View) -> str:
     )
 
 
-def _going(each: Going) -> str:
-    """A running job and how far it says it is."""
+def _going(each: Going | None) -> str:
+    """A running job and how far it says it is, in one line; an empty one where there is none."""
+    if each is None:
+        return "<div>&nbsp;</div>"
     bar = ""
     if each.share is not None:
         outer = f"display:inline-block;width:80px;height:6px;border-radius:3px;box-shadow:inset 0 0 0 1px {_LINE}"
@@ -118,7 +126,9 @@ def _going(each: Going) -> str:
         bar = (
             f"<span style='{outer}'><span style='{inner}{_PLAIN['started']};{inner}{_HUES['started']}'></span></span> "
         )
-    return f"<div style='{_MUTED}'>{_safe(each.job)} {bar}{_safe(each.words)}</div>"
+    # One line high whatever it says; without a wrap, it would make the panel as wide as its words.
+    line = f"{_MUTED};height:1.6em;overflow:hidden;overflow-wrap:anywhere"
+    return f"<div style='{line}'>{_safe(each.job)} {bar}{_safe(each.words)}</div>"
 
 
 def _note(text: str, hue: str, command: str = "") -> str:
@@ -153,7 +163,7 @@ def told(job: Told, arguments: str | None = None, *, most: int | None = None) ->
 def _pre(text: str) -> str:
     style = (
         f"max-height:24em;overflow:auto;margin:2px 0 6px;padding:6px 8px;border:1px solid {_LINE};border-radius:3px;"
-        f"font-family:{_CODE};font-size:12px;line-height:1.4;white-space:pre-wrap;color:{_TEXT};background:transparent"
+        f"font-family:{_CODE};font-size:12px;line-height:1.4;white-space:pre-wrap;color:inherit;background:transparent"
     )
     return f"<pre tabindex='0' style='{style}'>{_safe(text)}</pre>"
 
@@ -174,7 +184,7 @@ def static(view: View, examples: Mapping[int, Told] | None = None, *, asof: str 
         parts.append(_page(f"<div>{code} runs what failed again.</div>"))
     kinds = f"<div class='nbq-kinds'>{''.join(parts)}</div>" if parts else ""
     below = _page(f"<div style='{_MUTED}'>{_told(asof, again)}</div>") if asof else ""
-    return head(view) + kinds + below
+    return f"<div style='max-width:860px;padding:3px 6px;border-radius:4px;{PAIR}'>{head(view)}{kinds}{below}</div>"
 
 
 def _kind(each: Failures, job: Told | None) -> str:

@@ -147,7 +147,7 @@ class Panel:
             examples = {place: told for place, each in enumerate(seen.failures) if (told := self._example(each.kind))}
         else:
             again = f"nbqueue.attach({self._batches[0].name or self._batches[0].id!r})"
-            asof = f"As of {time.strftime('%d %b %Y, %H:%M:%S')}. It went on: {again} shows it."
+            asof = f"Snapshot of {time.strftime('%d %b %Y, %H:%M')}. Current state: {again}"
         text = markup.static(seen, examples, asof=asof, again=again)
         if self._live:
             text = markup.beside(self._ident, text, final=seen.ended)

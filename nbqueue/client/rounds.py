@@ -39,16 +39,19 @@ class Going(NamedTuple):
 
 
 class Rounds:
-    """Asks the store what running jobs say; for the painter's thread."""
+    """Asks the store what running jobs say; for the painter's thread.
+
+    A job keeps its place in the list, and a place is kept when its job has ended: what is seen beneath does not move.
+    """
 
     def __init__(self) -> None:
         self._next = 0.0
-        self._found: list[tuple[Batch[Any], int, Going]] = []
+        self._places: list[_Said | None] = []
 
     @property
-    def going(self) -> tuple[Going, ...]:
-        """What was said last, of jobs of which no end has been heard since."""
-        return tuple(going for batch, index, going in self._found if not batch.watch.has(index))
+    def going(self) -> tuple[Going | None, ...]:
+        """What was said last, place by place; None where no job is, or its end has been heard."""
+        return tuple(None if each is None or each.ended else each.going for each in self._places)
 
     def look(self, batches: Sequence[Batch[Any]]) -> None:
         """Looks, if it is time. Never raises for a server that is away."""
@@ -56,20 +59,42 @@ class Rounds:
             return
         self._next = time.monotonic() + LOOK
         moving = [batch for batch in batches if batch.watch.tally.started and not batch.inline and not batch.watch.gone]
-        found: list[tuple[Batch[Any], int, Going]] = []
+        found: dict[tuple[str, int], _Said] = {}
         for batch in moving[:BATCHES]:
             try:
                 told = [] if batch.session.asleep else batch.session.broker.noted(batch.id)
             except NbqueueError:
                 return  # the collector's outage is told; what was known last stays
-            found += [one for index, blob in sorted(told) if (one := _read(batch, index, blob)) is not None]
-        self._found = found[:SHOWN]
+            for index, blob in sorted(told):
+                if (one := _read(batch, index, blob)) is not None:
+                    found[batch.id, index] = one
+        self._arrange(found, sum(batch.watch.tally.started for batch in moving))
+
+    def _arrange(self, found: dict[tuple[str, int], _Said], started: int) -> None:
+        places = [None if each is None else found.pop((each.batch.id, each.row), None) for each in self._places]
+        if found or any(places):  # as many as run at a time: all of them may come to say something
+            size = min(SHOWN, max(len(places), started))
+            places += [None] * (size - len(places))
+        others = iter(found.values())
+        self._places = [next(others, None) if each is None else each for each in places]
 
 
-def _read(batch: Batch[Any], index: int, blob: bytes) -> tuple[Batch[Any], int, Going] | None:
+class _Said(NamedTuple):
+    """What a job said."""
+
+    batch: Batch[Any]
+    row: int
+    going: Going
+
+    @property
+    def ended(self) -> bool:
+        return self.batch.watch.has(self.row)
+
+
+def _read(batch: Batch[Any], index: int, blob: bytes) -> _Said | None:
     try:
         said = notes.opened(batch.session.sealer, batch.spec, batch.id, index, blob).progress
     except BadSignature:
         return None  # of someone else's making: not shown
     job = Job(batch, index)
-    return (batch, index, Going(job.id, *said)) if said is not None and job in batch else None
+    return _Said(batch, index, Going(job.id, *said)) if said is not None and job in batch else None

@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 # In the order in which a bar shows them.
 STATES = ("finished", "failed", "canceled", "started", "queued", "scheduled", "deferred")
+SOON = 2  # days, for which the hour matters
 KINDS = 8  # kinds of failure that a panel lists
 
 
 class Failures(NamedTuple):
-    """One kind of failure: `size` of all `failed`, as `37 of 40: KeyError: 'title' at line 12 of this cell`."""
+    """One kind of failure, `size` times: `37x KeyError: 'title' - line 12 of this cell`."""
 
     kind: Kind
     size: int
-    failed: int
 
     @property
     def text(self) -> str:
         """The kind in a line."""
-        where = f" at {self.kind.where}" if self.kind.where else ""
-        return f"{self.size:,} of {self.failed:,}: {self.kind.what}{where}"
+        where = f" - {self.kind.where}" if self.kind.where else ""
+        return f"{self.size:,}x {self.kind.what}{where}"
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +52,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     eta: float | None = None
     elapsed: float | None = None
     serving: tuple[Serving, ...] = ()
-    going: tuple[Going, ...] = ()  # some of the jobs that run, and how far they say they are
+    going: tuple[Going | None, ...] = ()  # some of the jobs that run, and how far they say they are; None: a free line
     notes: tuple[tuple[str, str], ...] = ()  # (what there is to say, the command in it)
     earlier: int = 0  # how many batches the same cell submitted before, and still run
     seed: str = ""
@@ -80,7 +80,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def served(self) -> str:
-        """`2 slots on 1 worker (node3)`, for each queue."""
+        """`2 at a time on node3`, for each queue."""
         several = len(self.serving) > 1
         told = [each for each in self.serving if not each.advice]
         return "; ".join((f"{each.queue}: " if several else "") + _served(each) for each in told)
@@ -90,14 +90,18 @@ def _served(serving: Serving) -> str:
     if not serving.workers:
         return "No worker yet"
     hosts = ", ".join(serving.hosts[:3]) + (f" and {len(serving.hosts) - 3} more" if len(serving.hosts) > 3 else "")
-    return f"{counted(serving.slots, 'slot')} of {counted(serving.workers, 'worker')} on {hosts}"
+    return f"{serving.slots:,} at a time on {hosts}"
 
 
 # ---------------------------------------------------------------- from batches
 
 
 def look(
-    batches: Sequence[Batch[Any]], pace: Pace, groups: Groups, serving: Sequence[Serving], going: Sequence[Going] = ()
+    batches: Sequence[Batch[Any]],
+    pace: Pace,
+    groups: Groups,
+    serving: Sequence[Serving],
+    going: Sequence[Going | None] = (),
 ) -> View:
     """What there is to see of `batches` now. From memory, in a time that does not depend on the number of jobs."""
     watches = [batch.watch for batch in batches]
@@ -110,7 +114,6 @@ def look(
     kinds = groups.kinds()
     listed = sorted(kinds, key=lambda kind: -_weight(kind, exact=over))[:KINDS]
     hidden = sum(len(kind.members) for kind in kinds) - sum(len(kind.members) for kind in listed)
-    failed = len(groups)
     return View(
         title=first.name or first.id,
         about=about,
@@ -128,7 +131,7 @@ def look(
         earlier=0 if over else len(_earlier(batches)),
         seed=f"seed {first.seed}" if len(batches) == 1 and first.seed is not None else "",
         trouble=tuple(dict.fromkeys(word for batch in batches if (word := trouble_of(batch)))),
-        failures=tuple(Failures(kind, len(kind.members), failed) for kind in kinds if kind in listed),
+        failures=tuple(Failures(kind, len(kind.members)) for kind in kinds if kind in listed),
         more=f"and {hidden:,} more, of {counted(len(kinds) - KINDS, 'other kind')}" if hidden else "",
         retry=sum(watch.tally.failed for watch in watches if not watch.gone and not watch.fault),
     )
@@ -191,16 +194,23 @@ def safety(watch: Watch, missing: int, why: str = "") -> str:
         return ""
     until = f"for {lifetime(watch.ttl)} after the batch ends"
     if watch.expires_us is not None:
-        until = f"until {datetime.fromtimestamp(watch.expires_us / 1e6, tz=UTC).astimezone():%d %b %Y, %H:%M}"
+        until = f"until {_day(watch.expires_us)}"
     if missing:
-        return f"{counted(missing, 'result')} not copied here yet: safe on the server {until}"
+        return f"{counted(missing, 'result')} not saved here yet: on the server {until}"
     spooled = watch.birth is not None and not why
-    place = "copied to this disk" if spooled else f"in memory here{f' only ({why})' if why else ''}"
+    what = "Results" if watch.expires_us is None and not watch.gone else "All results"
+    saved = f"{what} saved" if spooled else f"{what} in memory here{f' only ({why})' if why else ''}"
     if watch.gone:
-        return f"All results are {place}; the server has them no more"
-    if watch.expires_us is not None:
-        return f"All results are {place}; the server keeps them {until}"
-    return f"All results so far are {place}"
+        return f"{saved}; no longer on the server"
+    return saved if watch.expires_us is None else f"{saved}; also on the server {until}"
+
+
+def _day(us: int) -> str:
+    """A day, as people write it, with its year only where that is another one; the time too where it is soon."""
+    then, now = datetime.fromtimestamp(us / 1e6, tz=UTC).astimezone(), datetime.now(UTC).astimezone()
+    year = f" {then.year}" if then.year != now.year and (then - now).days > SOON else ""
+    clock = f", {then:%H:%M}" if (then - now).days < SOON else ""
+    return f"{then.day} {then:%b}{year}{clock}"
 
 
 def _missing(watch: Watch) -> int:

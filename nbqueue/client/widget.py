@@ -20,7 +20,8 @@ KEPT = 50  # widgets of panels that a kernel keeps: more would make every reload
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 _STYLE = (
-    "<style>.nbq-controls .jupyter-button{height:auto;min-height:26px;line-height:1.6;padding:1px 10px}"
+    f"<style>.nbq-controls{{{markup.PAIR};padding:3px 6px;border-radius:4px}}"
+    ".nbq-controls .jupyter-button{height:auto;min-height:26px;line-height:1.6;padding:1px 10px}"
     ".nbq-controls .jupyter-button:focus-visible{outline:2px solid var(--jp-brand-color1,#1976d2);outline-offset:1px}"
     ".nbq-controls .nbq-kind{text-align:left;white-space:normal;overflow-wrap:anywhere;"
     "border-left:3px solid var(--jp-error-color1,#d32f2f)}"
@@ -52,7 +53,7 @@ class Controls:
         self._kinds = ipywidgets.VBox()
         self._buttons = ipywidgets.HBox([self._cancel, self._yes, self._keep, self._retry, self._before])
         parts = [ipywidgets.HTML(_STYLE), self._head, self._lines, self._buttons, self._note, self._kinds, self._more]
-        self.box = ipywidgets.VBox(parts, layout={"max_width": "860px"})
+        self.box = ipywidgets.VBox(parts, layout={"max_width": "872px"})
         self.box.add_class(f"nbq-live-{ident}")
         self.box.add_class("nbq-controls")
         _keep(self)

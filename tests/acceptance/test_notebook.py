@@ -35,7 +35,7 @@ def test_a_batch_from_map_to_the_saved_notebook(lab, notebook, fleet, tmp_path):
     page.run(2)
     page.start(3)
     until((tmp_path / "busy").exists)
-    page.sees(2, "pages", "2 slots of 1 worker", "left", "21 of 60")
+    page.sees(2, "pages", "2 at a time on", "left", "21 of 60")
     (tmp_path / "more").touch()
     until(lambda: count(page, 2) > 21)
     assert not page.done(3)
@@ -44,8 +44,8 @@ def test_a_batch_from_map_to_the_saved_notebook(lab, notebook, fleet, tmp_path):
     (tmp_path / "enough").touch()
     until(lambda: page.done(3))
     assert page.outputs(3) == 0  # nothing of the panel's landed there
-    page.sees(2, "60 of 60", "53 finished", "7 failed", "6 of 7: KeyError: 'title' at line 6 of cell [2]")
-    page.sees(2, "1 of 7: ValueError: <b>page 25</b>")
+    page.sees(2, "60 of 60", "53 finished", "7 failed", "6x KeyError: 'title' - line 6 of cell [2]")
+    page.sees(2, "1x ValueError: <b>page 25</b>")
     page.shot("failed-light")
 
     page.button(2, "6 of 7").click()
@@ -127,13 +127,13 @@ def test_a_saved_notebook_shows_its_bars_without_the_kernel(lab, notebook, fleet
     page.sees(3, "of 900", "left")
     until(lambda: "started" in page.cell(3).locator("[class^=nbq-saved]").text_content())  # which nobody sees yet
     page.restart_kernel()
-    page.sees(3, "of 900", "started", "As of")
+    page.sees(3, "of 900", "started", "Snapshot of")
     page.save()
     kept = page.text(3)
     lab.kill_kernels()
     again = Page(lab, "saved.ipynb", fresh=True)
     until(lambda: again.page.get_by_text("model not found").count() == 2)  # which nobody sees
-    again.sees(2, "20 of 20", "18 finished", "2 failed", "2 of 2: KeyError: 'title'")
+    again.sees(2, "20 of 20", "18 finished", "2 failed", "2x KeyError: 'title'")
     again.sees(3, *kept.splitlines())
     again.shot("saved-light")
     again.theme("JupyterLab Dark")

@@ -1,11 +1,21 @@
 """What people do in a notebook, in a real browser: the quickstart, a restart, a cell run twice, a keyboard alone."""
 
 import re
+import sys
 from pathlib import Path
 
+import msgspec
 import nbformat
 import pytest
-from lab import missing, until
+from lab import ARTEFACTS, missing, until
+
+from nbqueue.client import details, markup
+from nbqueue.client.groups import Kind
+from nbqueue.client.rounds import Going
+from nbqueue.client.serving import Serving
+from nbqueue.client.view import Failures, View
+from nbqueue.client.widget import _STYLE
+from nbqueue.model import Tally
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(missing()), reason=missing() or "-")]
 
@@ -29,7 +39,7 @@ def test_the_quickstart(opened, local_home):
     page = opened("quickstart.ipynb", ALONE.format(home=str(local_home)), *cells)
     for place in range(len(cells) + 1):
         page.run(place)
-    page.sees(3, "8 of 8", "8 finished", "All results are copied to this disk")
+    page.sees(3, "8 of 8", "8 finished", "All results saved")
     page.cell(3).scroll_into_view_if_needed()
     page.shot("quickstart-light")
     page.sees(3, "nbqueue: started a local server and worker")
@@ -48,14 +58,14 @@ def test_a_restarted_kernel_finds_its_batch_and_a_flushed_server_costs_no_result
     page.run(2)
     page.sees(2, "4 of 6", "2 started")
     page.restart_kernel()
-    page.sees(2, "As of", "nbqueue.attach('squares') shows it")
+    page.sees(2, "Snapshot of", "Current state: nbqueue.attach('squares')")
     for place in (0, 1, 2, 3):
         page.run(place)
     page.sees(2, "6 of 6 jobs were there already; nothing new runs", "4 of 6", "2 started")
     page.sees(3, "4 of 6", "2 started")
     (tmp_path / "enough").touch()
     page.sees(2, "6 finished")
-    page.sees(3, "6 finished", "All results are copied to this disk")
+    page.sees(3, "6 finished", "All results saved")
     page.shot("again-light")
     assert sorted((tmp_path / "diary").read_text().split()) == list("012345")
 
@@ -86,7 +96,7 @@ def test_a_cell_that_is_run_twice_says_what_still_runs_and_cancels_it(notebook, 
     page.sees(2, "lambda-")
     second = page.text(2).split("'")[1]
     page.sees(1, second)
-    assert "canceled" not in page.text(1).partition("slots of")[0]
+    assert "canceled" not in page.text(1).partition("at a time")[0]
     page.button(1, "Cancel").click()
     page.button(1, "Yes, cancel").click()
     page.sees(1, "900 of 900")
@@ -97,10 +107,10 @@ def test_all_of_a_panel_is_reached_by_keyboard_and_an_update_takes_no_focus(note
     page = notebook("keys.ipynb", MIXED, "batch = nbqueue.map(mixed, range(40))")
     page.run(1)
     page.run(2)
-    page.sees(2, "1 of 1: KeyError", "Retry")
+    page.sees(2, "1x KeyError", "Retry")
     page.button(2, "Cancel").focus()
     page.tab_to("Retry")
-    page.tab_to("1 of 1: KeyError")
+    page.tab_to("1x KeyError")
     (tmp_path / "more").touch()
     opens_by_keyboard(page)
     cancels_by_keyboard(page)
@@ -111,10 +121,10 @@ def test_all_of_a_panel_is_reached_by_keyboard_and_an_update_takes_no_focus(note
 
 
 def opens_by_keyboard(page):
-    """From the kind `1 of 1: KeyError`, which has the focus while its count moves."""
+    """From the kind `1x KeyError`, which has the focus while its count moves."""
     page.page.keyboard.press("Enter")
-    page.sees(2, "Traceback", "Show its arguments", "31 of 40", "11 of 14: KeyError")
-    assert page.focused().startswith("11 of 14: KeyError")
+    page.sees(2, "Traceback", "Show its arguments", "31 of 40", "11x KeyError")
+    assert page.focused().startswith("11x KeyError")
     page.tab_to("Traceback")
     page.tab_to("Show its arguments")
     page.page.keyboard.press("Space")
@@ -143,6 +153,116 @@ def cancels_by_keyboard(page):
     page.page.keyboard.press("Space")
     page.sees(2, "40 of 40", "canceled")
     assert "Traceback" in page.text(2)
+
+
+STEPS = """def steps(n):
+    for i in range(4):
+        nbqueue.progress(i, 4, f"step {i} of {n} " + "with a long word on it " * 9 * (n % 2)); time.sleep(0.3)"""
+# Where the button is at each frame that is drawn, from now on; and what has words: its contrast to what is behind it.
+_FOLLOW = """button => { window.seen = new Set();
+  const look = () => { window.seen.add(Math.round(button.getBoundingClientRect().y)); requestAnimationFrame(look) };
+  look() }"""
+_CONTRAST = """() => {
+  const parts = text => text.match(/[\\d.]+/g).map(Number);
+  const light = c => {
+    const [r, g, b] = c.map(v => { v /= 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4 });
+    return .2126 * r + .7152 * g + .0722 * b };
+  const found = [];
+  for (const each of document.querySelectorAll('.nbqueue *')) {
+    if (![...each.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())) continue;
+    let opacity = 1, back = null;
+    for (let up = each; up; up = up.parentElement) {
+      const style = getComputedStyle(up), [r, g, b, a = 1] = parts(style.backgroundColor);
+      if (!back) { if (a === 1) back = [r, g, b]; opacity *= style.opacity }
+    }
+    const [r, g, b, a = 1] = parts(getComputedStyle(each).color);
+    const seen = [r, g, b].map((v, i) => v * a * opacity + back[i] * (1 - a * opacity));
+    const [one, two] = [light(seen), light(back)].sort((x, y) => y - x);
+    found.push([each.textContent.slice(0, 30), (one + .05) / (two + .05)]);
+  }
+  return found }"""
+
+
+def test_nothing_moves_beneath_running_jobs_that_come_and_go(notebook, fleet):
+    fleet.start(slots=2).up()
+    page = notebook("steady.ipynb", STEPS, "batch = nbqueue.map(steps, range(12))", "print('beneath')")
+    for place in (0, 1, 2, 3):
+        page.run(place)
+    page.sees(2, "step 1 of")
+    page.button(2, "Cancel").evaluate(_FOLLOW)
+    page.shot("steady-light")
+    wide = page.cell(2).locator(".nbq-head").first.evaluate("e => [e.scrollWidth, e.clientWidth]")
+    assert wide[0] <= wide[1], "a long word of a job makes the panel no wider"
+    page.sees(2, "8 finished")
+    assert page.page.evaluate("[...window.seen]") == [page.page.evaluate("[...window.seen][0]")]
+    page.sees(2, "12 of 12")
+
+
+LAB = Path(sys.prefix) / "share/jupyter/lab/themes/@jupyterlab"
+VSCODE = {  # its two themes' colours
+    "dark": {
+        "foreground": "#cccccc",
+        "editor-background": "#1f1f1f",
+        "charts-red": "#f14c4c",
+        "charts-blue": "#3794ff",
+    },
+    "light": {
+        "foreground": "#3b3b3b",
+        "editor-background": "#ffffff",
+        "charts-red": "#e51400",
+        "charts-blue": "#1a85ff",
+    },
+}
+
+
+def themes():
+    """(name, the style sheet of a frontend, what it puts behind an output)."""
+    lab = {name: (LAB / f"theme-{name}-extension/index.css").read_text() for name in ("light", "dark")}
+    code = {
+        name: ":root{" + "".join(f"--vscode-{word}:{colour};" for word, colour in colours.items()) + "}"
+        for name, colours in VSCODE.items()
+    }
+    for name in ("light", "dark"):
+        yield f"lab-{name}", lab[name], "var(--jp-layout-color0)"
+        yield f"vscode-{name}", code[name], "var(--vscode-editor-background)"
+        yield f"vscode-widget-{name}", code[name], "white"  # which lies behind each of its widgets
+        yield f"vscode-{name}-with-the-lab's-light", code[name] + lab["light"], "var(--vscode-editor-background)"
+        yield f"plain-{name}", f":root{{color-scheme:{name}}}", "Canvas"
+
+
+def test_the_panel_can_be_read_on_every_background(lab):
+    kind = Kind("ValueError", "it diverged", "line 3 of this cell")
+    kind.members[0, 0] = None
+    seen = View(
+        title="pages",
+        about="pages-7k2f",
+        tally=Tally(n=9, finished=4, failed=1, started=2, queued=2),
+        n=9,
+        seed="seed 5",
+        safe="Results saved",
+        going=(Going("pages-7k2f:3", 4, 8, "reading"), None),
+        serving=(
+            Serving("default", 1, 2, ("node3",)),
+            Serving("gpu", 0, 0, (), "run nbqueue worker gpu", "nbqueue worker"),
+        ),
+        trouble=("the server cannot be reached",),
+        failures=(Failures(kind, 1),),
+        retry=1,
+    )
+    told = details.Told("pages-7k2f:3", "ran 3 s", "Traceback ...", "printed")
+    inner = markup.static(msgspec.structs.replace(seen, ended=True), {0: told}, asof="Snapshot. See x()", again="x()")
+    inner += "<div class='nbq-controls'>" + _STYLE + markup.head(seen) + markup.message("Canceled.", wrong=True)
+    inner += markup.told(told, "x = 5") + "</div>"
+    page = lab.browser.new_page(viewport={"width": 900, "height": 900})
+    for name, sheet, behind in themes():
+        page.set_content(f"<style>{sheet}</style><body style='margin:0;padding:9px;background:{behind}'>{inner}</body>")
+        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        found = page.evaluate(_CONTRAST)
+        assert len(found) > 20
+        assert not [each for each in found if each[1] < 4.5], name
+        ARTEFACTS.mkdir(exist_ok=True)
+        page.screenshot(path=ARTEFACTS / f"colours-{name}.png")
+    page.close()
 
 
 def test_notebook_7_shows_the_same(notebook, fleet, tmp_path):

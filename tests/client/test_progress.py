@@ -64,7 +64,7 @@ def test_map_displays_once_and_ends_as_static_html(cells):
     assert len(cells[1]) == 1
     assert "5 of 5" in found[0]
     assert "4 finished" in found[0]
-    assert "1 of 1: ValueError: &lt;script&gt; at line 5 of cell [1]" in found[0]
+    assert "1x ValueError: &lt;script&gt; - line 5 of cell [1]" in found[0]
     assert "<script>" not in found[0]
     assert "widget" not in str(cells[1][0]["data"].keys())
 
@@ -95,7 +95,7 @@ def test_the_users_text_is_escaped_in_tables(cells):
 
 
 def test_a_failure_in_a_function_of_the_same_cell_says_this_cell(cells):
-    assert "1 of 1: ZeroDivisionError: division by zero at line 2 of this cell" in bars(cells[10])[0]
+    assert "1x ZeroDivisionError: division by zero - line 2 of this cell" in bars(cells[10])[0]
 
 
 def test_words():

@@ -74,7 +74,7 @@ def test_a_frame_is_whole_after_the_server_forgot_and_the_kernel_was_restarted(s
     assert again.results(errors="skip") == [0, 1, 4, BIG, 25]
     assert [job.index for job in again.failed] == [3]
     assert again[2].args == (2,)
-    assert view.safety(again.watch, 0) == "All results are copied to this disk; the server has them no more"
+    assert view.safety(again.watch, 0) == "All results saved; no longer on the server"
     assert nbqueue.attach(batch.id) == nbqueue.attach() == batch
     again.forget()
     assert files(new) == []

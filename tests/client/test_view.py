@@ -1,3 +1,4 @@
+import re
 import time
 from html.parser import HTMLParser
 
@@ -60,8 +61,8 @@ def test_a_view_tells_counts_pace_and_how_long_results_are_kept(session, hands):
     after = seen(batch)
     assert after.counts == [("finished", 3), ("failed", 3)]
     assert after.pace.startswith("6 of 6, took ")
-    assert after.safe.startswith("All results are copied to this disk; the server keeps them until")
-    assert after.failures[0].text == f"3 of 3: ValueError: <img src=x onerror=alert(1)> at line {line()}"
+    assert re.fullmatch(r"All results saved; also on the server until \d+ \w{3}( \d{4})?", after.safe)
+    assert after.failures[0].text == f"3x ValueError: <img src=x onerror=alert(1)> - line {line()}"
     assert after.retry == 3
     batch.forget()
 
@@ -186,7 +187,7 @@ def test_no_text_of_the_users_becomes_html(title, message, trouble, command, tra
         n=2,
         trouble=(trouble,),
         serving=(Serving(title, 0, 0, (trouble,), f"run {command}", command), Serving("q", 1, 2, (trouble,))),
-        failures=(Failures(kind, 1, 1),),
+        failures=(Failures(kind, 1),),
     )
     told = details.Told(title, message, trace, trace)
     inner = markup.static(record, {0: told}) + markup.told(told, trouble) + markup.message(message, wrong=True)
@@ -211,31 +212,45 @@ def fleet(server, session, tmp_path):
     started.close()
 
 
-def test_running_jobs_say_how_far_they_are_a_handful_at_most(session, fleet, tmp_path):
+def test_running_jobs_say_how_far_they_are_a_handful_at_most_and_keep_their_lines(session, fleet, tmp_path):
     def work(path, n):
         nbqueue.progress(n, 40, "<b>reading</b>") if n else nbqueue.progress(7.5)
-        while not path.exists():
+        while not (path / f"go{n}").exists():
             time.sleep(0.01)
 
     fleet.start(slots=8)
-    batch = nbqueue.starmap(work, [(tmp_path / "go", n) for n in range(8)])
+    batch = nbqueue.starmap(work, [(tmp_path, n) for n in range(8)])
     rounds = Rounds()
     wait_until(lambda: len(session.broker.noted(batch.id)) == 8, 30)
 
     def going():
         rounds._next = 0.0
         rounds.look([batch])
-        return rounds.going
+        return [each and int(each.job.rpartition(":")[2]) for each in rounds.going]
 
-    wait_until(lambda: len(going()) == SHOWN)
-    assert going()[0].job == f"{batch.id}:0"
-    page = Elements(markup.head(view.look([batch], Pace(), Groups(str), (), going())))
+    wait_until(lambda: going() == [0, 1, 2, 3, 4])
+    page = Elements(markup.head(view.look([batch], Pace(), Groups(str), (), rounds.going)))
     assert f"{batch.id}:0 7.5" in page.text
     assert f"{batch.id}:4  4 of 40, <b>reading</b>" in page.text
     assert page.tags.count("b") == 1  # the title's
-    (tmp_path / "go").touch()
+    heights = {len(rounds.going)}
+
+    def ends(*numbers):
+        for n in numbers:
+            (tmp_path / f"go{n}").touch()
+        wait_until(lambda: all(batch.watch.has(n) for n in numbers), 20)
+        heights.add(len(view.look([batch], Pace(), Groups(str), (), rounds.going).going))
+
+    ends(1)
+    assert [each is None for each in rounds.going] == [False, True, False, False, False]
+    wait_until(lambda: going() == [0, 5, 2, 3, 4])  # the others stay where they are
+    ends(0, 2, 3, 4, 6)
+    wait_until(lambda: going() == [7, 5, None, None, None])
+    assert heights == {SHOWN}
+    ends(5, 7)
     assert batch.wait(20)
-    assert rounds.going == going() == ()
+    assert set(going()) == {None}
+    assert seen(batch).going == ()
 
 
 def test_one_failed_of_very_many_is_still_seen():
@@ -247,11 +262,9 @@ def test_one_failed_of_very_many_is_still_seen():
 def test_what_is_not_copied_is_told_with_its_end():
     watch = Watch("b", "q", "", Spec(label="f"))
     watch.known, watch.tally = True, Tally(n=40, finished=40)
-    assert (
-        view.safety(watch, 37) == "37 results not copied here yet: safe on the server for 7 days after the batch ends"
-    )
+    assert view.safety(watch, 37) == "37 results not saved here yet: on the server for 7 days after the batch ends"
     watch.expires_us = 4_102_444_800_000_000
-    assert view.safety(watch, 1).startswith("1 result not copied here yet: safe on the server until ")
+    assert view.safety(watch, 1).startswith("1 result not saved here yet: on the server until ")
 
 
 def test_a_view_of_many_jobs_costs_no_more_than_one_of_few():

@@ -91,7 +91,7 @@ def test_a_kind_opens_shows_the_next_job_and_arguments_only_on_request(session, 
     assert shown.batch.wait(20)
     shown.draw()
     (row,) = shown.controls._rows
-    assert row._button.description.startswith("▸ 3 of 3: ValueError: odd: …")
+    assert row._button.description.startswith("▸ 3x ValueError: odd: …")
     row._button.click()
     wait_until(lambda: "said something" in row._told.value)
     assert "odd: 1" in row._told.value
@@ -184,5 +184,5 @@ def test_rows_stay_where_they_are_while_kinds_come_grow_and_go(session, busy):
     shown.groups._place((0, 2), shown.batch)
     shown.draw()
     assert shown.controls._kinds.children == boxes
-    assert first._button.description.startswith("▸ 1 of 1: KeyError")
+    assert first._button.description.startswith("▸ 1x KeyError")
     assert (first.box.layout.display, second.box.layout.display) == (None, "none")
