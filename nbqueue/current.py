@@ -246,7 +246,7 @@ def unpack_meta(data: bytes) -> dict[str, Any]:
     """The meta dict in what pack_meta made; empty for no bytes. Raises BadSignature for what is none."""
     try:
         return msgspec.msgpack.decode(data, type=dict[str, Any]) if data else {}
-    except (msgspec.MsgspecError, ValueError, RecursionError) as why:
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as why:  # as in model.decode
         raise BadSignature(what="The meta of a job", why=f"it is no meta ({why})") from why
 
 

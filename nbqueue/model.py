@@ -352,7 +352,7 @@ def decode(kind: type[R], data: bytes | memoryview, what: str = "A record") -> R
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     try:
         found: R = decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as why:
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as why:  # TypeError: a map as a map's key
         raise BadSignature(what=what, why=f"it is no {kind.__name__} ({why})") from why
     return found
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from nbqueue import settings
 from nbqueue.checks import seconds
@@ -33,6 +34,15 @@ class Reached(NamedTuple):
     settings: Settings
     broker: Broker
     where: str
+
+
+class Words(click.Argument):
+    """An argument of any number of words; where none is given, those of the config file (as click does from 8.3 on)."""
+
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, ParameterSource]:
+        """The words that were given, or else configured."""
+        value, source = super().consume_value(ctx, opts)
+        return (ctx.lookup_default(self.name or "") or () if value == () else value), source
 
 
 def server_options(command: F) -> F:

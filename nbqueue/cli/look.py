@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nbqueue.checks import counted, in_units, inert
-from nbqueue.cli.common import console, duration, print_json, reach, server_options
+from nbqueue.cli.common import Words, console, duration, print_json, reach, server_options
 from nbqueue.errors import BadSignature, NoServer
 from nbqueue.model import WorkerInfo, decode, utc
 from nbqueue.store import pending
@@ -28,7 +28,7 @@ _EVERY = 1.0  # seconds between two looks of --watch
 
 
 @click.command()
-@click.argument("queues", nargs=-1)
+@click.argument("queues", nargs=-1, cls=Words)
 @click.option("-w", "--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
 @click.option("-i", "--interval", callback=duration, help="Seconds between two looks [default: 1]; says --watch too.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object; with --watch, one a line.")

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from nbqueue.checks import counted
-from nbqueue.cli.common import duration, reach, server_options, session
+from nbqueue.cli.common import Words, duration, reach, server_options, session
 from nbqueue.errors import BadInput, NbqueueError
 
 LISTED = 10  # batches that a line names
@@ -81,7 +81,7 @@ def _listed(batches: Counter[str]) -> str:
 
 
 @click.command()
-@click.argument("queues", nargs=-1)
+@click.argument("queues", nargs=-1, cls=Words)
 @click.option("-a", "--all", "everything", is_flag=True, help="All queues.")
 @server_options
 def empty(

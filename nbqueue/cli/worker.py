@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from nbqueue.checks import check_name
-from nbqueue.cli.common import Reached, duration, reach, server_options
+from nbqueue.cli.common import Reached, Words, duration, reach, server_options
 from nbqueue.client.worker import Worker
 from nbqueue.errors import BadOption
 from nbqueue.model import LEASE
@@ -25,7 +25,7 @@ def _queues(_context: click.Context, _option: click.Parameter, value: tuple[str,
 
 
 @click.command()
-@click.argument("queues", nargs=-1, callback=_queues)
+@click.argument("queues", nargs=-1, cls=Words, callback=_queues)
 @click.option("-b", "--burst", is_flag=True, help="Leave when nothing is left to do.")
 @click.option("-j", "--slots", type=click.IntRange(1, 4096), help="Jobs at a time [default: the CPUs it may use].")
 @click.option("-n", "--name", help="A name for people [default: the host's].")

@@ -91,7 +91,9 @@ def test_environment_yml_names_conda_packages_that_parse():
 
 
 def test_ci_runs_the_readmes_test_command():
-    command = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/pytest"
+    command = (
+        "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' -c tests/constraints.txt && .venv/bin/pytest"
+    )
     assert command in (ROOT / "README.md").read_text().splitlines()
     assert command in (ROOT / ".ci/run").read_text().splitlines()
 
