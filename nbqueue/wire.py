@@ -11,14 +11,18 @@ Layout: version (1 byte), key id (4), MAC cut to 16 bytes (RFC 2104, 5), payload
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import pickle
+import pkgutil
 import stat
 import struct
+import sys
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import CodeType
+from types import CodeType, MethodType
 from typing import Any, Protocol
 
 import cloudpickle
@@ -299,16 +303,91 @@ def _code(file: str, make: Callable[..., CodeType], parts: tuple[Any, ...]) -> C
     return make(*parts).replace(co_filename=file)
 
 
+CACHED: type = type(functools.cache(len))
+
+
+def _reduce_cached(thing: Any) -> Any:
+    """A function under `lru_cache` or `cache`: the cache is empty where it is opened."""
+    if by_reference(thing):
+        return thing.__reduce__()
+    # All of it, although lru_cache copies it from the function: that may not be whole yet, where it calls itself.
+    state = {name: value for name, value in vars(thing).items() if name not in {"__wrapped__", "cache_parameters"}}
+    return _cached, (thing.__wrapped__, *thing.cache_parameters().values()), state
+
+
+def _cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
+    return functools.lru_cache(maxsize, typed)(function)
+
+
+def _reduce_cached_property(thing: Any) -> tuple[Any, ...]:
+    """Without the lock that it holds before Python 3.12."""
+    return type(thing), (thing.func,), {"attrname": thing.attrname}
+
+
+def _reduce_weak(thing: Any) -> tuple[Any, ...]:
+    """As cloudpickle does for a WeakSet: the cache of `functools.singledispatch` is one."""
+    return type(thing), (dict(thing),)
+
+
+_shells: set[type] = set()
+
+
+def _meet_shell() -> None:
+    """Lets cells travel that use IPython's shell (`!ls`), or its `exit`: a job has something that stands for them."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is not None and type(shell) not in _shells:
+        exiter = type(getattr(shell, "exiter", None))
+        _shells.update({type(shell), exiter} - {type(None)})
+        _ByValue.dispatch_table |= {exiter: _reduce_exiter, type(shell): _reduce_shell}
+
+
+def is_shell(thing: Any) -> bool:
+    """Whether it is IPython's shell, or its `exit`."""
+    return type(thing) in _shells
+
+
+def _reduce_exiter(_: Any) -> tuple[Any, ...]:
+    return pkgutil.resolve_name, ("sys:exit",)
+
+
+def _reduce_shell(_: Any) -> tuple[Any, ...]:
+    return _shell, ()
+
+
+def _shell() -> Any:
+    return pkgutil.resolve_name("nbqueue.worker.notebook:get_ipython")()
+
+
+def _reduce_method(method: MethodType) -> Any:
+    """A method of the shell by its name: its class is not to be imported where it is opened."""
+    if is_shell(method.__self__):
+        return getattr, (method.__self__, method.__func__.__name__)
+    return _theirs[MethodType](method)
+
+
 class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     """Functions and classes of a notebook travel whole."""
 
-    dispatch_table = _theirs.new_child({CodeType: _reduce_code})
+    dispatch_table = _theirs.new_child(
+        {
+            CodeType: _reduce_code,
+            MethodType: _reduce_method,
+            CACHED: _reduce_cached,
+            functools.cached_property: _reduce_cached_property,
+            weakref.WeakKeyDictionary: _reduce_weak,
+            weakref.WeakValueDictionary: _reduce_weak,
+        }
+    )
+
+    def __init__(self, file: Any) -> None:
+        _meet_shell()
+        super().__init__(file, 5)
 
 
 def by_value(value: Any, limit: int, what: str = "This value", remedy: str = "") -> bytes:
     """As dumps, with cloudpickle: functions and classes of a notebook travel whole."""
     file = _Capped(limit, what, remedy)
-    _ByValue(file, 5).dump(value)
+    _ByValue(file).dump(value)
     return file.getvalue()
 
 
@@ -336,7 +415,7 @@ def _exception(kind: type[BaseException], args: tuple[Any, ...]) -> BaseExceptio
 def rebuilding(value: Any, limit: int) -> bytes | None:
     """As by_value, for what did not open: its exceptions are rebuilt from what they hold. None: it has none."""
     file = _Capped(limit, "This value", "")
-    pickler = _Rebuilding(file, 5)
+    pickler = _Rebuilding(file)
     pickler.dump(value)
     return file.getvalue() if pickler.met else None
 
@@ -382,7 +461,7 @@ def dump(value: Any, sink: Sink) -> None:
         stream.whole = True
     if stream.whole or cloudpickle.list_registry_pickle_by_value():
         sink.begin_again()
-        _ByValue(_Stream(sink), 5).dump(value)
+        _ByValue(_Stream(sink)).dump(value)
 
 
 def loads(data: bytes | memoryview) -> Any:
@@ -430,8 +509,19 @@ class _Scale(io.RawIOBase):
 def measured(value: Any) -> int:
     """How many bytes `value` takes when it is pickled by value; nothing is kept. Raises whatever pickling raises."""
     scale = _Scale()
-    _ByValue(scale, 5).dump(value)
+    _ByValue(scale).dump(value)
     return scale.size
+
+
+def by_reference(thing: Any) -> bool:
+    """Whether a function or class is imported where it is opened; one of a notebook or script travels whole."""
+    module = getattr(thing, "__module__", None)
+    if not isinstance(module, str) or module in {"__main__", "__mp_main__"} or travels_whole(module):
+        return False
+    found: Any = sys.modules.get(module)
+    for part in getattr(thing, "__qualname__", "?").split("."):
+        found = getattr(found, part, None)
+    return found is thing
 
 
 def travels_whole(module: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Collection, Iterator
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -19,13 +18,7 @@ MOST = 20_000  # things looked at; a graph beyond that is data, not code
 
 def by_value(thing: Any) -> bool:
     """Whether a function or class travels whole: of a notebook, a script or another function, or named by the user."""
-    module = getattr(thing, "__module__", None)
-    if not isinstance(module, str) or module in {"__main__", "__mp_main__"} or wire.travels_whole(module):
-        return True
-    found: Any = sys.modules.get(module)
-    for part in getattr(thing, "__qualname__", "?").split("."):
-        found = getattr(found, part, None)
-    return found is not thing
+    return not wire.by_reference(thing)
 
 
 class Reach:
@@ -64,9 +57,9 @@ class Reach:
             yield "", thing.func
             yield from ((f"argument {place}", value) for place, value in enumerate(thing.args))
             yield from thing.keywords.items()
-        elif isinstance(thing, FunctionType | type):
+        elif isinstance(thing, (FunctionType, type, wire.CACHED)):
             yield from self._code(thing)
-        elif not isinstance(thing, BuiltinFunctionType):
+        elif not (isinstance(thing, BuiltinFunctionType) or wire.is_shell(thing)):
             if name:
                 self.captured.setdefault(name, thing)
             yield "", type(thing)
@@ -80,8 +73,10 @@ class Reach:
         if isinstance(thing, type):
             yield from (("", base) for base in thing.__bases__)
             yield from _members(thing)
-        else:
+        elif isinstance(thing, FunctionType):
             yield from self._function(thing)
+        else:
+            yield "", thing.__wrapped__
 
     def _stays(self, thing: Any) -> None:
         """Notes what a function of a module of the user's own imports when called, and those that it names there."""

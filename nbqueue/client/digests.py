@@ -26,6 +26,7 @@ from types import (
 )
 from typing import Any
 
+from nbqueue import wire
 from nbqueue.client import captures, tables
 
 SIZE = 16
@@ -155,6 +156,8 @@ class Digester:
 
     def _object(self, value: Any) -> bytes:
         kind = type(value)
+        if wire.is_shell(value):
+            return by_name(kind)
         try:
             reducer = copyreg.dispatch_table.get(kind)
             reduced: Any = reducer(value) if reducer is not None else value.__reduce_ex__(4)

@@ -13,14 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 from nbqueue import perform, wire
 from nbqueue.errors import CodeDiffers, LoadError
 from nbqueue.model import Failure, FunctionRecord
 from nbqueue.settings import cpus, host
-from nbqueue.worker import frames, tree
+from nbqueue.worker import frames, notebook, tree
 from nbqueue.worker.channel import Channel, Frame
 from nbqueue.worker.surroundings import for_jobs
 
@@ -49,10 +48,7 @@ def settle_in(record: FunctionRecord, paths: Sequence[str] = ()) -> None:
         place = next((place for place, path in enumerate(sys.path) if path.startswith(sys.base_prefix)), len(sys.path))
         sys.path[place:place] = [path for path in dict.fromkeys([here, *wanted]) if path not in (*sys.path, "/")]
     sys.path[:0] = [path for path in dict.fromkeys(paths) if path]
-    # A notebook's own classes name `__main__` as their module: they must not find the stable's names there.
-    main = ModuleType("__main__")
-    main.__dict__["__builtins__"] = __builtins__
-    sys.modules["__main__"] = main
+    notebook.settle_in()
 
 
 def load(record: FunctionRecord, preload: Sequence[str] = ()) -> Callable[..., Any]:
@@ -69,6 +65,7 @@ def load(record: FunctionRecord, preload: Sequence[str] = ()) -> Callable[..., A
     if not callable(function):
         raise _unfit(record, f"it is no function but a {type(function).__name__}")
     found: Callable[..., Any] = function
+    notebook.reveal(found)
     return found
 
 
