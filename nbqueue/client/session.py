@@ -325,5 +325,5 @@ def address(connection: Any) -> Any:
     pool = getattr(connection, "connection_pool", None)
     if pool is None:
         return connection
-    told = ("host", "port", "path", "db", "username", "password")
+    told = ("host", "port", "path", "db", "username", "password", "server")  # the last is that of fakeredis
     return (pool.connection_class, *(str(pool.connection_kwargs.get(name)) for name in told))

@@ -8,8 +8,12 @@ in which batches of a session something happened.
 from __future__ import annotations
 
 import select
+import socket
+import threading
 import time
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import hiredis
@@ -19,6 +23,7 @@ from nbqueue.errors import NoServer
 from nbqueue.store.connection import Connection, translate
 
 _DEAF = 1.0  # seconds after a refusal
+_POLL = 0.02  # seconds between two looks, where nothing can be watched
 _PATIENCE = 3.0  # an answer that is so much later than BLPOP's own end will not come
 
 
@@ -39,6 +44,9 @@ class Ear:
         self._deadline = 0.0
         self._kept: tuple[str, bytes] | None = None
         self._deaf_until = 0.0  # the server refused to listen: it is not asked again before
+        self._wake: socket.socket | None = None  # by which a thread says that it heard something: see _poll
+        self._heard: deque[tuple[str, bytes] | None] = deque()
+        self._thread, self._closed = threading.Thread(), threading.Event()
         self.listening = False
 
     def fileno(self) -> int:
@@ -64,12 +72,29 @@ class Ear:
         self.fileno()
         self._keys = tuple(keys)
         self._deadline = time.monotonic() + seconds + _PATIENCE
+        self.listening = True
+        if self._wake is not None:
+            self._closed.clear()
+            self._thread = threading.Thread(target=self._poll, args=(seconds,), name="nbqueue ear", daemon=True)
+            self._thread.start()
+            return
         try:
             self._send("BLPOP", *self._keys, f"{max(0.01, seconds):.3f}")
         except OSError as why:
             self.close()
             raise self._no_server(why) from why
-        self.listening = True
+
+    def _poll(self, seconds: float) -> None:
+        """Looks again and again, in a thread, where there is no socket to watch: what plays a server has none."""
+        assert self._wake is not None
+        until = time.monotonic() + seconds
+        found: tuple[str, Any] | None = None
+        with suppress(wrong.RedisError, OSError):
+            while found is None and time.monotonic() < until and not self._closed.wait(_POLL):
+                answers = ((key, self._connection.client.lpop(key)) for key in self._keys)
+                found = next(((key, value) for key, value in answers if value is not None), None)
+            self._heard.append(found)
+            self._wake.send(b"!")
 
     @property
     def connected(self) -> bool:
@@ -90,11 +115,20 @@ class Ear:
             return kept
         if not self.listening:
             return None
+        if self._wake is not None:
+            return self._hear_thread()
         try:
             return self._hear()
         except (OSError, hiredis.HiredisError):
             self.close()
             return None
+
+    def _hear_thread(self) -> tuple[str, bytes] | None:
+        if not self._heard:
+            return None
+        self._socket.recv(1)
+        self.listening = False
+        return self._heard.popleft()
 
     def _hear(self) -> tuple[str, bytes] | None:
         while True:
@@ -123,6 +157,9 @@ class Ear:
 
     def _hush(self) -> None:
         """Ends a wait; what was heard meanwhile is kept."""
+        if self._wake is not None:
+            self.close()
+            return
         try:
             with self._connection.errors():
                 self._connection.client.client_unblock(self._client_id)
@@ -141,6 +178,11 @@ class Ear:
             # Not by the pool: it counts what it has made, never what was closed, and refuses after a hundred.
             link: Any = pool.connection_class(**pool.connection_kwargs)
             link.connect()
+            if not isinstance(getattr(link, "_sock", None), socket.socket):
+                link.disconnect()
+                self._socket, self._wake = socket.socketpair()
+                self._socket.setblocking(False)
+                return
             link.send_command("CLIENT", "ID")
             self._client_id = int(link.read_response())
         except wrong.RedisError as why:
@@ -163,7 +205,14 @@ class Ear:
         """Closes the connection; listen() opens another."""
         if self._link is not None:
             self._link.disconnect()
-        self._link = self._socket = self._reader = None
+        if self._wake is not None:
+            self._closed.set()
+            if self._thread.is_alive():
+                self._thread.join()
+            self._heard.clear()
+            self._wake.close()
+            self._socket.close()
+        self._link = self._socket = self._reader = self._wake = None
         self.listening = False
 
 
