@@ -46,7 +46,12 @@ def test_failures_retries_dependencies_and_cancels(connection):
     gone = q.enqueue(double, 5)
     assert gone.cancel()
     assert work(q, connection=connection)
-    assert (bad.get_status(), after.result, never.get_status(), gone.get_status()) == ("failed", 2, "canceled", "canceled")
+    assert (bad.get_status(), after.result, never.get_status(), gone.get_status()) == (
+        "failed",
+        2,
+        "canceled",
+        "canceled",
+    )
     assert bad.attempt == 2
     assert q.failed.requeue() == 1
     assert work(q, connection=connection)
