@@ -199,7 +199,12 @@ def _loading(url: str) -> NoServer:
     return NoServer(url=url, why=why, remedy=remedy, kind="LOADING")
 
 
-_KINDS = ((wrong.OutOfMemoryError, "OOM"), (wrong.ReadOnlyError, "READONLY"), (wrong.NoPermissionError, "NOPERM"))
+_KINDS = (
+    (wrong.OutOfMemoryError, "OOM"),
+    (wrong.ReadOnlyError, "READONLY"),
+    (wrong.NoPermissionError, "NOPERM"),
+    (wrong.MasterDownError, "MASTERDOWN"),
+)
 
 
 def _word(why: wrong.RedisError, text: str) -> str:
