@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import timedelta
@@ -33,7 +35,7 @@ def check_name(what: str, name: object) -> str:
 def check_title(what: str, name: object) -> str:
     """`name`, if a batch may bear it: as check_name, and spaces may stand within. Raises BadName."""
     if not isinstance(name, str) or not _NAME.match(name.replace(" ", "_")) or name != name.strip():
-        raise BadName(what=what, name=brief(name, 100), spaces=", spaces within")
+        raise BadName(what=what, name=brief(name, 100), spaces=", spaces")
     return name
 
 
@@ -271,6 +273,14 @@ def inert(text: str) -> str:
     A line that was written over itself, as a progress bar, becomes several.
     """
     return text.replace("\r\n", "\n").replace("\r", "\n").translate(_CONTROLS)
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the line of the user's that led here, and not at one of ours."""
+    depth, frame = 2, sys._getframe(1)  # noqa: SLF001 - as warnings itself does
+    while frame is not None and f"{frame.f_globals.get('__name__')}.".startswith("nbqueue."):
+        depth, frame = depth + 1, frame.f_back  # type: ignore[assignment]
+    warnings.warn(message, stacklevel=depth)
 
 
 def counted(number: int, word: str) -> str:

@@ -18,7 +18,12 @@ what to do next.
 
 from __future__ import annotations
 
+import re
+from types import TracebackType
 from typing import Any
+
+_INSIDE = ("nbqueue.", "contextlib.", "functools.")  # whose lines in a traceback tell a user nothing
+_TWO_STOPS = re.compile(r"(?<=[^\s.])\.\.(?=\s|$)")  # where a fact ends with one of its own
 
 
 class NbqueueError(Exception):
@@ -26,11 +31,33 @@ class NbqueueError(Exception):
 
     def __init__(self, **facts: Any) -> None:
         self.facts = facts
-        template = " ".join((type(self).__doc__ or "").split())
-        super().__init__(template.format(**facts))
+        text = " ".join((type(self).__doc__ or "").split()).format(**facts)
+        super().__init__(_TWO_STOPS.sub(".", text))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.facts)
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the user's own lines. Ours are in `__traceback__`, for `%debug` and for logs."""
+        from IPython import get_ipython
+
+        shown = get_ipython().InteractiveTB
+        steps, step = [], self.__traceback__
+        while step is not None:
+            if not f"{step.tb_frame.f_globals.get('__name__')}.".startswith(_INSIDE):
+                steps.append(step)
+            step = step.tb_next
+        trace = None
+        for step in reversed(steps):
+            trace = TracebackType(trace, step.tb_frame, step.tb_lasti, step.tb_lineno)
+        cause, context = self.__cause__, self.__context__
+        try:
+            if isinstance(self, BadInput | SetupError):  # the message has all of it that matters
+                self.__cause__ = self.__context__ = None
+            told: list[str] = shown.structured_traceback(type(self), self, trace, tb_offset=1)
+        finally:
+            self.__context__, self.__cause__ = context, cause
+        return told
 
 
 def _rebuild(cls: type[NbqueueError], facts: dict[str, Any]) -> NbqueueError:

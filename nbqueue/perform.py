@@ -252,7 +252,7 @@ def _dumped(value: Any, limit: int) -> bytes:
 
 
 def _sound(value: Any, data: bytes, limit: int) -> bytes:
-    """`data`, which has been opened once: nobody can mend it any more when the notebook does. Raises CannotOpen."""
+    """`data`, which has been opened once: nobody can fix it any more when the notebook does. Raises CannotOpen."""
     if not wire.names_code(data):
         return data
     try:

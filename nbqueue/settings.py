@@ -111,7 +111,7 @@ def _toml(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
             return {}
         raise BadOption(message=f"There is no config file {path}.") from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as why:
-        raise BadOption(message=f"The file {path} cannot be read: {why}. Mend or remove it.") from why
+        raise BadOption(message=f"The file {path} cannot be read: {why}. Fix or remove it.") from why
 
 
 def _spool(word: str | None, home: Path) -> Path | None:

@@ -30,7 +30,7 @@ MAX_SPILLED = 16 << 30  # bytes of a result, unless `max_result` says otherwise
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _OLD = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe in the place of a file must not hold us up
-_REMEDY = "Free or mend that place, name another with `spill=` or NBQUEUE_SPILL, or return the path of a file of yours."
+_REMEDY = "Free space there, name another folder with `spill=` or NBQUEUE_SPILL, or return the path of a file of yours."
 _roots: dict[str, None] = {}  # where this process's own settings say that spilled results lie
 
 

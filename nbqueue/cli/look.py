@@ -29,9 +29,9 @@ _EVERY = 1.0  # seconds between two looks of --watch
 
 @click.command()
 @click.argument("queues", nargs=-1, cls=Words)
-@click.option("-w", "--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
-@click.option("-i", "--interval", callback=duration, help="Seconds between two looks [default: 1]; says --watch too.")
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object; with --watch, one a line.")
+@click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
+@click.option("-i", "--interval", callback=duration, help="Seconds between refreshes [default: 1]; implies --watch.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object; with --watch, one per line.")
 @server_options
 def info(
     queues: tuple[str, ...],

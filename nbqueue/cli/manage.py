@@ -99,7 +99,7 @@ def empty(
 
 @click.command()
 @click.argument("ids", nargs=-1, required=True)
-@click.option("--keep-running", is_flag=True, help="Spare what runs already.")
+@click.option("--keep-running", is_flag=True, help="Do not stop running jobs.")
 @server_options
 def cancel(
     ids: tuple[str, ...], *, keep_running: bool, url: str | None, namespace: str | None, config: Path | None
@@ -124,7 +124,7 @@ def cancel(
 @click.argument("job_ids", nargs=-1, required=True)
 @server_options
 def stop(job_ids: tuple[str, ...], *, url: str | None, namespace: str | None, config: Path | None) -> None:
-    """Tell the workers that run JOB_IDS to stop them. Each ends as canceled."""
+    """Stop running jobs: each of JOB_IDS ends as canceled."""
     from nbqueue.client.job import Job
 
     session(url, namespace, config)
@@ -143,7 +143,7 @@ def stop(job_ids: tuple[str, ...], *, url: str | None, namespace: str | None, co
 @click.argument("workers", nargs=-1, required=True)
 @server_options
 def shutdown(workers: tuple[str, ...], *, url: str | None, namespace: str | None, config: Path | None) -> None:
-    """Tell WORKERS (ids or names, as `nbqueue info` shows them) to finish what they run and leave."""
+    """Tell WORKERS (ids or names, as `nbqueue info` shows them) to finish their running jobs and exit."""
     from nbqueue.client.worker import Worker
     from nbqueue.errors import NoSuchWorker
 
@@ -155,24 +155,24 @@ def shutdown(workers: tuple[str, ...], *, url: str | None, namespace: str | None
             raise NoSuchWorker(name=name, server=opened.server)
         for worker in found:
             worker.shutdown()
-            click.echo(f"{worker.id} is told to leave")
+            click.echo(f"{worker.id} is told to exit")
 
     sys.exit(bool(_each(workers, act)))
 
 
 @click.command()
-@click.option("--duration", callback=duration, help="Resume by itself after this long, as 600, 10m or 2h.")
+@click.option("--duration", callback=duration, help="End the pause after this long, as 600, 10m or 2h.")
 @server_options
 def suspend(*, duration: float | None, url: str | None, namespace: str | None, config: Path | None) -> None:
-    """Let all workers begin no more jobs. What runs, runs on; `nbqueue resume` ends it."""
+    """Pause: workers finish running jobs and start no new ones. `nbqueue resume` ends the pause."""
     reach(url, namespace, config).broker.suspend(duration)
     until = "until `nbqueue resume`" if duration is None else f"for {duration:g} s"
-    click.echo(f"no new job begins {until}; what runs, runs on")
+    click.echo(f"paused {until}: running jobs finish, no new ones start")
 
 
 @click.command()
 @server_options
 def resume(*, url: str | None, namespace: str | None, config: Path | None) -> None:
-    """Let the workers go on after `nbqueue suspend`."""
+    """End the pause of `nbqueue suspend`: workers start jobs again."""
     reach(url, namespace, config).broker.resume()
-    click.echo("the workers go on")
+    click.echo("workers start jobs again")

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("job_id", metavar="ID")
-@click.option("--args", "with_args", is_flag=True, help="Its arguments too (they are unpickled for it).")
-@click.option("--result", "with_result", is_flag=True, help="Its result too (it is unpickled for it).")
+@click.option("--args", "with_args", is_flag=True, help="Show its arguments too (unpickles them).")
+@click.option("--result", "with_result", is_flag=True, help="Show its result too (unpickles it).")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 @server_options
 def show(

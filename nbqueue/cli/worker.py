@@ -26,28 +26,28 @@ def _queues(_context: click.Context, _option: click.Parameter, value: tuple[str,
 
 @click.command()
 @click.argument("queues", nargs=-1, cls=Words, callback=_queues)
-@click.option("-b", "--burst", is_flag=True, help="Leave when nothing is left to do.")
+@click.option("-b", "--burst", is_flag=True, help="Exit when no jobs are left.")
 @click.option("-j", "--slots", type=click.IntRange(1, 4096), help="Jobs at a time [default: the CPUs it may use].")
-@click.option("-n", "--name", help="A name for people [default: the host's].")
+@click.option("-n", "--name", help="Display name [default: the host's].")
 @click.option("--isolate", is_flag=True, help="A process of its own for every job, however short.")
-@click.option("--max-jobs", type=click.IntRange(1), help="Leave after this many jobs.")
-@click.option("--max-idle", callback=duration, help="Leave after this long without a job, as 300, 5m or 2h.")
+@click.option("--max-jobs", type=click.IntRange(1), help="Exit after this many jobs.")
+@click.option("--max-idle", callback=duration, help="Exit after this long without a job, as 300, 5m or 2h.")
 @click.option("--patience", callback=duration, default="0", help="With --burst: wait this long for a first job.")
-@click.option("--grace", callback=duration, default="5", help="What running jobs get at SIGTERM [default: 5].")
+@click.option("--grace", callback=duration, default="5", help="Seconds for running jobs after SIGTERM [default: 5].")
 @click.option("-P", "--path", multiple=True, help="A folder to import from, before all others; repeatable.")
 @click.option("--preload", multiple=True, help="A module to import before any function; repeatable.")
-@click.option("--exception-handler", multiple=True, help="Who is told of failures, as mylib.tell; repeatable.")
+@click.option("--exception-handler", multiple=True, help="A function to call on failures, as mylib.tell; repeatable.")
 @click.option("-w", "--worker-class", help="A subclass of nbqueue.Worker, as mylib.MyWorker or nbqueue.SimpleWorker.")
 @click.option(
     "--worker-ttl",
     "--lease",
     callback=duration,
     default=str(LEASE),
-    help="After this long without a sign of life its jobs go to others [default: 30].",
+    help="Seconds without a heartbeat before its jobs are reassigned [default: 30].",
 )
 @click.option("--beat", callback=duration, hidden=True)
 @click.option("--local", is_flag=True, hidden=True)
-@click.option("-q", "--quiet", is_flag=True, help="Log only what wants a person.")
+@click.option("-q", "--quiet", is_flag=True, help="Log only warnings.")
 @server_options
 def worker(
     queues: tuple[str, ...], *, url: str | None, namespace: str | None, config: Path | None, **options: Any

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbqueue import wire
+from nbqueue import checks, wire
 from nbqueue.checks import brief
 from nbqueue.client import captures, inline, likeness, looking, tables, waiting
 from nbqueue.client.function import describe
@@ -35,7 +34,7 @@ def retry(
         indexes = sorted({*indexes, *lost})
     spec, queue = limited(batch.spec, limits)
     if func is None and warn and (told := changed(batch)):
-        warnings.warn(told, stacklevel=3)
+        checks.warn(told)
     if batch.inline:
         inline.again(batch, indexes, func, spec)
         return len(indexes)

@@ -7,9 +7,10 @@ All keywords of `submit` and `grid` are the function's; all keywords of `map` an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from nbqueue.client import gathering, items, listing, progress, session, terms
+from nbqueue.client import gathering, items, listing, progress, session, tables, terms
 from nbqueue.client.batch import Batch
 from nbqueue.client.function import Function, label_of
 from nbqueue.client.home import Local
@@ -53,14 +54,14 @@ class Verbs:
         return Verbs(self._options.replaced(**understood), self._typed | understood.keys())
 
     def map(self, f: Callable[..., R] | str, *iterables: Any, **keywords: Any) -> Batch[R]:
-        """One job an item: `f(item)`. Several iterables are zipped; the rows of a DataFrame are keywords."""
-        return self._several("map", f, lambda function: items.mapped(function, iterables), keywords)
+        """One job per item: `f(item)`. Several iterables are zipped; the rows of a DataFrame are keywords."""
+        return self._several("map", f, iterables, lambda function: items.mapped(function, iterables), keywords)
 
     def starmap(
         self, f: Callable[..., R] | str, iterable: Iterable[tuple[Any, ...] | Mapping[str, Any]], **keywords: Any
     ) -> Batch[R]:
-        """One job an item: `f(*item)` for tuples, `f(**item)` for dicts."""
-        return self._several("starmap", f, lambda function: items.starmapped(function, iterable), keywords)
+        """One job per item: `f(*item)` for tuples, `f(**item)` for dicts."""
+        return self._several("starmap", f, (iterable,), lambda function: items.starmapped(function, iterable), keywords)
 
     def grid(self, f: Callable[..., R] | str, /, **axes: Any) -> Batch[R]:
         """One job for every combination of the axes, the last keyword fastest; all keywords are the function's."""
@@ -79,11 +80,16 @@ class Verbs:
         return batch[0]
 
     def _several(
-        self, verb: str, f: Callable[..., Any] | str, calls: Callable[[Function], Calls], keywords: dict[str, Any]
+        self,
+        verb: str,
+        f: Callable[..., Any] | str,
+        iterables: tuple[Any, ...],
+        calls: Callable[[Function], Calls],
+        keywords: dict[str, Any],
     ) -> Batch[Any]:
         refuse_inside(verb)
-        if strange := keywords.keys() - terms.WORDS:
-            _refuse(verb, f if isinstance(f, str) else label_of(f), min(strange))
+        if keywords.keys() - terms.WORDS:
+            _refuse(verb, f, iterables, keywords)
         terms.refuse_clash(verb, f, keywords)
         options = self._options.replaced(**terms.understood(keywords))
         terms.refuse_for_many(options, verb)
@@ -95,14 +101,24 @@ class Verbs:
         return Submission(session.current(), options, f, checked).run()
 
 
-def _refuse(verb: str, label: str, name: str) -> None:
-    label = label.rpartition(".")[2]
-    raise BadOption(
-        message=f"{verb}() has no option {name!r}. A keyword for the function goes in with "
-        f"functools.partial: {verb}(functools.partial({label}, {name}=...), items). "
-        f"Options of nbqueue may also stand before the verb: nbqueue.options(timeout=60).{verb}({label}, items). "
-        f"They are: {', '.join(sorted(terms.WORDS - {*terms.SINGLE}))}."
-    )
+def _refuse(verb: str, f: Callable[..., Any] | str, iterables: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    """Raises BadOption for the keywords that are no options."""
+    label = (f if isinstance(f, str) else label_of(f)).rpartition(".")[2]
+    known = terms.WORDS - {*terms.SINGLE}
+    strange = sorted(keywords.keys() - terms.WORDS)
+    name = strange[0]
+    message = f"{verb}() has no option {name!r}."
+    near = get_close_matches(name, known, 1, 0.75)
+    if near:
+        message += f" Did you mean {near[0]!r}?"
+    elif not iterables and all(tables.is_axis(keywords[each]) for each in strange):
+        axes = ", ".join(f"{each}=..." for each in strange)
+        message += f" Items go by position: {verb}({label}, {', '.join(strange)}). For all combinations: "
+        message += f"grid({label}, {axes})."
+    else:
+        message += f" A keyword for the function goes in with functools.partial: {verb}(functools.partial({label}, "
+        message += f"{name}=...), items). Options, here or in nbqueue.options(...), are: {', '.join(sorted(known))}."
+    raise BadOption(message=message)
 
 
 _plain = Verbs(Options())
@@ -159,7 +175,7 @@ def gather(
 ) -> pd.DataFrame:
     """Waits for jobs that were enqueued one by one, and gives the frame that a batch of these calls would have given.
 
-    One row a job, in the order of `jobs`; `meta` and `args` are those of `Batch.to_frame`. Never raises for a failed
+    One row per job, in the order of `jobs`; `meta` and `args` are those of `Batch.to_frame`. Never raises for a failed
     job. NotDone after `timeout` seconds.
     """
     refuse_inside("gather")

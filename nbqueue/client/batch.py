@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import warnings
+import operator
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsIndex, TypeVar, overload
 
-from nbqueue.checks import brief
+from nbqueue.checks import brief, warn
 from nbqueue.client import again, frame, looking, progress, spills, waiting
 from nbqueue.client.facts import parents_of
 from nbqueue.client.job import Job, error_of, text_of, value_of
@@ -23,6 +23,7 @@ from nbqueue.errors import (
     CannotOpen,
     JobFailed,
     LostByServer,
+    NotPicklable,
     SpillLost,
 )
 from nbqueue.model import Hook, Outcome, Spec, State, Tally
@@ -105,13 +106,16 @@ class Batch(Sequence[Job[R]], Generic[R]):
     @overload
     def __getitem__(self, index: int) -> Job[R]: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Job[R]]: ...
-    def __getitem__(self, index: int | slice) -> Job[R] | list[Job[R]]:
-        try:
-            found = self.indexes[index]
-        except IndexError:
-            raise IndexError(f"{self.id} has {len(self):,} jobs: there is no {index}") from None
-        return Job(self, found) if isinstance(found, int) else [Job(self, each) for each in found]
+    def __getitem__(self, index: slice | Sequence[int] | Sequence[bool]) -> Jobs[R]: ...
+    def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool]) -> Job[R] | Jobs[R]:
+        """A Job by position; several as Jobs, by a slice, positions, or a mask of a bool for each."""
+        if not isinstance(index, slice | Iterable):
+            try:
+                return Job(self, self.indexes[operator.index(index)])
+            except IndexError:
+                raise IndexError(f"{self.id} has {len(self):,} jobs: there is no {index}") from None
+        places = range(len(self))[index] if isinstance(index, slice) else _places(index, len(self))
+        return Jobs([self[place] for place in places], f"jobs of {self.id}")
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
@@ -119,8 +123,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         if self.watch.settled and self.watch.gone in {"lost", "expired"}:
             marks = {self.watch.gone: ", no more on the server"}  # and all of it is here
         tail = marks.get(self.watch.gone, "") + (", cut short" if self.watch.cut else "")
-        seed = "" if self.single or self.seed is None else f", seed {self.seed}"
-        return f"<Batch {self.id}{name}: {self.tally}{tail}{seed}>"
+        return f"<Batch {self.id}{name}: {self.tally}{tail}>"
 
     def _ipython_display_(self) -> None:
         if self.shown_in is None or self.shown_in != progress.cell():
@@ -172,7 +175,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
             raise self._complaint()
         found: list[Any] = []
         for index in self.indexes:
-            value, error = self._value(index)
+            value, error = self.value_or_error(index)
             if error is None:
                 found.append(value)
             elif errors == "return":
@@ -181,7 +184,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
                 raise error
         return found
 
-    def _value(self, index: int) -> tuple[Any, BaseException | None]:
+    def value_or_error(self, index: int) -> tuple[Any, BaseException | None]:
         """The value of a job that has ended, or the error that stands in its place."""
         job = Job(self, index).id
         try:
@@ -241,7 +244,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
     def to_frame(
         self, *, wait: bool = True, meta: bool = False, args: bool = False, timeout: float | None = None
     ) -> pd.DataFrame:
-        """One row an input, in input order: arguments, result, status, error, runtime_s, job_id.
+        """One row per input, in input order: arguments, result, status, error, runtime_s, job_id.
 
         Never raises for a failed job; where the server has forgotten the batch, a warning and the rows say so.
         `wait=False` shows what there is. `meta=True` adds causes, times (UTC), CPU seconds, MB of memory, host and
@@ -269,16 +272,14 @@ class Batch(Sequence[Job[R]], Generic[R]):
         try:
             return self.wait(timeout)
         except LostByServer as why:
-            warnings.warn(str(why), stacklevel=3)
+            warn(str(why))
             return True
         except BaseException as why:
             if why is not watch.error or not waiting.broke_off(watch):
                 raise
         met = waiting.until(self, lambda: watch.settled, timeout, arrived=True)
         what = f"{type(watch.error).__name__}: {watch.error}"
-        warnings.warn(
-            f"{self.id} has the {len(self):,} items that came before its input broke off ({what}).", stacklevel=3
-        )
+        warn(f"{self.id} has the {len(self):,} items that came before its input broke off ({what}).")
         return met
 
     @property
@@ -356,3 +357,22 @@ class Batch(Sequence[Job[R]], Generic[R]):
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+    def __reduce__(self) -> Any:
+        raise NotPicklable(
+            what=f"The batch {self.id}",
+            why="it is a handle of this process",
+            remedy=f"Pickle its id, and get it back with nbqueue.attach({self.id!r})",
+        )
+
+
+def _places(index: Any, n: int) -> list[int]:
+    """The positions that a list, array or Series of numbers or bools names. Raises TypeError, and IndexError."""
+    listed = list(index) if isinstance(index, Iterable) and not isinstance(index, str | bytes) else None
+    if listed and all(type(each).__name__ in {"bool", "bool_"} for each in listed):
+        if len(listed) != n:
+            raise IndexError(f"the mask has {len(listed):,} values for {n:,} jobs")
+        return [place for place, wanted in enumerate(listed) if wanted]
+    if listed is None or not all(isinstance(each, SupportsIndex) for each in listed):
+        raise TypeError(f"a batch is indexed by a position, a slice, positions or a mask, not by {brief(index)}")
+    return listed

@@ -57,7 +57,7 @@ def _log(batch: Batch[Any], index: int) -> str:
 
 
 def arguments(batch: Batch[Any], index: int) -> str:
-    """The arguments of a job, one a line, as Python shows them. Unpickles them, so only for those who ask."""
+    """The arguments of a job, one per line, as Python shows them. Unpickles them, so only for those who ask."""
     try:
         payload = rows.payload(batch, index)
     except NbqueueError as why:

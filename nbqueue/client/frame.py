@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import perform
-from nbqueue.checks import size_text
+from nbqueue.checks import size_text, warn
 from nbqueue.client import columns
 from nbqueue.client.columns import MISSING
 from nbqueue.client.facts import parents_of, ridden
@@ -70,10 +69,7 @@ def _build(rows: Rows, *, meta: bool, args: bool) -> pd.DataFrame:
 def warn_if_cut(batch: Batch[Any]) -> None:
     """Says that the upload was cut short, if it was."""
     if batch.watch.cut:
-        warnings.warn(
-            f"The upload of {batch.id} was cut short: it holds the {len(batch):,} items that arrived, and no more.",
-            stacklevel=3,
-        )
+        warn(f"The upload of {batch.id} was cut short: it holds the {len(batch):,} items that arrived, and no more.")
 
 
 # ---------------------------------------------------------------- outcomes

@@ -8,7 +8,6 @@ import os
 import pkgutil
 import re
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from typing import Any
 import msgspec
 
 from nbqueue import settings, wire
-from nbqueue.checks import brief, size_text
+from nbqueue.checks import brief, size_text, warn
 from nbqueue.client import captures, modules, sources
 from nbqueue.errors import BadInput, BadOption, NotPicklable, TooLarge
 from nbqueue.model import MAX_FUNCTION, WARN_FUNCTION, FunctionRecord, Hook
@@ -115,7 +114,7 @@ def _named(name: str) -> tuple[Callable[..., Any] | None, Any, str]:
         found = pkgutil.resolve_name(name)
     except ImportError as why:
         if not _missing_here(why, name):
-            raise BadInput(message=f"Importing {name!r} failed here: {why}. Mend the module, then try again.") from why
+            raise BadInput(message=f"Importing {name!r} failed here: {why}. Fix the module, then try again.") from why
         return None, _ByName(name), label  # the worker's machine may have it
     except AttributeError as why:
         raise BadInput(message=f"There is no {name!r} ({why}). Check the spelling of the dotted name.") from why
@@ -142,16 +141,15 @@ def _reached(function: object, reach: captures.Reach | None, payload: bytes) -> 
         names.update(name for name in modules.own_loaded() if name.encode() in payload)
     found = modules.digests(name for name in names if not wire.travels_whole(name))
     if old := modules.outdated(found):
-        warnings.warn(
+        warn(
             f"{', '.join(old)}: the file has changed since it was imported here. Workers run it as it is now, this "
-            "process still as it was: call importlib.reload() on it, or restart the kernel.",
-            stacklevel=2,
+            "process still as it was: call importlib.reload() on it, or restart the kernel."
         )
     return found
 
 
 def label_of(function: Any) -> str:
-    """A function's name, for people and for ids."""
+    """A function's name, for messages and for ids."""
     if isinstance(inner := getattr(function, "func", None), Callable):  # type: ignore[arg-type]
         return label_of(inner)  # a partial
     name = getattr(function, "__name__", None) or type(function).__name__
@@ -196,7 +194,7 @@ def _pickled(thing: Any, label: str, reach: captures.Reach) -> bytes:
     if len(payload) > WARN_FUNCTION:
         names = captures.largest(captured, WARN_FUNCTION // 10) or "its data"
         size = size_text(len(payload))
-        warnings.warn(f"The function {label} takes along {size} ({names}): p{remedy[1:]}", stacklevel=2)
+        warn(f"The function {label} takes along {size} ({names}): p{remedy[1:]}")
     return payload
 
 

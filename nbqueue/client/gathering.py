@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.checks import seconds
@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 
 
 def gather(jobs: Iterable[Job[Any]], timeout: float | None, *, meta: bool, args: bool) -> pd.DataFrame:
-    """Waits for all, then one row a job.
+    """Waits for all, then one row per job.
 
     Raises BadInput for what is no Job, NotDone after `timeout` seconds, Expired or LostByServer for what is gone.
     """
     chosen: list[Job[Any]] = [jobs] if isinstance(jobs, Job) else list(jobs)
     if strange := [one for one in chosen if not isinstance(one, Job)]:
         raise BadInput(message=f"gather() takes Jobs, not {strange[0]!r}: Job.fetch(id) gives the Job of an id.")
+    until(chosen, timeout)
+    return frame.of(chosen, meta=meta, args=args)
+
+
+def until(chosen: Sequence[Job[Any]], timeout: float | None) -> None:
+    """Waits for all. Raises NotDone after `timeout` seconds, Expired or LostByServer for what is gone."""
     end = None if timeout is None else time.monotonic() + seconds("timeout", timeout)
     looking.reconsider(chosen)
     looking.look(chosen)
@@ -33,10 +39,9 @@ def gather(jobs: Iterable[Job[Any]], timeout: float | None, *, meta: bool, args:
             raise waiting.not_done(
                 job.batch, f"{left:,} of {len(chosen):,} jobs, {job.id} among them,", timeout, job.index
             )
-    return frame.of(chosen, meta=meta, args=args)
 
 
-def _follow(jobs: list[Job[Any]]) -> None:
+def _follow(jobs: Sequence[Job[Any]]) -> None:
     """Lets the collector bring what is missing: all together, not one after the other as each is waited for."""
     for job in jobs:
         watch = job.batch.watch

@@ -1,26 +1,26 @@
 """Items as they are typed, and the calls that they mean.
 
-`map` gives one positional argument an item, `starmap` spreads tuples and dicts, `grid` crosses axes, a DataFrame's rows
-are keywords. Whatever has no length is read later, on a thread.
+`map` gives one positional argument per item, `starmap` spreads tuples and dicts, `grid` crosses axes, rows of a
+DataFrame are keywords. Whatever has no length is read later, on a thread.
 """
 
 from __future__ import annotations
 
 import inspect
 import itertools
-import warnings
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
 from nbqueue import perform
-from nbqueue.checks import brief, size_text
+from nbqueue.checks import brief, size_text, warn
 from nbqueue.client import tables
 from nbqueue.client.function import Function
 from nbqueue.errors import BadItems, NotPicklable, TooLarge
-from nbqueue.model import WARN_ARGUMENTS
+from nbqueue.model import WARN_ARGUMENTS, Options
 
+OPTIONS = frozenset({*Options.__struct_fields__, "retries", "job_timeout"})
 Call = tuple[tuple[Any, ...], dict[str, Any], Any]  # positional arguments, keywords, index label (None: none)
 
 
@@ -43,13 +43,19 @@ class Calls:
 
 
 def mapped(function: Function, items: tuple[Any, ...]) -> Calls:
-    """One call an item; several iterables are zipped strictly. Raises BadItems."""
+    """One call per item; several iterables are zipped strictly. Raises BadItems."""
     if not items:
         raise BadItems(message=f"There are no items: give them after the function, as map({function.label}, items).")
     if any(tables.is_frame(item) for item in items):
         return _framed(function, items)
     for position, item in enumerate(items):
         _check(item, position, function.label)
+    if len(items) == 1 and tables.is_groups(items[0]):
+        warn(
+            f"The items of a groupby are pairs (key, group), and {function.label} is called with such a pair. "
+            f"For groups alone: map({function.label}, [group for _, group in ...]). "
+            "For key and group as two arguments: starmap."
+        )
     n = _length(items)
     labels, names = next(((*tables.labels(item),) for item in items if tables.is_series(item)), (None, ()))
     rows: Iterable[Call]
@@ -170,7 +176,7 @@ def _spread(index: int, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return tuple(item), {}
     raise BadItems(
         message=f"Item {index} is {brief(item)}: starmap spreads tuples over positions and dicts over keywords. "
-        "For one argument an item use map."
+        "For one argument per item use map."
     )
 
 
@@ -185,6 +191,10 @@ def bound(function: Function, call: Call, what: str = "the first item") -> None:
         hint = ""
         if len(args) == 1 and isinstance(args[0], tuple | Mapping) and not kwargs:
             hint = " To spread tuples or dicts over the parameters, use starmap."
+        ours = [name for name in kwargs if name in OPTIONS and name not in function.signature.parameters]
+        if ours:
+            hint = f" {ours[0]!r} is an option of nbqueue: options stand before the verb, as "
+            hint += f"nbqueue.options({ours[0]}={brief(kwargs[ours[0]])}).grid(...) or .submit(...)."
         raise BadItems(message=f"{function.label}{function.signature} cannot take {what}: {why}.{hint}") from why
 
 
@@ -231,10 +241,9 @@ def payloads(function: Function, calls: Calls) -> Iterator[bytes]:
             warned = True
             size = size_text(len(payload))
             what = "The call" if calls.alone else f"Item {index}"
-            warnings.warn(
+            warn(
                 f"{what} of {function.label} is {size}: every job carries its arguments through the server. "
-                "Pass a path, or what the job can make it from.",
-                stacklevel=2,
+                "Pass a path, or what the job can make it from."
             )
         yield payload
 

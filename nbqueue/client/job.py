@@ -59,6 +59,9 @@ class Job(Facts[R]):
     def __hash__(self) -> int:
         return hash((self.batch.id, self.index))
 
+    def __lt__(self, other: object) -> bool:
+        raise TypeError("jobs have no order of their own: sort by what is meant, as key=lambda job: job.result")
+
     # ------------------------------------------------------------ finding one
 
     @classmethod

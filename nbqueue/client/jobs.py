@@ -5,12 +5,16 @@ from __future__ import annotations
 import html
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from nbqueue.client import again, looking
+from nbqueue.checks import brief
+from nbqueue.client import again, gathering, looking
 from nbqueue.client.job import Job, text_of
-from nbqueue.errors import BadSignature, NotThere
+from nbqueue.errors import BadOption, BadSignature, NotThere
 from nbqueue.model import Cause
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 R = TypeVar("R")
 SHOWN = 20
@@ -49,6 +53,27 @@ class Jobs(Sequence[Job[R]], Generic[R]):
             except NotThere:
                 continue  # it has expired since these jobs were listed, and the others need not wait for that
         return count
+
+    def results(self, errors: Literal["raise", "return", "skip"] = "raise", timeout: float | None = None) -> list[R]:
+        """Waits, then the values in this order; `errors` as in `Batch.results`, where "raise" raises the first one.
+
+        NotDone after `timeout` seconds.
+        """
+        if errors not in {"raise", "return", "skip"}:
+            raise BadOption(message=f"errors={brief(errors)} must be 'raise', 'return' or 'skip'.")
+        gathering.until(self._jobs, timeout)
+        found: list[Any] = []
+        for job in self._jobs:
+            value, error = job.batch.value_or_error(job.index)
+            if error is None or errors == "return":
+                found.append(value if error is None else error)
+            elif errors == "raise":
+                raise error
+        return found
+
+    def to_frame(self, *, meta: bool = False, args: bool = False, timeout: float | None = None) -> pd.DataFrame:
+        """Waits, then the frame of these jobs, as `nbqueue.gather(jobs)`. NotDone after `timeout` seconds."""
+        return gathering.gather(self._jobs, timeout, meta=meta, args=args)
 
     # ------------------------------------------------------------ as a table
 

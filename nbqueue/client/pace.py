@@ -61,7 +61,7 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        """Jobs a second, lately; None while nothing tells."""
+        """Jobs per second, lately; None while nothing tells."""
         if not self._recent or self._first is None:
             return None
         since, before = self._recent[0]

@@ -281,7 +281,7 @@ class Queue:
         return registry.in_state(self.session, self.name, State.DEFERRED)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a job of this queue, waiting or ended, the latest submitted first. Nothing is unpickled for it."""
+        """One row per job of this queue, waiting or ended, the latest submitted first. Nothing is unpickled for it."""
         return registry.to_frame(self.session, self.name)
 
     # ------------------------------------------------------------ verbs

@@ -115,7 +115,7 @@ class _Row(NamedTuple):
 
 
 def to_frame(session: Session, queue: str) -> pd.DataFrame:
-    """One row a job, the latest submitted first."""
+    """One row per job, the latest submitted first."""
     import pandas as pd
 
     views = [view for view in session.ask(lambda broker: broker.in_queue(queue)) if not view.expired]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbqueue import perform, wire
+from nbqueue.checks import warn
 from nbqueue.client import looking, notes, recall
 from nbqueue.client.spoolfile import Kind
 from nbqueue.errors import BadSignature, NbqueueError, NoSuchBatch, SetupError
@@ -54,13 +54,13 @@ class Rows:
         try:
             found = iter(_states([self.jobs[place] for place in waiting]))
         except SetupError as why:
-            warnings.warn(f"What is queued and what runs is not known at the moment: {why}", stacklevel=5)
+            warn(f"What is queued and what runs is not known at the moment: {why}")
             found = iter([State.QUEUED] * self.n)
         if gone := sum(bool(self.jobs[place].batch.watch.gone) for place in waiting):
             text = (
                 "What became of {:,} jobs is not known any more: it expired, or was deleted, before it was copied here."
             )
-            warnings.warn(text.format(gone), stacklevel=5)
+            warn(text.format(gone))
         return [next(found) if outcome is None else outcome.state for outcome in self.outcomes]
 
     def queued(self) -> list[int]:
@@ -74,7 +74,7 @@ class Rows:
             try:
                 told = session.ask(lambda broker, ids=ids: broker.views(ids))  # type: ignore[misc]
             except SetupError as why:
-                warnings.warn(f"When jobs were queued is not known at the moment: {why}", stacklevel=5)
+                warn(f"When jobs were queued is not known at the moment: {why}")
                 continue
             views |= {(id(session), view.id): view.queued_us or view.created_us for view in told if view is not None}
         for batch, _, places in self.groups:
@@ -154,7 +154,7 @@ def _noted(batch: Batch[Any], indexes: Sequence[int]) -> list[Notes]:
             else batch.session.ask(lambda broker: broker.metas(batch.id, indexes))
         )
     except SetupError as why:
-        warnings.warn(f"What jobs said of themselves is not known at the moment: {why}", stacklevel=5)
+        warn(f"What jobs said of themselves is not known at the moment: {why}")
         return [Notes()] * len(indexes)
     found = []
     for index, blob in zip(indexes, blobs, strict=True):
@@ -210,7 +210,7 @@ def payloads(batch: Batch[Any], n: int) -> list[bytes | None]:
         for start in range(len(found), n, PART):
             found += _fetched(batch, list(batch.indexes[start : min(n, start + PART)]))
     except NbqueueError as why:
-        warnings.warn(f"Some arguments are missing here: {why}", stacklevel=5)
+        warn(f"Some arguments are missing here: {why}")
     return found + [None] * (n - len(found))
 
 

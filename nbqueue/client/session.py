@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +14,7 @@ import msgspec
 
 from nbqueue import settings as settings_module
 from nbqueue import spill, wire
-from nbqueue.checks import check_name, counted
+from nbqueue.checks import check_name, counted, warn
 from nbqueue.client import spoolfile
 from nbqueue.client.collector import Collector
 from nbqueue.client.kernel import shell
@@ -82,7 +81,7 @@ class Session:
 
     @property
     def server(self) -> str:
-        """Where the server is, for people: the URL without its password."""
+        """Where the server is, for messages: the URL without its password."""
         if self._broker is not None:
             return self._broker.connection.url
         if self._client is not None:
@@ -101,7 +100,7 @@ class Session:
                 line = self._line()
                 notes = [] if self.local else connection.preflight(line)
                 for note in notes:
-                    warnings.warn(note, stacklevel=3)
+                    warn(note)
                 self._broker = Broker(line, self.settings.namespace)
             return self._broker
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 from nbqueue import spill
-from nbqueue.checks import OFF
+from nbqueue.checks import OFF, warn
 from nbqueue.errors import BadSignature, SpillLost
 from nbqueue.model import Options, Spec
 
@@ -26,7 +25,7 @@ def forget(session: Session, watch: Watch, spec: Spec) -> None:
         try:
             spill.forget(root, session.settings.namespace, watch.batch)
         except SpillLost as why:
-            warnings.warn(str(why), stacklevel=4)
+            warn(str(why))
 
 
 def _roots(session: Session, watch: Watch, spec: Spec) -> set[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
+from nbqueue.checks import warn
 from nbqueue.client import columns, frame, tables
 from nbqueue.client.rows import Rows, of_batch
 from nbqueue.errors import BadInput
@@ -29,7 +29,7 @@ def stack(batch: Batch[Any], *, args: bool) -> pd.DataFrame:
     places = [place for place, outcome in enumerate(rows.outcomes) if outcome and outcome.state is State.FINISHED]
     found = [_table(rows, place) for place in places]
     if len(places) < rows.n:
-        warnings.warn(f"{rows.n - len(places):,} of {rows.n:,} jobs of {batch.id} have no result here.", stacklevel=3)
+        warn(f"{rows.n - len(places):,} of {rows.n:,} jobs of {batch.id} have no result here.")
     given = frame.arguments_of(rows, whole=args)
     if not args:
         given = {name: values for name, values in given.items() if not any(map(_is_large, values))}

@@ -155,9 +155,8 @@ class Submission:
             self._packed = list(itertools.islice(rows, LONGEST + 1) if endless else rows)
             if endless and len(self._packed) > LONGEST:
                 raise BadItems(
-                    message=f"There is a batch of the name {self.options.name!r}, with which the items must be "
-                    f"compared, and this iterator has given over {LONGEST:,} without an end. Give a list, or something "
-                    "else with a length; or fresh=True, for which it need not be compared; or no name."
+                    message=f"Give a list: an iterator this long (over {LONGEST:,} items) cannot be compared with "
+                    f"batch {self.options.name!r}."
                 )
         return self._packed
 

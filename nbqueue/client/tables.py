@@ -36,6 +36,11 @@ def is_series(value: Any) -> bool:
     return _is(value, "pandas", "Series")
 
 
+def is_groups(value: Any) -> bool:
+    """Whether it is what `frame.groupby(...)` gives, whose items are pairs."""
+    return _is(value, "pandas.api.typing", "DataFrameGroupBy", "SeriesGroupBy")
+
+
 def is_axis(value: Any) -> bool:
     """Whether `grid` runs over it: a list, tuple, range, array (of one dimension or more), Series or Index."""
     if isinstance(value, list | range) or type(value) is tuple:

@@ -192,7 +192,7 @@ def refuse_clash(verb: str, function: object, given: Mapping[str, Any], *, queue
 
 
 class Waits(NamedTuple):
-    """What a submission waits for: for the store, and as ids for people."""
+    """What a submission waits for: for the store, and as ids to show."""
 
     needs: tuple[Need, ...] = ()
     ids: tuple[str, ...] = ()

@@ -40,7 +40,7 @@ class Failures(NamedTuple):
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is to see of some batches at one moment. Times in seconds, rate in jobs a second."""
+    """What there is to see of some batches at one moment. Times in seconds, rate in jobs per second."""
 
     title: str
     about: str = ""

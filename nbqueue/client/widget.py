@@ -44,7 +44,7 @@ class Controls:
         self._head, self._lines = ipywidgets.HTML(), ipywidgets.HTML()
         self._head.add_class("nbq-head")
         self._lines.add_class("nbq-head")
-        self._cancel = _button("Cancel", self._ask, "Cancels what has not ended; asks once more")
+        self._cancel = _button("Cancel", self._ask, "Cancels what has not ended; asks first")
         self._yes = _button("Yes, cancel", self._confirmed, "Cancels all that has not ended", "danger")
         self._keep = _button("Keep running", self._declined, "Cancels nothing")
         self._retry = _button("Retry failed", self._again, "Runs what failed again; what finished is kept")
@@ -133,7 +133,7 @@ class Controls:
         self._work(self.acts.cancel, "Canceling ...")
 
     def _again(self) -> None:
-        self._work(self.acts.retry, "Asking for another run ...")
+        self._work(self.acts.retry, "Retrying ...")
 
     def _sweep(self) -> None:
         self._work(self.acts.cancel_earlier, "Canceling the earlier batch ...")

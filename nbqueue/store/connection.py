@@ -252,7 +252,7 @@ def preflight(connection: Connection) -> list[str]:
     notes = []
     if not info.get("aof_enabled"):
         told = f"The server at {connection.url} keeps no append-only file: what it holds may be lost when it stops."
-        notes.append(f"{told} `redis-cli config set appendonly yes` on it mends that.")
+        notes.append(f"{told} `redis-cli config set appendonly yes` on it fixes that.")
     if "err" in (info.get("aof_last_write_status"), info.get("rdb_last_bgsave_status")):
         told = f"The server at {connection.url} could not write its data to disk the last time that it tried."
         notes.append(f"{told} Free space on its disk, or see its log.")

@@ -41,7 +41,7 @@ class Refusals:
         return tuple(key for key, (since, _) in self._unfit.items() if now - since < UNFIT)
 
     def refuses(self, task: Task) -> bool:
-        """Whether its function could not be loaded since it came: what came later may come with a mended module."""
+        """Whether its function could not be loaded since it came: what came later may come with a fixed module."""
         found = self._unfit.get(task.spec.key)
         return found is not None and found[0] >= task.since
 

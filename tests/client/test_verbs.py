@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import os
+import pickle
+import re
 import threading
 
+import numpy as np
 import pandas as pd
 import pytest
 from hands import Hands
+from IPython.core.interactiveshell import InteractiveShell
 
 import nbqueue
 from nbqueue import current
@@ -18,6 +24,7 @@ from nbqueue.errors import (
     BadName,
     BadOption,
     InsideJob,
+    NbqueueError,
     NoBatchAtAll,
     NoServer,
     NoSuchBatch,
@@ -28,6 +35,14 @@ from nbqueue.errors import (
 
 def square(x):
     return x * x
+
+
+def inverse(x):
+    return 1 / x
+
+
+def power(x, y):
+    return x**y
 
 
 def clash(x, timeout=None):
@@ -42,6 +57,110 @@ def test_an_unknown_keyword_names_both_ways_out(session):
     with pytest.raises(BadOption, match=r"no option 'scale'.*functools.partial.*nbqueue.options\(") as caught:
         nbqueue.map(square, [1], scale=3)
     assert isinstance(caught.value, TypeError)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: nbqueue.map(square, [1], timout=3), r"Did you mean 'timeout'\?$"),
+        (lambda: nbqueue.map(square, [1], sed=3), r"Did you mean 'seed'\?$"),
+        (lambda: nbqueue.map(power, x=[1, 2], y=[3, 4]), r"map\(power, x, y\)\. .*grid\(power, x=\.\.\., y=\.\.\.\)"),
+        (lambda: nbqueue.map(power, [1], y=3), r"functools.partial\(power, y=\.\.\.\)"),
+        (lambda: nbqueue.grid(square, x=[1], progress=False), r"nbqueue\.options\(progress=False\)\.grid"),
+        (lambda: nbqueue.submit(square, 1, timeout=3), r"nbqueue\.options\(timeout=3\)"),
+    ],
+)
+def test_a_keyword_in_the_wrong_place_is_told_where_it_belongs(session, call, told):
+    with pytest.raises(BadInput, match=told) as why:
+        call()
+    assert len(str(why.value)) < 600
+
+
+def test_the_groups_of_a_frame_are_told_to_be_pairs(session, busy):
+    groups = pd.DataFrame({"k": ["a", "b"], "v": [1, 2]}).groupby("k")
+    with pytest.warns(UserWarning, match=r"pairs \(key, group\).*\[group for _, group in \.\.\.\].*starmap") as found:
+        nbqueue.map(square, groups).cancel()
+    assert found[0].filename == __file__
+    assert nbqueue.starmap(lambda key, group: int(group.v.sum()), groups).results(timeout=10) == [1, 2]
+
+
+def test_some_jobs_of_a_batch(session, busy):
+    batch = nbqueue.map(square, range(5))
+    assert batch[1:3].results(timeout=10) == [1, 4]
+    assert batch[::-2].to_frame()["x"].tolist() == [4, 2, 0]
+    assert batch[np.array([0, 3])].results() == batch[[0, -2]].results() == [0, 9]
+    frame = batch.to_frame()
+    assert batch[frame.result > 4].results() == batch[(frame.result > 4).to_numpy()].results() == [9, 16]
+    assert batch[np.int64(2)].wait() == 4
+    assert batch[[]].results() == []
+    assert nbqueue.gather(batch[3:])["result"].tolist() == [9, 16]
+    failed = nbqueue.map(inverse, [0, 1])
+    with pytest.raises(ZeroDivisionError):
+        failed[:1].results(timeout=10)
+    assert failed[:2].results("skip") == [1.0]
+    assert isinstance(failed[:2].results("return")[0], ZeroDivisionError)
+    for index, kind in (
+        ([True], IndexError),
+        ([9], IndexError),
+        ("a", TypeError),
+        (1.5, TypeError),
+        ([0.5], TypeError),
+    ):
+        with pytest.raises(kind):
+            batch[index]
+
+
+def test_a_batch_is_neither_sorted_nor_pickled(session, busy):
+    batch = nbqueue.map(square, range(2))
+    with pytest.raises(TypeError, match=r"key=lambda job: job\.result"):
+        sorted(batch)
+    for handle in (batch, batch[0]):
+        with pytest.raises(NotPicklable, match=rf"nbqueue.attach\('{batch.id}'\)"):
+            pickle.dumps(handle)
+
+
+@pytest.mark.parametrize(
+    ("code", "steps"),
+    [
+        ("nbqueue.map(f, [1], name='a/b')", 1),
+        ("nbqueue.map(f, 'abc')", 1),
+        ("nbqueue.grid(f, y=[1])", 1),
+        ("nbqueue.connect('redis://127.0.0.1:1')", 1),
+        ("nbqueue.map(f, [lock])", 1),
+        ("(lambda: nbqueue.attach('none'))()", 2),
+        ("nbqueue.map(f, [0], inline='collect').results()", 1),
+    ],
+)
+def test_a_notebook_shows_the_users_own_lines_of_an_error_of_ours(session, code, steps):
+    shell = InteractiveShell.instance()
+    try:
+        shell.run_cell("import nbqueue, threading; lock = threading.Lock()\ndef f(x): return 1 / x")
+        with contextlib.redirect_stdout(io.StringIO()) as told:
+            ran = shell.run_cell(code)
+    finally:
+        shell.history_manager.end_session()
+        InteractiveShell.clear_instance()
+    assert isinstance(ran.error_in_exec, NbqueueError)
+    seen = re.sub(r"\x1b\[[0-9;]*m", "", told.getvalue())
+    assert "/nbqueue/" not in seen
+    assert seen.count("Cell In") == steps
+    assert str(ran.error_in_exec) in seen
+    assert len(seen.splitlines()) < (40 if "results()" in code else 20)
+    assert "ZeroDivisionError" in seen or "results()" not in code  # what a job raised is shown as its cause
+
+
+def test_warnings_point_at_the_line_of_the_user(session, busy):
+    big, table = "x" * (2 << 20), bytes(11 << 20)
+    for call in (
+        lambda: nbqueue.map(square, [big]),
+        lambda: nbqueue.submit(len, big),
+        lambda: nbqueue.map(lambda x: len(table), [1]),
+        lambda: nbqueue.map(lambda x: pd.Series([1 / x]), [0, 1]).concat(timeout=10),
+        lambda: nbqueue.Queue("q").enqueue(len, big),
+    ):
+        with pytest.warns(UserWarning, match=r"MB|no result") as found:
+            call()
+        assert {each.filename for each in found} == {__file__}
 
 
 def test_a_keyword_that_is_also_a_parameter_is_refused_with_both_ways_out(session, busy):

@@ -70,7 +70,7 @@ def test_a_batch_is_a_sequence_of_jobs_and_iterating_never_waits(session):
     assert [job.id for job in batch[1:]] == [f"{batch.id}:1", f"{batch.id}:2"]
     with pytest.raises(IndexError):
         batch[3]
-    assert repr(batch) == f"<Batch {batch.id}: 3 queued, seed {batch.seed}>"
+    assert repr(batch) == f"<Batch {batch.id}: 3 queued>"
     assert batch.cancel() == 3
 
 

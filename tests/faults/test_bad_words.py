@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import html
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -24,7 +26,7 @@ import nbqueue
 from nbqueue.cli.main import cli
 from nbqueue.client.spoolfile import Appender, Block, Kind, Scan
 from nbqueue.client.terms import WORDS
-from nbqueue.errors import BadInput, BadName, BadOption, NbqueueError, NoServer
+from nbqueue.errors import BadInput, BadName, BadOption, BatchFailed, NbqueueError, NoServer
 from nbqueue.store import connection
 
 ROOT = Path(__file__).parents[2]
@@ -272,6 +274,41 @@ def test_a_command_refuses_such_a_name(session, words, monkeypatch):
         done = CliRunner().invoke(cli, [*words[:place], name, *words[place + 1 :]])
         assert done.exit_code, (words, name, done.output)
         assert done.exception is None or isinstance(done.exception, (NbqueueError, SystemExit)), done.exception
+
+
+ODD_WORDS = {  # what readers stumbled over, and what is said in its place
+    r"\b[Mm]end": "fix",
+    r"\bone (row|call|job|argument) an? (input|item|job)\b": "one row per input",
+    r"(jobs|calls) a second\b": "jobs per second",
+    r"sign of life": "heartbeat",
+    r"wants a person": "only warnings",
+    r"for people\b": "display name",
+}
+
+
+@pytest.mark.parametrize("word", ODD_WORDS)
+def test_what_users_read_is_in_plain_words(word):
+    books = [
+        path for folder in ("docs", "notebooks", "nbqueue/cli", "nbqueue/client") for path in (ROOT / folder).rglob("*")
+    ]
+    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "nbqueue/errors.py", *books):
+        if path.suffix not in {".py", ".md", ".ipynb"}:
+            continue
+        text = path.read_text()
+        if path.suffix == ".py":  # comments and names are for others
+            tree = ast.walk(ast.parse(text))
+            text = "\n".join(
+                each.value for each in tree if isinstance(each, ast.Constant) and isinstance(each.value, str)
+            )
+        found = re.search(f".*{word}.*", text)
+        assert found is None, f"{path}: {found[0].strip()[:200]}: say {ODD_WORDS[word]!r}"
+
+
+def test_a_fact_with_a_full_stop_of_its_own_gets_no_second_one():
+    told = BatchFailed(failed=1, n=1, batch="b", canceled="", job="b:0", error="JobTimeout: over its limit of 0.5 s.")
+    assert "0.5 s. `batch.failed`" in str(told)
+    assert str(BadInput(message="as ... or ../a, and so on...")) == "as ... or ../a, and so on..."
+    assert str(pickle.loads(pickle.dumps(told))) == str(told)
 
 
 # ---------------------------------------------------------------- shown as text
