@@ -228,8 +228,8 @@ class JobCanceled(NbqueueError):
 
 
 class BatchFailed(NbqueueError):
-    """{failed} of {n} jobs of {batch} did not finish{canceled}. The first is {job}: {error}. `batch.failed` lists them,
-    `batch.retry()` runs them again, `batch.results(errors="skip")` leaves them out."""
+    """{failed} of {n} jobs of {batch} {what}. The first is {job}: {error}. {remedy},
+    `batch.results(errors="skip")` leaves them out."""
 
 
 class CannotOpen(NbqueueError):

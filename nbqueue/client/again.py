@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,9 @@ from nbqueue.checks import brief
 from nbqueue.client import captures, inline, likeness, looking, tables, waiting
 from nbqueue.client.function import describe
 from nbqueue.client.job import Job
+from nbqueue.client.session import tell
 from nbqueue.errors import BadInput, BadOption, Expired
-from nbqueue.model import FunctionRecord, Hook, Options, Spec, decode, encode, new_id
+from nbqueue.model import FunctionRecord, Hook, Options, Spec, State, decode, encode, new_id
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
@@ -33,6 +35,10 @@ def retry(
     if lost and rows is None:
         indexes = sorted({*indexes, *lost})
     spec, queue = limited(batch.spec, limits)
+    if not indexes and not batch.watch.gone:
+        if warn:
+            tell(f"nbqueue: nothing to retry: {idle(batch) if rows is None else 'no rows were named.'}")
+        return 0
     if func is None and warn and (told := changed(batch)):
         checks.warn(told)
     if batch.inline:
@@ -45,7 +51,7 @@ def retry(
     seen = [(index, watch.attempt(index)) for index in indexes]
     nonce = new_id("retry", 12)
     session.attend()
-    count = session.ask(lambda broker: broker.retry(batch.id, seen, nonce=nonce, **changes)) if seen else 0
+    count = session.ask(lambda broker: broker.retry(batch.id, seen, nonce=nonce, **changes))
     batch.spec = spec
     if count and ("function" in changes or "spec" in changes):
         session.spool.function(watch, changes.get("function", b""), changes.get("spec", b""))
@@ -66,8 +72,33 @@ def _withdrawn(watch: Watch, indexes: list[int], count: int, queue: str | None) 
             watch.queue = queue
         if count == len(indexes) or not watch.followed:
             # The log says so too, but `job.wait()` right after this must not find the old outcome.
+            before, tally = Counter(watch.state(index) for index in indexes), watch.tally
             for index in indexes:
                 watch.withdraw(index)
+            if count == len(indexes) and watch.tally is tally:  # else it has counted these itself
+                _moved(watch, before)
+
+
+def _moved(watch: Watch, before: Counter[State | None]) -> None:
+    """Counts jobs that ran to these ends as queued, until the store tells more."""
+    tally = watch.tally
+    counts = {str(state): max(0, getattr(tally, state) - number) for state, number in before.items() if state}
+    left = tally.n - sum(counts.get(str(state), getattr(tally, state)) for state in State if state is not State.QUEUED)
+    watch.tally = msgspec.structs.replace(tally, queued=max(0, left), **counts)
+
+
+def idle(batch: Batch[Any]) -> str:
+    """What to do where no job of a batch has failed."""
+    canceled = batch.tally.canceled
+    if not canceled:
+        return f"no job of {batch.id} has failed ({batch.tally})."
+    return f"no job of {batch.id} has failed, {canceled:,} were canceled. {canceled_again(batch)} runs them."
+
+
+def canceled_again(batch: Batch[Any]) -> str:
+    """The call that runs what was canceled, and only that."""
+    rows = "list(batch)" if batch.tally.canceled == len(batch) else "[job for job in batch if job.is_canceled]"
+    return f"`batch.retry({rows})`"
 
 
 def _revived(batch: Batch[Any]) -> list[int] | None:

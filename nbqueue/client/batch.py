@@ -23,6 +23,7 @@ from nbqueue.errors import (
     CannotOpen,
     JobFailed,
     LostByServer,
+    NbqueueError,
     NotPicklable,
     SpillLost,
 )
@@ -67,8 +68,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
     @property
     def indexes(self) -> Sequence[int]:
         """The indexes of its jobs in the store, by position: another order where a name was submitted again."""
-        rows = self.watch.rows
-        return range(len(self)) if rows is None else rows
+        return self.watch.indexes
 
     @property
     def queue(self) -> str:
@@ -142,8 +142,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         return met
 
     def _end_of_wait(self) -> None:
-        for bar in list(self.watch.bars):
-            bar.update(self.watch)  # its end belongs to the cell that waited
+        self.watch.show()  # its end belongs to the cell that waited
         waiting.raise_error(self)
         frame.warn_if_cut(self)
 
@@ -204,16 +203,20 @@ class Batch(Sequence[Job[R]], Generic[R]):
             if outcome is not None:
                 yield index, outcome
 
-    def _complaint(self) -> BatchFailed:
+    def _complaint(self) -> NbqueueError:
         tally = self.tally
         bad = ((index, outcome) for index, outcome in self.outcomes() if outcome.state is not State.FINISHED)
-        index, outcome = next(bad)
-        job = Job(self, index).id
-        canceled = f" ({tally.canceled} canceled)" if tally.canceled else ""
-        failed = tally.failed + tally.canceled
-        parents = parents_of(self.spec)
-        error = text_of(outcome, parents)
-        complaint = BatchFailed(failed=failed, n=len(self), batch=self.id, canceled=canceled, job=job, error=error)
+        index, outcome = next(bad, (-1, None))
+        if outcome is None:  # counted as failed, and its record is gone
+            return waiting.absence(self.watch, self.session, self.id)
+        job, parents = Job(self, index).id, parents_of(self.spec)
+        facts: dict[str, Any] = {"failed": tally.failed + tally.canceled, "n": len(self), "batch": self.id, "job": job}
+        if tally.failed:
+            facts["what"] = "did not finish" + (f" ({tally.canceled} canceled)" if tally.canceled else "")
+            facts["remedy"] = "`batch.failed` lists those that failed, `batch.retry()` runs them again"
+        else:
+            facts |= {"what": "were canceled", "remedy": f"{again.canceled_again(self)} runs them"}
+        complaint = BatchFailed(**facts, error=text_of(outcome, parents).rstrip("."))
         complaint.__cause__ = error_of(outcome, job, parents) or JobFailed(job=job, cause=None, error="")
         return complaint
 

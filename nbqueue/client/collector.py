@@ -213,8 +213,9 @@ class Collector:
         with self._lock:
             if not len(self._singles):
                 return False, []
-        entries = broker.session_log(self._session.id, self._position, PART)
-        self._position += len(entries)
+        entries, length = broker.session_log(self._session.id, self._position, PART)
+        # Shorter than we have read: the server has forgotten it, and begun it anew.
+        self._position = self._position + len(entries) if self._position <= length else 0
         self._named |= dict.fromkeys(entry.decode("utf-8", "replace") for entry in entries)
         with self._lock:
             named = [watch for batch in list(self._named)[:PART] for watch in self._singles.of(batch)]
@@ -345,6 +346,7 @@ class Collector:
         recall.mend(self._session, watch)
         with watch.changed:
             watch.gone = watch.gone or why  # what this process removed meanwhile was not lost
+            watch.recount()
             watch.over = watch.over or watch.whole  # what nobody can ask for any more is all here
             watch.behind = deque() if watch.whole else watch.behind
             watch.changed.notify_all()
@@ -358,8 +360,7 @@ class Collector:
                 self._shown.pop(watch, None)
             with watch.changed:
                 watch.changed.notify_all()
-            for bar in list(watch.bars):
-                bar.update(watch)
+            watch.show()
 
 
 def _of_one(parts: dict[str, bytes]) -> list[tuple[Kind, list[tuple[int, bytes]]]]:

@@ -13,8 +13,9 @@ import msgspec
 from nbqueue import perform, wire
 from nbqueue.client import notes
 from nbqueue.client.spoolfile import Kind
+from nbqueue.client.waiting import lifetime
 from nbqueue.client.watch import opened
-from nbqueue.errors import BadSignature
+from nbqueue.errors import BadSignature, Expired
 from nbqueue.model import Cause, Echo, Notes, Outcome, Spec, State, utc
 from nbqueue.store.records import past
 
@@ -158,7 +159,7 @@ class Facts(Generic[R]):
 
         payload = rows.payload(self.batch, self.index)
         if payload is None:
-            raise BadSignature(what=f"The arguments of {self.id}", why="they are not there, or not signed by you")
+            raise Expired(what=f"The arguments of {self.id}", ttl=lifetime(self.batch.spec.result_ttl))
         return perform.unpack(payload, partial(perform.careful, what=f"The call of {self.id}"))[:2]
 
     # ------------------------------------------------------------ where it is

@@ -17,6 +17,7 @@ from nbqueue.model import Cause, State
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
+    from nbqueue.client.watch import Watch
 
 VARIETY = 5  # messages from one place; where there are more, they are one kind
 LOOK = 2_000  # endings that one look takes
@@ -72,6 +73,7 @@ class Groups:
         self._words = words
         self._batches: list[Batch[Any]] = []
         self._read: list[list[int]] = []  # entries of `ended` and of `undone` that were read, by batch
+        self._watches: list[Watch] = []  # of which they are entries: a batch that was brought back has another one
         self._kinds: dict[Any, dict[str, Kind]] = {}  # (cause, type, frame) -> normal message -> kind
         self._of: dict[Member, tuple[Any, Kind]] = {}
 
@@ -82,6 +84,7 @@ class Groups:
         """Follows one more batch."""
         self._batches.append(batch)
         self._read.append([0, 0])
+        self._watches.append(batch.watch)
 
     def kinds(self) -> list[Kind]:
         """All kinds, in the order in which they appeared."""
@@ -91,6 +94,10 @@ class Groups:
         """Takes up to `most` endings; answers whether that was all."""
         for place, batch in enumerate(self._batches):
             watch, read = batch.watch, self._read[place]
+            if watch is not self._watches[place]:
+                self._watches[place], read[:] = watch, [0, 0]
+                for member in [member for member in self._of if member[0] == place]:
+                    self._drop(member)
             with watch.changed:
                 ended, undone = watch.ended[read[0] : read[0] + most], watch.undone[read[1] :]
             read[0] += len(ended)

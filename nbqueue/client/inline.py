@@ -81,7 +81,7 @@ class Inline:
         failed = 0
         for index in indexes:
             if allowed is not None and failed > allowed:
-                outcome = Outcome(State.CANCELED, None, 0, _now_us(), 0)
+                outcome = Outcome(State.CANCELED, Cause.USER, 0, _now_us(), 0)
             else:
                 outcome = self._job(index)
             failed += outcome.state is State.FAILED

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from nbqueue.errors import BadItems, NotPicklable, TooLarge
 from nbqueue.model import WARN_ARGUMENTS, Options
 
 OPTIONS = frozenset({*Options.__struct_fields__, "retries", "job_timeout"})
+_UNEVEN = re.compile(r"zip\(\) argument \d+ is (?:shorter|longer) than argument")
 Call = tuple[tuple[Any, ...], dict[str, Any], Any]  # positional arguments, keywords, index label (None: none)
 
 
@@ -59,10 +61,9 @@ def mapped(function: Function, items: tuple[Any, ...]) -> Calls:
     n = _length(items)
     labels, names = next(((*tables.labels(item),) for item in items if tables.is_series(item)), (None, ()))
     rows: Iterable[Call]
-    if labels is not None and n is not None:
+    if labels is not None:
         rows = ((args, {}, label) for args, label in zip(_zipped(items), labels, strict=True))
     else:
-        labels, names = None, ()
         rows = ((args, {}, None) for args in _zipped(items))
     return Calls(rows, n, _columns(function, n, len(items)), labels is not None, names)
 
@@ -162,7 +163,8 @@ def _zipped(items: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     try:
         yield from zip(*items, strict=True)
     except ValueError as why:
-        if "argument" not in str(why):
+        own = why.__traceback__
+        if not _UNEVEN.match(str(why)) or own is None or own.tb_next is not None:
             raise  # an iterable's own error
         raise BadItems(message=f"The iterables have different lengths ({why}).") from why
 

@@ -216,7 +216,8 @@ class Again:
             seen = self._unfinished(old)
         self._anew = len(seen)
         seed = self._spec.seed if asked.options.seed is None else asked.options.seed
-        spec = msgspec.structs.replace(asked.spec, seed=seed, salt=self._spec.salt or asked.spec.salt)
+        kept = {"salt": self._spec.salt or asked.spec.salt, "restored": self._spec.restored}
+        spec = msgspec.structs.replace(asked.spec, seed=seed, **kept)
         record = asked.function.record
         changes: dict[str, Any] = {"key": record.key, "signer": sealer.keyring.current.hex()}
         changes |= {"python": record.python, "host": record.host, "nonce": new_id("update", 12)}

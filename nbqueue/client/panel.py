@@ -8,11 +8,13 @@ Where nobody sits at the notebook (papermill, nbconvert) there is only the first
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import secrets
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.client import details, markup, view
@@ -84,22 +86,32 @@ class Panel:
     def tick(self) -> None:
         """Draws, if there is something new to see; called by the painter, every PERIOD."""
         if self._dirty or time.monotonic() - self._drawn >= TICK:
-            queues: dict[tuple[int, str], list[Batch[Any]]] = {}
-            for batch in list(self._batches):
-                queues.setdefault((id(batch.session), batch.queue), []).append(batch)
-            for key, batches in queues.items():
-                self._lookouts[key].look(batches)
-            self._rounds.look(self._batches)
+            with self._given_up():
+                self._ask()
             self.draw()
+
+    def _ask(self) -> None:
+        """Who serves its batches, and what running jobs say."""
+        queues: dict[tuple[int, str], list[Batch[Any]]] = {}
+        for batch in list(self._batches):
+            queues.setdefault((id(batch.session), batch.queue), []).append(batch)
+        for key, batches in queues.items():
+            self._lookouts[key].look(batches)
+        self._rounds.look(self._batches)
 
     def draw(self) -> None:
         """Shows the present state; a panel that cannot be drawn is given up, and the work goes on."""
-        with self._lock:
-            try:
-                self._draw()
-            except Exception:  # noqa: BLE001 - widgets of many versions fail in many ways
-                self.closed = self.broken = True
-                _log.exception("The panel of %s cannot be drawn any more.", self._batches[0].id)
+        with self._lock, self._given_up():
+            self._draw()
+
+    @contextlib.contextmanager
+    def _given_up(self) -> Iterator[None]:
+        """Gives the panel up where what is done within fails: neither the work nor other panels suffer by it."""
+        try:
+            yield
+        except Exception:  # noqa: BLE001 - widgets of many versions fail in many ways
+            self.closed = self.broken = True
+            _log.exception("The panel of %s cannot be drawn any more.", self._batches[0].id)
 
     # ------------------------------------------------------------ drawing
 
@@ -192,7 +204,7 @@ class Painter:
         """Draws `panel` from now on, until it is closed."""
         with self._lock:
             self._panels[panel] = None
-            if self._thread is None and not self._over.is_set():
+            if (self._thread is None or not self._thread.is_alive()) and not self._over.is_set():
                 self._thread = threading.Thread(target=self._run, name="nbqueue painter", daemon=True)
                 self._thread.start()
                 atexit.register(self._over.set)

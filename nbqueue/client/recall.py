@@ -15,7 +15,7 @@ from nbqueue.client.spoolfile import Birth, Kind
 from nbqueue.client.spoolhouse import Kept
 from nbqueue.client.watch import Watch
 from nbqueue.errors import BadSignature, SetupError
-from nbqueue.model import Spec, State, Tally, decode
+from nbqueue.model import Spec, Tally, decode
 from nbqueue.store.broker import Broker
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ def spec_of(session: Session, found: Tale) -> Spec:
 
 
 def tale(session: Session, birth: Birth) -> Tale | None:
-    """All that the spool tells of one batch, or of a single job."""
+    """All that the spool tells of one batch, or of a single job; None also where its disk does not answer."""
     folder = session.spool.folder
-    if folder is None:
+    if folder is None or not session.spool.answers():
         return None
     if birth.single:
         books = _singles(session, folder)
@@ -117,9 +117,9 @@ def _read(path: Path) -> Book | None:
 
 def copies(session: Session) -> dict[str, tuple[Kept, Birth, Spec]]:
     """What the spool has, without single jobs: id -> its files and what it is."""
-    if session.spool.folder is None:
-        return {}
     session.spool.drain()
+    if session.spool.folder is None or not session.spool.answers():
+        return {}
     found = ((one, one.birth()) for one in spoolhouse.kept(session.spool.folder))
     told = ((one, birth, _spec(session, birth)) for one, birth in found if birth is not None)
     return {one.key: (one, birth, spec) for one, birth, spec in told if spec is not None}
@@ -201,11 +201,9 @@ def _fill(session: Session, watch: Watch, found: Tale) -> None:
 
 
 def _count(watch: Watch, found: Tale) -> None:
-    indexes = range(max(found.n, watch.tally.n)) if watch.rows is None else watch.rows
-    counts = dict.fromkeys(State, 0)
-    for index in indexes:
-        counts[watch.state(index) or State.QUEUED] += 1
-    watch.tally = Tally(n=len(indexes), **{str(state): count for state, count in counts.items()})
+    if watch.rows is None:
+        watch.tally = Tally(n=max(found.n, watch.tally.n))
+    watch.recount()
 
 
 # ---------------------------------------------------------------- a batch that the server knows

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from nbqueue.client.job import Job
 
 PART = 1_000
+_Unsealing = Callable[["Batch[Any]", int, bytes | None], bytes | None]
 
 
 class Group(NamedTuple):
@@ -169,12 +171,12 @@ def _noted(batch: Batch[Any], indexes: Sequence[int]) -> list[Notes]:
 
 
 def payload(batch: Batch[Any], index: int) -> bytes | None:
-    """The arguments of one job as they were sent; None if neither memory nor the store has them."""
+    """The arguments of one job as they were sent; None if nobody has them any more. Raises BadSignature."""
     watch = batch.watch
     with watch.changed:
         if watch.payloads is not None and index < len(watch.payloads):
             return watch.payloads[index]
-    return None if batch.inline else _fetched(batch, [index])[0]
+    return None if batch.inline else _fetched(batch, [index], _checked)[0]
 
 
 def _payloads_of(jobs: Sequence[Job[Any]]) -> list[bytes | None]:
@@ -184,7 +186,8 @@ def _payloads_of(jobs: Sequence[Job[Any]]) -> list[bytes | None]:
     for place, job in enumerate(jobs):
         watch = job.batch.watch
         if watch.payloads is not None or watch.gone or job.batch.spec.source:
-            found[place] = payload(job.batch, job.index)
+            with contextlib.suppress(BadSignature):  # as in _unsealed
+                found[place] = payload(job.batch, job.index)
         else:
             asked.append(place)
     for session, places in looking.parted([jobs[place] for place in asked]):
@@ -214,8 +217,9 @@ def payloads(batch: Batch[Any], n: int) -> list[bytes | None]:
     return found + [None] * (n - len(found))
 
 
-def _fetched(batch: Batch[Any], indexes: list[int]) -> list[bytes | None]:
+def _fetched(batch: Batch[Any], indexes: list[int], unsealed: _Unsealing | None = None) -> list[bytes | None]:
     """From the spool, the others from the store."""
+    unsealed = unsealed or _unsealed
     if batch.spec.source:
         return [_result(batch, index, blob) for index, blob in zip(indexes, _results(batch, indexes), strict=True)]
     sealed = recall.arguments(batch, indexes)
@@ -225,14 +229,16 @@ def _fetched(batch: Batch[Any], indexes: list[int]) -> list[bytes | None]:
         blobs = batch.session.ask(lambda broker: broker.arguments(batch.id, asked))
         for place, blob in zip(missing, blobs, strict=True):
             sealed[place] = blob
-    return [_unsealed(batch, index, blob) for index, blob in zip(indexes, sealed, strict=True)]
+    return [unsealed(batch, index, blob) for index, blob in zip(indexes, sealed, strict=True)]
+
+
+def _checked(batch: Batch[Any], index: int, blob: bytes | None) -> bytes | None:
+    return None if blob is None else batch.session.sealer.unseal(wire.ARGUMENTS, batch.id, index, blob)
 
 
 def _unsealed(batch: Batch[Any], index: int, blob: bytes | None) -> bytes | None:
-    if blob is None:
-        return None
     try:
-        return batch.session.sealer.unseal(wire.ARGUMENTS, batch.id, index, blob)
+        return _checked(batch, index, blob)
     except BadSignature:
         return None  # the job fails with cause `signature`, which its row says
 

@@ -32,7 +32,7 @@ def _roots(session: Session, watch: Watch, spec: Spec) -> set[str]:
     """The batch's own, the session's, and those of workers that had one of their own."""
     needle = f"/{watch.batch}/".encode()  # in the name of a file of it: cheaper to look for than a signature to check
     roots = {spec.spill, session.settings.spill or ""}
-    for index in range(watch.n):
+    for index in watch.indexes:
         blob = watch.in_memory(index)
         if blob is not None and needle in blob:
             try:

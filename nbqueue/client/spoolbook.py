@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from nbqueue.checks import is_name
 from nbqueue.client import spoolfile
 from nbqueue.client.spoolfile import Back, Birth, Births, Block, Kind, Record, Scan, Standing
 from nbqueue.errors import BadSignature
@@ -86,6 +87,7 @@ class Book:
 
     def _born(self, record: Record) -> None:
         for birth in record.read(Births).births:
+            _sound(is_name(birth.batch) and 0 <= birth.n < MOST)
             known = self.entries.get(birth.batch)
             if known is None or known.birth is None or known.birth.nonce != birth.nonce:
                 self.entries[birth.batch] = Entry(birth)
@@ -123,7 +125,10 @@ class Book:
                 del entry.outcomes[index]
 
     def _state(self, record: Record) -> None:
-        self.entries.setdefault(self._last, Entry()).standing = record.read(Standing)
+        standing = record.read(Standing)
+        bounds = [*(end for low, high, _ in standing.cuts for end in (low, high)), *standing.back]
+        _sound(all(0 <= number < MOST for number in (standing.position, standing.n, *bounds)))
+        self.entries.setdefault(self._last, Entry()).standing = standing
 
     def _forgotten(self, record: Record) -> None:
         for name in record.read(Block).names:
@@ -134,14 +139,18 @@ class Book:
 
     def _function(self, record: Record) -> None:
         block = record.read(Block)
+        _sound(len(block.indexes) == len(block.sizes) == 2 and len(block.names) in {0, 2})
+        _sound(min(block.sizes) >= 0 and sum(block.sizes) <= record.size)
         self._entry(block, 0).facts.append((block.indexes[0], record.offset, block.sizes[0], block.sizes[1]))
 
     def _marks(self, record: Record) -> None:
         block = record.read(Block)
+        _sound(len(block.indexes) == 1 and len(block.names) < 2 and not record.size % MARK)
+        _sound(0 <= block.indexes[0] <= MOST - record.size // MARK)
         self._entry(block, 0).marks.append((block.indexes[0], record.offset, record.size))
 
     def _said(self, record: Record) -> None:
-        block, offset = record.read(Block), record.offset
+        block, offset = _block(record), record.offset
         for place, (index, size) in enumerate(zip(block.indexes, block.sizes, strict=True)):
             self._entry(block, place).said.setdefault(record.kind, {})[index] = offset, size
             offset += size
@@ -156,14 +165,18 @@ def _block(record: Record) -> Block:
     """Whose blobs a record holds. Raises BadSignature for a table that does not fit its data."""
     block = record.read(Block)
     _agree(block.indexes, block.sizes, block.names)
-    if min(block.sizes, default=0) < 0 or sum(block.sizes) > record.size:
-        raise BadSignature(what="A record of the spool", why="its table names more than it holds")
+    _sound(min(block.sizes, default=0) >= 0 and sum(block.sizes) <= record.size)
     return block
 
 
 def _agree(indexes: list[int], others: list[int], names: list[str]) -> None:
-    fits = len(indexes) == len(others) and len(names) in {0, len(indexes)}
-    if not fits or min(indexes, default=0) < 0 or max(indexes, default=0) >= MOST:
+    _sound(len(indexes) == len(others) and len(names) in {0, len(indexes)})
+    _sound(min(indexes, default=0) >= 0 and max(indexes, default=0) < MOST)
+
+
+def _sound(fits: bool) -> None:
+    """Raises BadSignature unless what is read `fits`: anyone may have written it, and no checksum says more."""
+    if not fits:
         raise BadSignature(what="A record of the spool", why="its table makes no sense")
 
 

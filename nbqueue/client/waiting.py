@@ -94,7 +94,12 @@ def bounded(work: Callable[[], None], timeout: float | None) -> bool:
 
 
 def prepare(batch: Batch[Any], met: Callable[[], bool]) -> None:
-    """Makes sure that the collector brings what is waited for."""
+    """Makes sure that the collector brings what is waited for; also after a fault, which may have been mended."""
+    watch = batch.watch
+    if watch.fault is not None and not batch.inline:
+        with watch.changed:
+            watch.fault = None
+        batch.session.collector.follow(watch)
     if not (met() or batch.watch.followed or batch.inline):
         batch.session.attend()
         batch.session.collector.follow(batch.watch)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from nbqueue.client.uploader import Upload
     from nbqueue.store.decoding import Progress
 
+_log = logging.getLogger(__name__)
 PORTION = 16 << 20  # bytes of outcomes to copy at a time
 HOLD = 256 << 20  # bytes of outcomes that stay in memory when their copies on disk are removed
 KEPT_ARGUMENTS = 64 << 20  # bytes of arguments that a session remembers, a batch
@@ -105,6 +108,11 @@ class Watch:
         tally = self.tally.n
         return tally if self.over or self.expected is None else max(self.expected, tally)
 
+    @property
+    def indexes(self) -> Sequence[int]:
+        """The indexes of its jobs in the store, by position."""
+        return range(self.n) if self.rows is None else self.rows
+
     def holds(self, index: int) -> bool:
         """Whether there is such a job, and it is one of these."""
         return 0 <= index < self.n
@@ -129,7 +137,19 @@ class Watch:
     @property
     def collected(self) -> int:
         """The number of jobs whose outcomes are here."""
-        return len(self._blobs) + len(self._opened) + sum(map(len, self._cuts)) - len(self._withdrawn)
+        return len(self._blobs) + len(self._opened) + self._cut_alone()
+
+    def _cut_alone(self) -> int:
+        """The number of jobs that were canceled with a range of others, and have no outcome of their own."""
+        if not self._cuts:
+            return 0
+        end, number = 0, 0
+        own = sorted(self._blobs.keys() | self._opened.keys() | self._withdrawn)
+        for cut in sorted(self._cuts, key=lambda each: each.start):
+            low = max(cut.start, end)
+            end = max(end, cut.stop)
+            number += max(0, cut.stop - low) - max(0, bisect_left(own, cut.stop) - bisect_left(own, low))
+        return number
 
     @property
     def whole(self) -> bool:
@@ -244,6 +264,16 @@ class Watch:
         """The outcome of a job of an inline run."""
         return self._opened[index]
 
+    def show(self) -> None:
+        """Tells the bars. One that fails is told no more: what it shows is not what became of the batch."""
+        for bar in list(self.bars):
+            try:
+                bar.update(self)
+            except Exception:  # noqa: BLE001 - of a display, which fails in many ways; and whoever waits may be there
+                _log.exception("What shows %s has failed, and is told nothing more.", self.batch)
+                with contextlib.suppress(ValueError):
+                    self.bars.remove(bar)
+
     # ------------------------------------------------------------ writing (hold `changed`)
 
     def reach(self, n: int) -> None:
@@ -353,6 +383,7 @@ class Watch:
         if isinstance(found, Outcome):
             self._opened[index] = found
             return
+        self._opened.pop(index, None)
         before = self._blobs.get(index)
         if isinstance(before, bytes):
             self.weight -= len(before)
@@ -376,6 +407,13 @@ class Watch:
             self._withdrawn = set(standing.back)
             self.ended += self._cuts
             self.open, self.cut, self.expires_us = standing.open, standing.cut, standing.expires_us
+
+    def recount(self) -> None:
+        """Counts what is here: the store, which told the tally, has it no more. What is not here counts as queued."""
+        counts = dict.fromkeys(State, 0)
+        for index in self.indexes:
+            counts[self.state(index) or State.QUEUED] += 1
+        self.tally = Tally(n=sum(counts.values()), **{str(state): count for state, count in counts.items()})
 
     def orphaned(self) -> None:
         """In a forked child: whoever followed, showed, fed or locked it has stayed with the parent."""

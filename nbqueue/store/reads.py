@@ -95,10 +95,11 @@ class Reads(Roster):
         key = self.keys.part(batch_id, "log")
         return list(self._read([("LRANGE", key, position, position + count - 1)])[0])
 
-    def session_log(self, session: str, position: int, count: int = 1000) -> list[bytes]:
-        """Batches of one of this session in which something happened, from `position` on."""
+    def session_log(self, session: str, position: int, count: int = 1000) -> tuple[list[bytes], int]:
+        """Batches of one of this session in which something happened, from `position` on, and how many were named."""
         key = self.keys.at("log", session)
-        return list(self._read([("LRANGE", key, position, position + count - 1)])[0])
+        entries, length = self._read([("LRANGE", key, position, position + count - 1), ("LLEN", key)])
+        return list(entries), length
 
     def follow(
         self, asked: Sequence[tuple[str, int]], count: int = 1000

@@ -92,3 +92,9 @@ def test_what_follows_a_batch_of_a_server_runs_here_where_that_is_asked(session,
     single = nbqueue.submit(abs, -5)
     hands.work()
     assert single.then(add, inline=True).result == 6
+
+
+def test_what_max_failed_cancels_here_has_the_cause_that_it_has_on_a_server():
+    batch = nbqueue.map(boom, range(4), inline="collect", max_failed=1)
+    assert [job.cause for job in batch] == [Cause.ERROR, Cause.ERROR, Cause.USER, Cause.USER]
+    assert batch.to_frame()["error"].tolist()[2:] == ["canceled"] * 2

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import nbqueue
 from nbqueue import perform
 from nbqueue.client import items
 from nbqueue.client.function import describe
@@ -191,3 +192,21 @@ def test_payloads_open_as_they_were_packed():
     labeled = packed(one, pd.Series([1], index=["a"]))
     assert perform.unpack(labeled[0]) == ((1,), {}, "a")
     assert [perform.unpack(p)[0] for p in packed(one, [1, "x", None])] == [(1,), ("x",), (None,)]
+
+
+def test_a_series_beside_an_iterator_keeps_its_index():
+    numbers = pd.Series([1, 2, 3], index=["a", "b", "c"])
+    batch = nbqueue.map(lambda x, y: x + y, numbers, iter([10, 20, 30]), inline="collect")
+    assert batch.to_frame()["result"].to_dict() == {"a": 11, "b": 22, "c": 33}
+    with pytest.raises(BadItems, match="different lengths"):
+        nbqueue.map(lambda x, y: x + y, numbers, iter([10]), inline="collect")
+
+
+def test_an_error_of_the_users_iterator_is_not_taken_for_ours():
+    def broken():
+        yield 1
+        raise ValueError("zip() argument 2 is shorter than argument 1, or so it says")
+
+    with pytest.raises(ValueError, match="or so it says") as why:
+        nbqueue.map(lambda x, y: x + y, [1, 2], broken(), inline="collect")
+    assert not isinstance(why.value, BadItems)

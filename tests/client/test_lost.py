@@ -9,7 +9,9 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue.client import view
+from nbqueue.client.singles import Singles
 from nbqueue.errors import LostByServer
+from nbqueue.model import Tally
 
 
 def work(x):
@@ -87,3 +89,31 @@ def test_a_retry_says_why_it_cannot_be_and_where_this_disk_has_a_copy_it_can(los
         batch.retry([0])
         wait_until(lambda: (batch.tally.queued, batch.tally.finished) == (1, 1))
         assert batch.cancel() == 1
+
+
+def test_a_batch_that_is_gone_is_counted_by_what_is_here(session, hands):
+    """The tally was told before the log, and may know of fewer ends than were copied."""
+    batch = nbqueue.map(work, range(3))
+    hands.work()
+    wait_until(lambda: batch.watch.collected == 3)
+    assert batch.wait(10)
+    broker = session.broker
+    broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*", count=1000))
+    with batch.watch.changed:
+        batch.watch.over, batch.watch.tally = False, Tally(n=3, finished=2, queued=1)
+    session.collector.follow(batch.watch)
+    wait_until(lambda: batch.watch.gone, 20)
+    assert batch.tally == Tally(n=3, finished=3)
+    assert batch.results() == [0, 1, 4]
+
+
+def test_ends_of_single_jobs_are_heard_of_after_the_log_was_begun_anew(session, hands, monkeypatch):
+    monkeypatch.setattr(Singles, "some", lambda *_, **__: [])  # none is looked at without being named
+    first = [nbqueue.submit(work, n) for n in range(5)]
+    hands.work()
+    assert [job.wait(10) for job in first] == [0, 1, 4, 9, 16]
+    broker = session.broker
+    broker.client.unlink(broker.keys.at("log", session.id))
+    late = nbqueue.submit(work, 7)
+    hands.work()
+    assert late.wait(20) == 49

@@ -20,7 +20,9 @@ import nbqueue
 from nbqueue.client import session as session_module
 from nbqueue.client import spool, spoolfile, spoolhouse, view
 from nbqueue.client.spoolbook import Book
+from nbqueue.client.spoolfile import Block, Kind, Standing
 from nbqueue.errors import Expired, LostByServer, NotThere
+from nbqueue.model import Cause
 
 BIG = "x" * 50_000
 
@@ -411,3 +413,36 @@ def test_prune_takes_no_bare_number_and_asks_a_terminal(session, hands, monkeypa
     assert len(nbqueue.batches()) == 2
     assert "removed 2 on the server" in typed("", "--yes")
     assert not len(nbqueue.batches())
+
+
+@pytest.mark.parametrize(
+    ("kind", "table"),
+    [
+        (Kind.TAILS, Block([0], [1, 2])),
+        (Kind.METAS, Block([-1], [4])),
+        (Kind.PASTS, Block([0], [1 << 40])),
+        (Kind.FUNCTION, Block([], [])),
+        (Kind.FUNCTION, Block([1], [4])),
+        (Kind.FUNCTION, Block([1, 1], [4, 1 << 40])),
+        (Kind.MARKS, Block([], [])),
+        (Kind.MARKS, Block([-3], [4])),
+        (Kind.MARKS, Block([1 << 60], [4])),
+        (Kind.STATE, Standing(1.0, 0, 1 << 60, False, False, True, None, [], [])),
+        (Kind.STATE, Standing(1.0, 0, 2, False, False, True, None, [(0, 1 << 60, Cause.USER)], [])),
+    ],
+)
+def test_a_record_of_another_shape_damages_the_file_and_nothing_else(server, session, hands, kind, table):
+    batch = nbqueue.map(work, range(3), name="odd")
+    hands.work()
+    before = batch.to_frame()
+    settled(batch)
+    (file,) = spoolhouse.files_of(Path(session.spool.folder), batch.id)
+    writer = spoolfile.Appender(file)
+    writer.size = file.stat().st_size
+    writer.append(kind, table, [b"data"])
+    writer.close()
+    assert Book(file).damaged
+    another_kernel(server, session)
+    assert nbqueue.attach("odd").to_frame(timeout=10).equals(before)
+    flush(session)
+    assert nbqueue.attach("odd").to_frame(timeout=10)["status"].tolist() == before["status"].tolist()

@@ -10,6 +10,7 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue.client import spoolhouse
+from nbqueue.client.groups import Groups
 from nbqueue.errors import Changed
 
 
@@ -213,3 +214,45 @@ def test_what_is_brought_back_says_how_much_has_still_to_run(session, hands, for
     assert again is not session
     two = nbqueue.map(square, [1, 2, 3], name="x")
     assert two.told == "3 of 3 jobs were there already; nothing new runs; 1 of them had not ended by then"
+
+
+def test_failures_of_a_batch_that_was_brought_back_are_those_that_it_has_now(server, session, hands, tmp_path):
+    mended = tmp_path / "mended"
+
+    def inverse(x, mended=str(mended)):
+        return 1 // (x + Path(mended).exists())
+
+    batch = nbqueue.map(inverse, [0, 1, 0])
+    hands.work()
+    assert batch.wait(10)
+    groups = Groups(str)
+    groups.add(batch)
+    assert groups.look()
+    assert len(groups) == 2
+    for left in (2, 0):
+        settled(batch)
+        flush(session)
+        with batch.watch.changed:
+            batch.watch.over = False
+        session.collector.follow(batch.watch)
+        wait_until(lambda: batch.watch.gone, 20)
+        batch.retry()
+        if not left:
+            mended.touch()
+        own = Hands(session)
+        own.work()
+        own.stop()
+        assert batch.wait(10)
+        assert groups.look()
+        assert (len(groups), batch.tally.failed) == (left, left)
+
+
+def test_update_of_a_batch_that_was_brought_back_goes_on_from_its_newest_log(session, hands, forgotten):
+    ran(session, hands, [1, -2, 3])
+    forgotten(session)
+
+    def square(x):
+        return x * x + 100
+
+    updated = nbqueue.map(square, [1, -2, 3], name="x", update=True)
+    assert updated.spec.restored == 1

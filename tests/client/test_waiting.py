@@ -28,6 +28,7 @@ from nbqueue.errors import (
     NotDone,
 )
 from nbqueue.model import Cause, Failure, Outcome, encode
+from nbqueue.store.records import Lease
 from nbqueue.wire import OUTCOME
 
 
@@ -246,7 +247,7 @@ def test_cancel_ends_what_waits(session, hands):
     assert batch.wait(10)
     assert batch.tally.canceled == 4
     assert [job.status for job in batch] == [State.FINISHED] + [State.CANCELED] * 4
-    with pytest.raises(BatchFailed, match=r"4 of 5 .*\(4 canceled\)"):
+    with pytest.raises(BatchFailed, match=r"4 of 5 .* were canceled"):
         batch.results()
     assert list(batch.to_frame()["status"]) == ["finished"] + ["canceled"] * 4
     assert batch.cancel() == 0
@@ -435,3 +436,104 @@ def test_jobs_that_nobody_holds_cost_no_memory(session, hands):
     hands.work()
     assert kept.wait(5) == 4
     wait_until(lambda: not len(followed))
+
+
+# ------------------------------------------------------------ after a cancel, and other ends
+
+
+def test_what_was_canceled_is_told_how_to_run_again(session, hands, capsys):
+    batch = nbqueue.map(square, [1, 2])
+    batch.cancel()
+    assert batch.wait(5)
+    with pytest.raises(
+        BatchFailed, match=rf"^2 of 2 jobs of {batch.id} were canceled\. .*`batch\.retry\(list\(batch\)\)`"
+    ):
+        batch.results()
+    assert batch.retry() is batch
+    told = f"nothing to retry: no job of {batch.id} has failed, 2 were canceled. `batch.retry(list(batch))` runs them."
+    assert told in capsys.readouterr().err
+    batch.retry(list(batch))
+    assert str(batch.tally) == "2 queued"
+    hands.work()
+    assert batch.results(timeout=5) == [1, 4]
+    batch.retry()
+    assert f"no job of {batch.id} has failed (2 finished)" in capsys.readouterr().err
+
+
+def test_what_was_canceled_beside_results_is_named_alone(session, hands):
+    batch = nbqueue.map(square, [1, 2, 3])
+    hands.work(want=1)
+    batch.cancel()
+    assert batch.wait(5)
+    with pytest.raises(BatchFailed) as why:
+        batch.results()
+    call = str(why.value).partition("`")[2].partition("`")[0]
+    eval(call, {"batch": batch})
+    assert hands.work() == 2
+    assert batch.results("skip", timeout=5) == [1, 4]
+
+
+def test_a_retry_of_nothing_changes_nothing(session, hands):
+    batch = nbqueue.map(abs, [1, 2])
+    hands.work()
+    assert batch.wait(5)
+    expires, generation = batch.watch.expires_us, batch.watch.generation
+    batch.retry()
+    batch.retry([])
+    assert batch.done
+    assert (batch.watch.expires_us, batch.watch.generation) == (expires, generation)
+    assert str(batch.tally) == "2 finished"
+
+
+def test_arguments_that_have_expired_say_so(session, hands):
+    job = nbqueue.submit(abs, 1)
+    hands.work()
+    assert job.wait(5) == 1
+    job.batch.watch.payloads, job.batch.watch.birth = None, None
+    session.broker.forget(job.id)
+    with pytest.raises(Expired, match="arguments"):
+        _ = job.args
+
+
+def test_a_job_that_ended_twice_is_counted_once(session, hands):
+    """As one canceled alone, and then with a range of others, while another one still runs."""
+    batch = nbqueue.map(square, range(4))
+    held = hands.broker.claim(hands.id, f"{hands.id}:1", ("default",), free=1, want=1, fit=hands.fit)
+    hands.claims += 1
+    batch[2].cancel()
+    assert batch.cancel(running=False) == 2
+    wait_until(lambda: batch.tally.canceled == 3 and batch.watch.has(1) and batch.watch.has(2))
+    assert (batch.watch.collected, batch.watch.whole, batch.done) == (3, False, False)
+    hands.broker.release(hands.id, [Lease(batch.id, 0, held.grants[0].token)])
+    hands.work()
+    assert batch.wait(5)
+    assert (batch.watch.collected, batch.watch.whole) == (4, True)
+
+
+def test_what_is_mended_is_followed_again(session, hands):
+    batch = nbqueue.map(square, [1, 2])
+    keys, client = session.broker.keys, session.broker.client
+    n = client.hget(keys.at("b", batch.id), "n")
+    client.hset(keys.at("b", batch.id), "n", "nonsense")
+    with pytest.raises(BadSignature):
+        batch.wait(20)
+    with pytest.raises(BadSignature):
+        batch.wait(20)
+    client.hset(keys.at("b", batch.id), "n", n)
+    hands.work()
+    assert batch.results(timeout=20) == [1, 4]
+
+
+def test_a_display_that_fails_is_no_fault_of_the_batch(session, hands, caplog):
+    batch, told = nbqueue.map(square, [1, 2]), []
+
+    class Broken:
+        def update(self, watch):
+            told.append(watch.tally.over)
+            raise RuntimeError("no display")
+
+    batch.watch.bars.append(Broken())
+    hands.work()
+    assert batch.results(timeout=10) == [1, 4]
+    assert (bool(told), batch.watch.bars, batch.watch.fault) == (True, [], None)
+    assert "no display" in caplog.text

@@ -73,7 +73,7 @@ def test_a_single_tells_its_session(broker):
     submit(broker, "one", n=1, single=True)
     broker.settle("w1", [ended(lease) for lease in leases(claim(broker))])
     assert broker.log("one", 0) == []
-    assert broker.session_log("s1", 0) == [b"one"]
+    assert broker.session_log("s1", 0) == ([b"one"], 1)
     assert broker.view("one").done
 
 
