@@ -222,7 +222,7 @@ class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):
     path: tuple[str, ...] = ()  # what the client had added to sys.path
     modules: dict[str, str] = {}  # the function's own modules -> SHA-256 of their source, where it is pinned
     pinned: bool = True  # whether it runs with these modules only; else with what the worker has when the job begins
-    env: dict[str, str] = {}
+    env: dict[str, str | None] = {}  # variables that travel with it; None: one that the notebook has not
     hooks: dict[str, Hook] = {}  # callbacks: success, failure, stopped
     likeness: Likeness | None = None  # of the function of a named batch, for those who submit it again
     imports: tuple[str, ...] = ()  # modules that it will want, to be imported once rather than in every process

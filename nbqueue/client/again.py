@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -136,7 +137,10 @@ def _whole_ended(batch: Batch[Any]) -> bool:
 def _replaced(batch: Batch[Any], func: Callable[..., Any] | str, spec: Spec) -> tuple[Spec, dict[str, Any]]:
     """The spec with another function, and what the store must be told of it."""
     sealer = batch.session.sealer
-    function = describe(func, env=spec.env, salt=sealer.keyring.key, hooks=_hooks(batch))
+    session = batch.session
+    # A local worker's jobs have the environment as it is here: what was sent then may not be set any more.
+    env = [name for name in spec.env if name in os.environ] if session.local else spec.env
+    function = describe(func, env=env, inherited=session.environment(), salt=sealer.keyring.key, hooks=_hooks(batch))
     batch.function = function.call
     record = function.record
     changes: dict[str, Any] = {"key": record.key, "signer": sealer.keyring.current.hex()}
@@ -144,7 +148,8 @@ def _replaced(batch: Batch[Any], func: Callable[..., Any] | str, spec: Spec) -> 
     if spec.salt:
         record = msgspec.structs.replace(record, likeness=likeness.likeness(function.call, str(func)))
     changes["function"] = sealer.seal(wire.FUNCTION, batch.id, -1, encode(record))
-    return msgspec.structs.replace(spec, key=record.key, label=function.label), changes
+    env = tuple(sorted(record.env))
+    return msgspec.structs.replace(spec, key=record.key, label=function.label, env=env), changes
 
 
 def _hooks(batch: Batch[Any]) -> dict[str, Hook]:

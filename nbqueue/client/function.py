@@ -50,15 +50,17 @@ def describe(
     function: object,
     *,
     env: Sequence[str] = (),
+    inherited: Mapping[str, str | None] | None = None,
     salt: bytes = b"",
     hooks: Mapping[str, Callback | Hook] | None = None,
     pin: bool | None = None,
 ) -> Function:
     """`function` ready for sealing: a callable, or a dotted name such as `mylib.count`.
 
-    `env` names the variables that travel with it, `hooks` the callbacks. `salt` is mixed into its key, so that a key
-    tells nothing about their values. With `pin` it runs with its own modules as they are now, or not at all; without,
-    as the worker has them; None pins all but dotted names. Raises BadInput, BadOption, NotPicklable or TooLarge.
+    `env` names the variables that travel with it, beside those `inherited`, and `hooks` the callbacks. `salt` is mixed
+    into its key, so that a key tells nothing about their values. With `pin` it runs with its own modules as they are
+    now, or not at all; without, as the worker has them; None pins all but dotted names. Raises BadInput, BadOption,
+    NotPicklable or TooLarge.
     """
     if pin is None:
         pin = not isinstance(function, str)
@@ -73,7 +75,7 @@ def describe(
             made[name] = Hook(pickled, title, callback.timeout)
             codes += more.codes
         own |= reached
-    record = _placed(payload, label, own, _environment(env), made, salt, pinned=pin)
+    record = _placed(payload, label, own, dict(inherited or {}) | _environment(env), made, salt, pinned=pin)
     # No part of the key: how it runs is the same.
     imports = captures.importable(captures.imports_of(call, reach), own)
     record = msgspec.structs.replace(record, sources=sources.of(codes), imports=imports)
@@ -211,7 +213,7 @@ def _goes(value: Any) -> bool:
     return True
 
 
-def _environment(names: Sequence[str]) -> dict[str, str]:
+def _environment(names: Sequence[str]) -> dict[str, str | None]:
     missing = [name for name in names if name not in os.environ]
     if missing:
         raise BadOption(message=f"env={list(names)!r}: {missing[0]} is not set in this process.")
@@ -248,7 +250,7 @@ def _placed(
     payload: bytes,
     label: str,
     own: dict[str, str],
-    env: dict[str, str],
+    env: dict[str, str | None],
     hooks: dict[str, Hook],
     salt: bytes,
     *,
@@ -280,5 +282,8 @@ def _placed(
     )
 
 
-def _flat(pairs: dict[str, str]) -> list[str]:
-    return [text for pair in sorted(pairs.items()) for text in pair]
+def _flat(pairs: Mapping[str, str | None]) -> list[str]:
+    """Names and values; a name with no value comes with an equals sign, which no name has."""
+    return [
+        text for name, value in sorted(pairs.items()) for text in ((f"{name}=",) if value is None else (name, value))
+    ]

@@ -178,7 +178,9 @@ class Queue:
         key = (env, pin, *map(_same, functions), *((name, hook.timeout) for name, hook in hooks.items()))
         if key not in known:
             salt = self.session.sealer.keyring.key
-            known[key] = functions, describe(call.func, env=env, salt=salt, hooks=hooks, pin=pin)
+            inherited = {} if enqueuer.said.inline else self.session.environment()
+            described = describe(call.func, env=env, inherited=inherited, salt=salt, hooks=hooks, pin=pin)
+            known[key] = functions, described
         return enqueuer.submission("enqueue_many", known[key][1], call.args, call.kwargs)
 
     def _typed(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
 
 T = TypeVar("T")
+NAMED = 5  # variables that a message names
 ATTEND = 1.0  # seconds between two looks for a local worker: 3,000 submits need not look 3,000 times
 
 
@@ -58,7 +59,8 @@ class Session:
         self._lock = threading.RLock()
         self._broker: Broker | None = None
         self._url = settings.url
-        self._told = False
+        self._told = self._environment_told = False
+        self._environment: tuple[Any, dict[str, str | None]] | None = None  # what it was told for, and the answer
         self._server_was_there = False
         self.filed = client is None and settings_module.filed_url(settings.home) == settings.url
         self._attended = 0.0  # when we looked last for a local worker
@@ -198,6 +200,26 @@ class Session:
                 f"nbqueue: started a {what}, {begun.slots} at a time{begun.why}. They stop by themselves when idle; to "
                 "stop them now: nbqueue.local().stop()"
             )
+
+    def environment(self) -> dict[str, str | None]:
+        """In local mode: what jobs must be told of this process's environment, since their worker began with another.
+
+        Name -> value, None for what is not set here. Names them once.
+        """
+        if not self.local:
+            return {}
+        now = local.stamp(self.settings.local), dict(os.environ)
+        if self._environment is None or self._environment[0] != now:
+            self._environment = now, local.differing(self.settings.local)
+        found = self._environment[1]
+        if found and not self._environment_told:
+            self._environment_told = True
+            more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+            tell(
+                f"nbqueue: jobs see {', '.join([*found][:NAMED])}{more} as in this process now; the local worker was "
+                "started with other values."
+            )
+        return found
 
     def _ensure(self) -> local.Begun | None:
         broker = self.broker

@@ -75,7 +75,9 @@ class Submission:
             self.function = function
         else:
             salt = session.sealer.keyring.key
-            self.function = describe(function, env=options.env, salt=salt, hooks=terms.hooks(options), pin=options.pin)
+            inherited = {} if self.mode else session.environment()
+            how: dict[str, Any] = {"salt": salt, "hooks": terms.hooks(options), "pin": options.pin}
+            self.function = describe(function, env=options.env, inherited=inherited, **how)
         self.calls = calls(self.function)
         self.marks: Marks | None = None  # of a batch with a name, which may be submitted again
         self._packed: list[bytes] | None = None
@@ -108,7 +110,7 @@ class Submission:
             max_result=options.max_result,
             spill=self._spill(),
             seed=secrets.randbits(DRAWN) if options.seed is None else options.seed,
-            env=options.env,
+            env=tuple(sorted(self.function.record.env)),
             result_ttl=options.result_ttl,
             failure_ttl=options.failure_ttl,
             labeled=self.calls.labeled,

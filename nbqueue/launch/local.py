@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,33 @@ IDLE = 900  # seconds without work after which it leaves
 LEAVE = 10.0  # seconds that workers get to give back what they hold
 BOOT = 20.0  # seconds that a started worker may take to join
 LOGIN_SLOTS, LOGIN_NICE = 2, 10
+
+# What belongs to a terminal, a desktop, a kernel or nbqueue itself.
+_OWN = frozenset(
+    (
+        *("_", "PWD", "OLDPWD", "SHLVL", "PS1", "TTY", "STY", "COLUMNS", "LINES", "HISTFILE", "LS_COLORS", "GPG_TTY"),
+        *("TERM", "COLORTERM", "FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "PAGER", "GIT_PAGER", "EDITOR"),
+        *("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "WINDOWID", "SESSION_MANAGER", "MPLBACKEND", "GIT_ASKPASS"),
+        *("INVOCATION_ID", "JOURNAL_STREAM", "MANAGERPID", "SYSTEMD_EXEC_PID"),
+    )
+)
+_OWN_PREFIXES = (
+    *("NBQUEUE_", "JPY_", "JUPYTER", "KERNEL_", "IPYTHON", "PYDEVD_", "PYTEST_", "VSCODE_", "COLAB_"),
+    *(
+        "SSH_",
+        "XDG_",
+        "DBUS_",
+        "TERM_",
+        "TMUX",
+        "VTE_",
+        "GNOME_",
+        "KDE_",
+        "KITTY_",
+        "ITERM_",
+        "LESS",
+        "MEMORY_PRESSURE_",
+    ),
+)
 
 _SCHEDULERS = ("sbatch", "qsub", "bsub")
 _ALLOCATIONS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
@@ -61,6 +90,8 @@ class _Noted(NamedTuple):
     pid: int
     at: float  # time.time() of its start
     slots: int
+    salt: str
+    environ: dict[str, str]  # a digest of each variable that it was started with
 
 
 def on_login_node() -> bool:
@@ -157,8 +188,20 @@ _children: list[subprocess.Popen[bytes]] = []  # polled, so that a child that le
 
 
 def _note(folder: Path, pid: int, slots: int) -> None:
-    noted = {"pid": pid, "born": born(pid), "at": time.time(), "slots": slots}
-    (folder / "worker.json").write_text(json.dumps(noted))
+    salt = secrets.token_hex(8)
+    digests = {name: _digest(salt, value) for name, value in os.environ.items()}
+    noted = {"pid": pid, "born": born(pid), "at": time.time(), "slots": slots, "salt": salt, "environ": digests}
+    with open(folder / "worker.json", "w", opener=_privately) as file:
+        json.dump(noted, file)
+
+
+def _privately(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _digest(salt: str, value: str) -> str:
+    """Tells whether a value is another one by now; the values themselves, which may be passwords, are kept nowhere."""
+    return hashlib.blake2b(os.fsencode(value), key=salt.encode(), digest_size=8).hexdigest()
 
 
 def _starting(folder: Path) -> bool:
@@ -171,10 +214,34 @@ def _noted(folder: Path) -> _Noted | None:
     """The last worker started here, if that very process lives."""
     try:
         noted = json.loads((folder / "worker.json").read_text())
-        since, found = str(noted["born"]), _Noted(int(noted["pid"]), float(noted["at"]), int(noted["slots"]))
+        since, facts = str(noted["born"]), (int(noted["pid"]), float(noted["at"]), int(noted["slots"]))
+        found = _Noted(*facts, str(noted.get("salt", "")), dict(noted.get("environ", {})))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None  # none was started, or the file is cut short: then the store's list decides
     return found if since and born(found.pid) == since else None
+
+
+def stamp(folder: Path) -> int:
+    """What changes when another worker is started."""
+    try:
+        return (folder / "worker.json").stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def differing(folder: Path) -> dict[str, str | None]:
+    """The variables that this process has otherwise than the local worker was started with; None: it has none.
+
+    Those of a terminal, a desktop or a kernel are left out: they tell nothing to a job, and each kernel has others.
+    """
+    noted = _noted(folder)
+    if noted is None or not noted.environ:
+        return {}
+    found: dict[str, str | None] = {
+        name: value for name, value in os.environ.items() if noted.environ.get(name) != _digest(noted.salt, value)
+    }
+    found |= dict.fromkeys(noted.environ.keys() - os.environ.keys())
+    return {name: found[name] for name in sorted(found) if not (name in _OWN or name.startswith(_OWN_PREFIXES))}
 
 
 def alive(pid: int) -> bool:

@@ -34,7 +34,8 @@ def settle_in(record: FunctionRecord, paths: Sequence[str] = ()) -> None:
     """
     here = os.getcwd()  # noqa: PTH109 - a str for sys.path
     # Again, after the parent: a stable may be started by hand, and its children see what it was executed with.
-    kept = for_jobs(os.environ, cpus()) | record.env
+    here_too = {name: value for name, value in os.environ.items() if record.env.get(name, value) is not None}
+    kept = for_jobs(here_too, cpus()) | {name: value for name, value in record.env.items() if value is not None}
     for name in set(os.environ) - set(kept):
         del os.environ[name]
     os.environ.update(kept)

@@ -163,15 +163,19 @@ class Rider:
 
 
 @contextlib.contextmanager
-def _environment(env: dict[str, str]) -> Iterator[None]:
+def _environment(env: dict[str, str | None]) -> Iterator[None]:
     """The variables that travel with a function, while it runs."""
     before = {name: os.environ.get(name) for name in env}
-    os.environ.update(env)
+    _set(env)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(env: dict[str, str | None]) -> None:
+    for name, value in env.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -202,3 +202,41 @@ def test_a_worker_killed_with_jobs_in_its_hands_is_told_of_with_the_time_until_t
     assert "when its lease ends, in" in told
     assert "server" not in told  # it has been there all the time
     batch.cancel()
+
+
+def read(names):
+    return [os.environ.get(name) for name in names]
+
+
+def test_jobs_see_the_environment_as_it_is_at_their_submission(home, capfd, monkeypatch):
+    names = ["API_KEY", "GONE", "OMP_NUM_THREADS", "SHLVL"]
+    monkeypatch.setenv("GONE", "was set")
+    monkeypatch.setenv("API_KEY", "at first")
+    assert nbqueue.submit(read, names[:2]).wait(30) == ["at first", "was set"]
+    note = Path(session_module.current().settings.local, "worker.json")
+    assert note.stat().st_mode & 0o777 == 0o600
+    assert "at first" not in note.read_text()
+    capfd.readouterr()
+    monkeypatch.setenv("API_KEY", "then")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("SHLVL", "77")  # a terminal's, which is no affair of jobs
+    monkeypatch.delenv("GONE")
+    for _ in range(2):
+        job = nbqueue.submit(read, names)
+        assert job.wait(30)[:3] == ["then", None, "3"]
+        assert job.wait()[3] != "77"
+    assert job.batch.spec.env == ("API_KEY", "GONE", "OMP_NUM_THREADS")
+    assert capfd.readouterr().err.count("jobs see API_KEY, GONE, OMP_NUM_THREADS as in this process now") == 1
+    monkeypatch.delenv("API_KEY")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    [again] = job.batch.retry([0], func=read)
+    assert again.wait(30)[:2] == [None, None]
+    monkeypatch.setenv("API_KEY", "at first")
+    assert session_module.current().environment() == {"GONE": None}
+
+
+def test_an_unchanged_environment_adds_nothing(home, capfd):
+    jobs = [nbqueue.submit(square, 2), nbqueue.submit(square, 3)]
+    assert [job.wait(30) for job in jobs] == [4, 9]
+    assert {job.batch.spec.env for job in jobs} == {()}
+    assert "jobs see" not in capfd.readouterr().err
