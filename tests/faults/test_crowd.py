@@ -16,15 +16,20 @@ ROUNDS = 1_000
 def test_two_reapers_against_a_late_settle(server, broker):
     """Either the settle was in time and stands, or it is stale and the job runs again: never both, never neither."""
     gate, answers, round_ = threading.Barrier(4), [None] * 3, []
+    done = [threading.Event() for _ in range(3)]
+    after = {0: {1: [0], 2: [0]}, 1: {0: [1, 2]}}  # in the first two rounds: who waits for whom; then all run at once
     connections = [connect(server.url) for _ in range(3)]
     parties = [Broker(each, broker.keys.namespace) for each in connections]
 
     def takes_part(place):
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             gate.wait(60)
             worker, lease = round_
+            for other in after.get(number, {}).get(place, ()):
+                assert done[other].wait(60)
             settles = place == 0
             answers[place] = parties[0].settle(worker, [ended(lease)])[0] if settles else parties[place].reap().jobs
+            done[place].set()
             gate.wait(60)
 
     threads = [threading.Thread(target=takes_part, args=(place,), daemon=True) for place in range(3)]
@@ -37,6 +42,8 @@ def test_two_reapers_against_a_late_settle(server, broker):
         worker = join(broker, f"w{number}")
         round_[:] = worker, leases(claim(broker, worker, want=1))[0]
         expire(broker, worker)
+        for each in done:
+            each.clear()
         gate.wait(60)
         gate.wait(60)
         ways[answers[0], answers[1] + answers[2]] += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -120,8 +119,7 @@ def test_a_frozen_slot_has_its_limit_clock_stand_still():
         wait_until(lambda: (driver.pump(), driver.horses())[1])
         driver.fence(limits.fence_clock())
         wait_until(lambda: [state_of(pid) for pid in driver.horses()] == ["T"])
-        frozen = time.monotonic()
-        wait_until(lambda: time.monotonic() > frozen + 1.2)
+        time.sleep(1.2)  # longer than the limit, which is what this is about
         driver.thaw(seq)
         assert driver.outcomes([seq])[0].state is State.FINISHED
 
@@ -136,7 +134,7 @@ def state_of(pid):
 def test_the_fence_clock_counts_suspend():
     if not hasattr(time, "CLOCK_BOOTTIME"):
         pytest.skip("no CLOCK_BOOTTIME here")
-    assert abs(limits.fence_clock() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 1
+    assert limits._FENCE_CLOCK == time.CLOCK_BOOTTIME  # a machine that was never suspended tells no other way
 
 
 def test_the_board_keeps_a_clock_that_can_be_set_back():
@@ -148,4 +146,3 @@ def test_the_board_keeps_a_clock_that_can_be_set_back():
     assert board.now() - since < -9
     board.end()
     assert board.read() is None
-    assert os.getpid()

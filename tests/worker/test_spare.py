@@ -186,11 +186,12 @@ def test_schedulers_signals_leave_it_alone():
         assert driver.values(0, isolate=True) == [pid]
 
 
-def test_a_death_in_no_call_hides_no_later_kill_for_memory():
+def test_a_death_in_no_call_hides_no_later_kill_for_memory(monkeypatch):
     found = Obituary()
-    before = found._kills
+    before = killed = found._kills
+    monkeypatch.setattr(found, "kills", lambda: killed)
     found.pass_over(signal.SIGKILL)
-    assert before <= found._kills <= before + 1
-    found._kills = before - 2  # the kernel has killed twice since: a spare horse, and a job
+    assert found._kills == before  # the kernel has killed nobody
+    killed += 2  # now it has, twice: a spare horse, and a job
     found.pass_over(signal.SIGKILL)
-    assert found._kills == before - 1
+    assert found._kills == before + 1
