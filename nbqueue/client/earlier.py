@@ -51,7 +51,7 @@ def words(batches: list[Batch[Any]]) -> list[tuple[str, str]]:
     for batch in batches:
         command = f"nbqueue.attach({batch.id!r}).cancel()"
         text = (
-            f"The batch of this cell's run before this one still runs: {batch.id} ({batch.tally})."
+            f"The batch of this cell's previous run still runs: {batch.id} ({batch.tally})."
             f" {command} cancels it."
         )
         found.append((text, command))
