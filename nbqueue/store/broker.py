@@ -6,7 +6,9 @@ attempt) and answers a repeat as it answered the first time. Redis's clock is th
 
 from __future__ import annotations
 
+import math
 import secrets
+import time
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any, Literal
@@ -58,21 +60,24 @@ class Broker(Uploads, Reads):
             burst = False
         return bool(answer)
 
-    def claim(self, worker: str, token: str, queues: Sequence[str], *, free: int, want: int, fit: Fitness) -> Claimed:
+    def claim(
+        self, worker: str, token: str, queues: Sequence[str], *, free: int, want: int, fit: Fitness, more: str = ""
+    ) -> Claimed:
         """Takes up to `want` jobs (1,000 and 4 MB at most) for a worker with `free` slots.
 
-        `token` is "<worker>:<counter>"; the same one again is answered again. Raises LeaseEnded.
+        `token` is "<worker>:<counter>"; the same one again is answered again. `more` is that of the answer before, if
+        it had any: this claim goes on from there. Raises LeaseEnded.
         """
         if token.rpartition(":")[0] != worker:
             raise BadInput(message=f"The claim token {token!r} must be '{worker}:<counter>'.")
         arguments = (worker, token, free, want, fit.python, fit.host, " ".join(fit.keys), " ".join(fit.unfit))
-        answer = self._run("claim", *arguments, *queues)
+        answer = self._run("claim", *arguments, more, *queues)
         if answer[0] != b"OK":
             raise LeaseEnded(worker=worker)
-        _, now, grants, counts, due, suspended, left = answer
+        _, now, grants, counts, due, suspended, left, more_after = answer
         skipped = {_text(counts[i]): int(counts[i + 1]) for i in range(0, len(counts), 2)}
         given = [_grant(token, *grant) for grant in grants]
-        return Claimed(now, given, skipped, _seconds(due), bool(suspended), bool(left))
+        return Claimed(now, given, skipped, _seconds(due), bool(suspended), bool(left), _text(more_after))
 
     def renew(self, worker: str, begun: Sequence[Lease] = (), *, lease: float = LEASE) -> Renewed:
         """The heartbeat; `begun` are leases to ask about. Raises LeaseEnded."""
@@ -240,22 +245,32 @@ class Broker(Uploads, Reads):
 
     # ---------------------------------------------------------------- what anyone may do at any time
 
-    def reap(self, *, max_losses: int = MAX_LOSSES) -> Reaped:
-        """Takes the jobs of workers whose leases have ended, and hands them out again."""
+    def reap(self, *, max_losses: int = MAX_LOSSES, seconds: float = math.inf) -> Reaped:
+        """Takes the jobs of workers whose leases have ended, and hands them out again.
+
+        After so many `seconds` it stops, and says whether there is `more`.
+        """
         workers: dict[str, None] = {}
         jobs = lost = 0
         more, waiting = 1, 0
+        until = time.monotonic() + seconds
         while more:
             worker, some, gone, waiting, more = self._run("reap", max_losses)
             if worker:
                 workers[_text(worker)] = None
             jobs, lost = jobs + some, lost + gone
-        return Reaped(list(workers), jobs, lost, bool(waiting))
+            if time.monotonic() >= until:
+                break
+        return Reaped(list(workers), jobs, lost, bool(waiting), bool(more))
 
-    def promote(self) -> float | None:
-        """Does what is due; answers the seconds until the next due thing, None if there is none."""
+    def promote(self, *, seconds: float = math.inf) -> float | None:
+        """Does what is due; answers the seconds until the next due thing, None if there is none.
+
+        After so many `seconds` it stops, and answers 0 if there is more.
+        """
+        until = time.monotonic() + seconds
         done, nearest = self._run("promote")
-        while done:
+        while done and time.monotonic() < until:
             done, nearest = self._run("promote")
         return _seconds(nearest)
 

@@ -99,6 +99,8 @@ class Keys:
 
 
 _USE = re.compile(r"\bK\.(\w+)(?:\(([\w.\[\]]+)\))?")
+_SOUND = re.compile(r"\bsound\((\w+(?:\.\w+)?), '([a-z ]+)'\)")
+_LENGTH = {"string": "STRLEN", "bitmap": "STRLEN", "hash": "HLEN", "list": "LLEN", "set": "SCARD", "zset": "ZCARD"}
 
 
 def spelled(script: str) -> str:
@@ -108,6 +110,12 @@ def spelled(script: str) -> str:
     a short script took. What has more than a name in its brackets becomes a function of its own in front.
     """
     left: dict[str, None] = {}
+
+    def lengths(use: re.Match[str]) -> str:
+        # Of a key that holds something else the length is an error, before anything of the batch was changed.
+        batch, names = use.groups()
+        kinds = {name: _LENGTH[re.split(r"\W", PARTS[name])[0]] for name in names.split()}
+        return " ".join(f"call('{kind}',P..'b:'..{batch}..':{name}')" for name, kind in kinds.items())
 
     def key(use: re.Match[str]) -> str:
         name, part = use.groups()
@@ -119,7 +127,7 @@ def spelled(script: str) -> str:
         left[name] = None
         return f"K_{name}"
 
-    text = _USE.sub(key, script)
+    text = _USE.sub(key, _SOUND.sub(lengths, script))
     lines = [f"local function K_{name}(x) return P..'{SHAPES[name][:-1]}'..x end" for name in left]
     own = ",".join(f"'{part}'" for part in PARTS if part not in LINKS)
     links = ",".join(f"'{part}'" for part in LINKS)

@@ -107,7 +107,8 @@ class Claimed(msgspec.Struct, frozen=True):
     """The answer of claim. `skipped` counts batches that this worker cannot run, by reason.
 
     `due` is the number of seconds until promote has something to do, None if nothing is to come. While `suspended`
-    nothing is given. `left`: the queues hold more, for this worker or for others.
+    nothing is given. `left`: the queues hold more, for this worker or for others. `more`: it gave nothing, and stopped
+    before the end of the queues; the claim that is to go on from there, at once, is given this.
     """
 
     now_us: int
@@ -116,6 +117,7 @@ class Claimed(msgspec.Struct, frozen=True):
     due: float | None = None
     suspended: bool = False
     left: bool = True
+    more: str = ""
 
 
 class Settled(NamedTuple):
@@ -143,12 +145,16 @@ class Renewed(msgspec.Struct, frozen=True):
 
 
 class Reaped(msgspec.Struct, frozen=True):
-    """The answer of reap. `lost` of the `jobs` had been lost too often and failed; `waiting`: the server was away."""
+    """The answer of reap. `lost` of the `jobs` had been lost too often and failed; `waiting`: the server was away.
+
+    `more`: it has stopped before the end.
+    """
 
     workers: list[str]
     jobs: int
     lost: int
     waiting: bool
+    more: bool = False
 
 
 class BatchView(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from nbqueue.model import State, Tally
 from nbqueue.store import decoding
 from nbqueue.store.decoding import FULL, us
 from nbqueue.store.door import Door
-from nbqueue.store.records import QueuedBatch
+from nbqueue.store.records import Lease, QueuedBatch
 
 
 class WorkerView(NamedTuple):
@@ -29,17 +29,25 @@ class Roster(Door):
 
     def workers(self) -> list[WorkerView]:
         """All workers that were not given up."""
-        now, pairs = self._read([("TIME",), ("ZRANGE", self.keys.at("workers"), 0, -1, "WITHSCORES")])
-        ends = [(name, float(end)) for raw, end in decoding.pairs(pairs) for name in decoding.names([raw])]
+        now, ends = self._lease_ends()
         commands = [("HGET", self.keys.at("w", name), "info") for name, _ in ends]
         held = [("SCARD", self.keys.at("held", name)) for name, _ in ends]
         answers = self._read([*commands, *held], each=True) if ends else []
         rows = zip(answers[: len(ends)], answers[len(ends) :], ends, strict=True)
         return [
-            WorkerView(b"" if isinstance(info, Damaged) else info, (end * 1000 - us(now)) / 1e6, number)
+            WorkerView(b"" if isinstance(info, Damaged) else info, end - now, number)
             for info, number, (_, end) in rows
             if info is not None and not isinstance(number, Damaged)
         ]
+
+    def _lease_ends(self) -> tuple[float, list[tuple[str, float]]]:
+        """The server's time, and when the lease of each worker ends: none before the wait that follows an outage."""
+        commands = ("TIME",), ("ZRANGE", self.keys.at("workers"), 0, -1, "WITHSCORES"), ("GET", self.keys.at("pulse"))
+        now, pairs, pulse = self._read(commands)
+        last = (pulse or b"").split()[-1:]
+        until = int(last[0][:18]) / 1000 if last and last[0].isdigit() else 0.0
+        ends = [(name, float(end) / 1000) for raw, end in decoding.pairs(pairs) for name in decoding.names([raw])]
+        return us(now) / 1e6, [(name, max(end, until)) for name, end in ends]
 
     def held_by(self, worker: str) -> list[str]:
         """The ids of the jobs that a worker holds."""
@@ -50,6 +58,21 @@ class Roster(Door):
         return [
             batch if single == b"1" else f"{batch}:{index}"
             for (batch, _, index), single in zip(jobs, singles, strict=True)
+        ]
+
+    def leases_of(self, worker: str) -> list[Lease]:
+        """The jobs that stand in a worker's name; with an empty token those of which somebody else has the lease."""
+        names = self._read([("SMEMBERS", self.keys.at("held", worker))])[0]
+        jobs = [name.decode("utf-8", "replace").rpartition(":") for name in names]
+        places = [(batch, int(index)) for batch, _, index in jobs if is_name(batch) and index.isdecimal()]
+        asked = [("HGET", self.keys.part(batch, "run"), index) for batch, index in places]
+        tokens = [
+            lease.partition(b" ")[0].decode("utf-8", "replace") if isinstance(lease, bytes) else ""
+            for lease in (self._read(asked, each=True) if asked else [])
+        ]
+        return [
+            Lease(batch, index, token if token.rpartition(":")[0] == worker else "")
+            for (batch, index), token in zip(places, tokens, strict=True)
         ]
 
     def queues(self) -> dict[str, Tally]:
@@ -95,14 +118,9 @@ class Roster(Door):
 
     def live_slots(self, queue: str) -> int:
         """The slots of the queue's workers whose leases stand."""
-        slots, now, pairs = self._read(
-            [
-                ("HGETALL", self.keys.at("slots", queue)),
-                ("TIME",),
-                ("ZRANGE", self.keys.at("workers"), 0, -1, "WITHSCORES"),
-            ]
-        )
-        living = {name for name, end in decoding.pairs(pairs) if float(end) * 1000 > us(now)}
+        (slots,) = self._read([("HGETALL", self.keys.at("slots", queue))])
+        now, ends = self._lease_ends()
+        living = {name.encode() for name, end in ends if end > now}
         with decoding.sound(f"The slots of {queue}"):
             return sum(decoding.number(count) for worker, count in decoding.mapping(slots).items() if worker in living)
 

@@ -8,6 +8,8 @@ gives `worker` (text), `lease` (a number), and `queues`, the position in ARGV of
 gets one key, the prefix `P` of the namespace. It builds further keys from it: `K.b(batch)`, as keys.py spells them.
 All share the hash tag of the namespace, so they lie in one slot of a cluster, and an ACL on the prefix covers them.
 
+Where a script stops and says that there is more stands in MOST: scripts write `MOST.rows`, and the loader the number.
+
 In front of each goes `_prelude.lua`, and what a line `-- WITH: dependents` names: `_dependents.lua`. After
 `-- LATER: dependents -> drain fall` it becomes a function `later()` instead, which gives a table with these two: a
 script that seldom needs it does not make all its functions on every call.
@@ -26,6 +28,16 @@ from redis.exceptions import NoScriptError
 
 from nbqueue.store.keys import spelled
 
+# No script goes on for long, or no other would have its turn: each says where it stopped, and is called again.
+MOST = {
+    "rows": 1_000,  # jobs of a batch, or holes between them
+    "entries": 1_000,  # of the lists of queues, that a claim looks at
+    "due": 100,  # things that are due
+    "children": 100,  # batches that depend on one
+    "touched": 5_000,  # jobs of batches that depend on one
+}
+
+_MOST = re.compile(r"\bMOST\.(\w+)")
 _WITH = re.compile(r"^-- WITH: *(.*)$", re.MULTILINE)
 _LATER = re.compile(r"^-- LATER: *(.*?) *-> *(.*)$", re.MULTILINE)
 _ARGUMENTS = re.compile(r"^-- ARGV: *(.*)$", re.MULTILINE)
@@ -53,6 +65,7 @@ def load(name: str, *, stand_in: bool = False) -> Script:
         exports = ",".join(f"{each}={each}" for each in names.split())
         before += ["local function later()", *texts, f"return {{{exports}}} end"]
     text = "local P=KEYS[1]\n" + spelled("\n".join((_locals(body), *before, body)))
+    text = _MOST.sub(lambda use: str(MOST[use[1]]), text)
     return Script(name, text, hashlib.sha1(text.encode()).hexdigest())  # noqa: S324 - the name that Redis gives it
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nbqueue.settings import host, python_version
-from nbqueue.store.records import Claimed, Fitness
+from nbqueue.store.records import Claimed, Fitness, Lease
 from nbqueue.worker.ledger import Task
 from nbqueue.worker.refusals import lacks
 from nbqueue.worker.score import Score
@@ -31,6 +33,8 @@ class Claims:
     suspended: bool = False  # someone has suspended all workers
     rung: bool = False  # a bell was heard, which nobody has answered yet
     _count: int = 0
+    _more: str = ""  # where the last claim stopped, short of the end of the queues
+    _passed_over: Counter[str] = field(default_factory=Counter)  # by the claims since the beginning of the queues
     _withheld: int = 0  # how many jobs it held when it was given none, though there were some
     lacks: list[str] = field(default_factory=list)  # what waits that it cannot run, and why
     _skipped: dict[str, int] = field(default_factory=dict)
@@ -39,7 +43,7 @@ class Claims:
 
     def wish(self) -> tuple[int, int]:
         """`(free, want)` for the next claim."""
-        if self.tenure.estranged or self.settler.full:
+        if self.settler.full:
             return 0, 0
         free, want = self.stables.ledger.wish(self.stables.recent)
         if self.max_jobs is not None:
@@ -55,7 +59,6 @@ class Claims:
         if self._unheard:
             # A claim that was not answered may have given jobs: asked again with its token, the store tells which.
             self._answered(self._ask(free, want))
-            self.tenure.estranged = False  # as far as we know; the next beat tells
         elif want and self.thirsty:
             self._answered(self._ask(free, want))
         elif self.rung and not want:
@@ -72,7 +75,9 @@ class Claims:
         # The token changes only once a claim is answered: asked again with the same one, the store gives the same jobs.
         token = f"{worker}:{self._count + 1}"
         self._unheard = True
-        claimed = self.tenure.broker.claim(worker, token, self.tenure.queues, free=free, want=want, fit=fit)
+        claimed = self.tenure.broker.claim(
+            worker, token, self.tenure.queues, free=free, want=want, fit=fit, more=self._more if want else ""
+        )
         self._count, self._unheard = self._count + 1, False
         return claimed
 
@@ -80,20 +85,25 @@ class Claims:
         self.settler.clock(claimed.now_us)
         self.tenure.due_in(claimed.due)
         self._take(claimed)
-        self._left_behind(claimed.skipped)
+        self._left_behind(claimed)
         if claimed.suspended != self.suspended:
             self.suspended = claimed.suspended
             text = "suspended: it takes no jobs until `nbqueue resume`" if self.suspended else "resumed"
             self.score.line("--", text)
-        self.thirsty = bool(claimed.grants) and claimed.left
+        # One that stopped on its way goes on at once, in the next turn: what this worker can run may stand behind.
+        self._more = claimed.more
+        self.thirsty = bool(claimed.more) or (bool(claimed.grants) and claimed.left)
         self._withheld = self._holds() if claimed.left and not claimed.grants else 0
 
-    def _left_behind(self, skipped: dict[str, int]) -> None:
+    def _left_behind(self, claimed: Claimed) -> None:
         """Says once what this worker cannot run, why, and what to do about it."""
-        if skipped == self._skipped:
+        if not self._more:
+            self._passed_over.clear()
+        self._passed_over.update(claimed.skipped)
+        if claimed.more or self._passed_over == self._skipped:
             return
-        self._skipped = skipped
-        self.lacks = lacks(self.tenure.broker, self.tenure.id, skipped)
+        self._skipped = dict(self._passed_over)
+        self.lacks = lacks(self.tenure.broker, self.tenure.id, self._skipped)
         for number, text in enumerate(self.lacks):
             self.score.once(f"skipped {number}", "!!", text)
 
@@ -114,7 +124,12 @@ class Claims:
             if stale := self.stables.unbegun(UNBEGUN):
                 # Forgotten first: should the answer be lost, they must not be run here as well.
                 self._forget(stale)
-                self.tenure.broker.release(self.tenure.id, [task.lease for task in stale])
+                self._part_with(task.lease for task in stale)
+        if self.tenure.estranged and not self._unheard:
+            self._disown()
+        if parting := self.stables.ledger.parting:
+            self.tenure.broker.release(self.tenure.id, parting)
+            parting.clear()
         for key, tasks in self.stables.refusals.by_function().items():
             leases = [task.lease for task in tasks]
             patience = self.stables.refusals.patience(key)
@@ -126,6 +141,22 @@ class Claims:
                 self._forget(tasks)
                 self.thirsty = True
         self.stables.end_slow_loads()
+
+    def _part_with(self, leases: Iterable[Lease]) -> None:
+        self.stables.ledger.parting += leases
+
+    def _disown(self) -> None:
+        """What the store holds in our name and we do not know: a claim whose answer never came, or an older state."""
+        self.tenure.estranged = False
+        ledger = self.stables.ledger
+        known = {task.lease for task in ledger.tasks.values()} | self.settler.leases | set(ledger.parting)
+        unknown = [lease for lease in self.tenure.broker.leases_of(self.tenure.id) if lease not in known]
+        if unknown:
+            self.score.line("--", f"gives back {len(unknown)} jobs that a lost answer left in its name")
+            self._part_with(unknown)
+            # A number before that of the last claim would be taken for one that comes late, and be given nothing.
+            numbers = [lease.token.rpartition(":")[2] for lease in unknown]
+            self._count = max(self._count, *(int(number) for number in numbers if number.isdecimal()), 0)
 
     def _forget(self, tasks: list[Task]) -> None:
         for task in tasks:

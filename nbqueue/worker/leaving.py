@@ -115,7 +115,8 @@ class Leaving:
         if begun:
             self.settler.notes.save(begun)
             self.tenure.broker.release(self.tenure.id, begun, begun=frozenset(begun))
-        self.settler.flush()
+        while self.settler.flush():
+            pass
         self.aftermath.cut()
         self.tenure.broker.leave(self.tenure.id)
         self.score.line("--", f"stopped; {len(begun)} running jobs were given back")

@@ -89,6 +89,7 @@ class Ledger:
     riding: list[dict[int, Task]] = field(default_factory=list)  # by slot: with a stable, in order
     trailing: dict[int, Task] = field(default_factory=dict)  # over, but callbacks are to come: their slots are taken
     paces: dict[str, Pace] = field(default_factory=dict)
+    parting: list[Lease] = field(default_factory=list)  # to be given back, until the store has said that they are
     _seq: int = 0
 
     def __post_init__(self) -> None:

@@ -223,10 +223,7 @@ class Parent:
         except LeaseEnded as why:
             self.tenure.rejoin(why)
             self.claims.thirsty = True
-        idle = self.leaving.idle()
-        if idle and self.tenure.estranged and stop_at is None:
-            self.tenure.reconcile()
-        if idle:
+        if self.leaving.idle():
             self.leaving.rest()
         else:
             self.leaving.idle_since = time.monotonic()

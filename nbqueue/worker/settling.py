@@ -28,6 +28,7 @@ LINGER = 0.02  # seconds that a success may wait for others to settle with, whil
 BIG = 1 << 20  # bytes of an outcome that settles by itself
 TRIES = 3  # at a large outcome, between which the server answers otherwise
 ENOUGH = 200  # successes that wait for no more
+AT_ONCE = 1_000  # outcomes settled in one turn
 RERUN = frozenset({Cause.ERROR, Cause.TIMEOUT, Cause.CRASHED, Cause.OOM})  # causes that another run may not meet
 MOST_PENDING = 20_000  # outcomes in memory while the server is away; then the worker claims and starts no more
 MOST_BYTES = 256 << 20  # of them
@@ -115,6 +116,11 @@ class Settler:
         return len(self._ready) + len(self._held)
 
     @property
+    def leases(self) -> set[Lease]:
+        """The jobs of the outcomes not settled yet."""
+        return {Lease(*place) for place in self._told}
+
+    @property
     def full(self) -> bool:
         """Whether so much waits for the server that nothing should be added."""
         return self.pending > MOST_PENDING or self.weight > MOST_BYTES
@@ -133,24 +139,26 @@ class Settler:
             return 0.0
         return max(0.0, self._since + LINGER - time.monotonic())
 
-    def flush(self, *, patient: bool = True) -> None:
-        """Settles what is ready; raises SetupError when the server cannot take it, and keeps it.
+    def flush(self, *, patient: bool = True) -> bool:
+        """Settles what is ready, so many at once; raises SetupError when the server cannot take it, and keeps it.
 
-        Failures wait a moment, unless it is not `patient`.
+        Failures wait a moment, unless it is not `patient`. Answers whether more is ready.
         """
         if not self.draining:
             ripe = time.monotonic() - (HELD_BACK if patient else 0.0)
             while self._held and self._held[0][0] <= ripe:
                 self._ready.append(self._held.pop(0)[2])
         if not self._ready or self._lingers():
-            return
-        self._settle([record for record in self._ready if len(record.blob) <= BIG])
-        for record in [record for record in self._ready if len(record.blob) > BIG]:
+            return False
+        some = self._ready[:AT_ONCE]
+        self._settle([record for record in some if len(record.blob) <= BIG])
+        for record in [record for record in some if len(record.blob) > BIG]:
             try:
                 self._settle([record])
             except NoServer:
                 self._give_up(record)
                 raise
+        return bool(self._ready)
 
     def _settle(self, records: list[Settled]) -> None:
         if not records:

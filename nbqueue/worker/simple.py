@@ -33,7 +33,7 @@ from nbqueue.worker.rider import Handler, Rider, Urgent
 from nbqueue.worker.score import Score
 from nbqueue.worker.settling import Settler
 from nbqueue.worker.signals import Signals
-from nbqueue.worker.tenure import LATE, describe, queues_of
+from nbqueue.worker.tenure import LATE, MOMENT, describe, queues_of
 
 _AGAIN = 0.25  # seconds between two tries to leave, and to reach a server that is away
 
@@ -75,6 +75,7 @@ class Simple:
         self._next_due: float | None = None
         self._idle_since = self._began = time.monotonic()
         self._thirsty = True
+        self._more = ""  # where the last claim stopped, short of the end of the queues
         self._over = False
 
     # ------------------------------------------------------------ its life
@@ -158,7 +159,7 @@ class Simple:
             self._leave("it has done its jobs")
         elif (task := self._take()) is not None:
             self._work(task)
-        elif not self.settler.pending:
+        elif not self.settler.pending and not self._thirsty:
             self._rest()
 
     # ------------------------------------------------------------ one job
@@ -166,7 +167,7 @@ class Simple:
     def _take(self) -> Task | None:
         if self._next_due is not None and time.monotonic() >= self._next_due:
             self._next_due = None
-            self._due_in(self.broker.promote())
+            self._due_in(self.broker.promote(seconds=MOMENT))
             self._thirsty = True
         if self.ledger.waiting:
             return self._next()
@@ -177,12 +178,13 @@ class Simple:
         keys, unfit = self.sealer.keyring.ids, self.rider.refusals.unfit
         fit = Fitness(keys=keys, python=python_version(), host=host(), unfit=unfit)
         token = f"{self.id}:{self._claims + 1}"
-        claimed = self.broker.claim(self.id, token, self._queues, free=1, want=1, fit=fit)
+        claimed = self.broker.claim(self.id, token, self._queues, free=1, want=1, fit=fit, more=self._more)
         self._claims += 1
         self.settler.clock(claimed.now_us)
         self._due_in(claimed.due)
-        self._thirsty = bool(claimed.grants)
-        if claimed.skipped != self._skipped:
+        self._more = claimed.more
+        self._thirsty = bool(claimed.grants or claimed.more)
+        if claimed.skipped != self._skipped and not claimed.more:
             self._skipped = claimed.skipped
             self.score.once("skipped", "!!", "; ".join(lacks(self.broker, self.id, claimed.skipped)))
         self.score.once("suspended", "--", "suspended: it takes no jobs until `nbqueue resume`" * claimed.suspended)

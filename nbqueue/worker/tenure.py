@@ -26,6 +26,7 @@ from nbqueue.worker.score import Score
 from nbqueue.worker.settling import Settler
 from nbqueue.worker.stables import Stables
 
+MOMENT = 0.02  # seconds at a time for what anyone may do: what is left goes on in the next turn, after our own work
 LATE = 0.002  # seconds after its time that a due thing is done: not before, by any clock
 
 
@@ -48,6 +49,7 @@ class Tenure:
     next_due: float = math.inf  # when something scheduled is due, as far as we know
     estranged: bool = False  # whether the store holds jobs in our name that we do not know
     queues: tuple[str, ...] = field(init=False)
+    _reaps: bool = False  # whether the jobs of lost workers are to be looked for
 
     def __post_init__(self) -> None:
         self.queues = self.plan.queues
@@ -86,19 +88,19 @@ class Tenure:
         self.stables.thaw()
         self.settler.clock(renewed.now_us)
         self._leased(before)
-        # What the store says we hold and we know nothing of: a claim whose answer never came, or a server that went
-        # back to an older state. Once the rest is done we leave, which gives it back, and join anew.
-        self.estranged = renewed.held > len(tasks) + self.settler.pending
+        self.estranged = renewed.held > len(tasks) + self.settler.pending + len(self.ledger.parting)
         if ALL_QUEUES in self.plan.queues and set(self.broker.queues()) - set(self.queues):
             self.join()
-        self.broker.reap()
+        self._reaps = True
         self.promote()
 
     def promote(self) -> None:
-        """Does what is due, and notes when the next thing will be."""
-        due = self.broker.promote()
+        """Does what is due, for a moment, and notes when the next thing will be."""
+        if self._reaps:
+            self._reaps = self.broker.reap(seconds=MOMENT).more
+        due = self.broker.promote(seconds=MOMENT)
         self.next_due = math.inf
-        self.due_in(due)
+        self.due_in(0.0 if self._reaps else due)
 
     def due_in(self, seconds: float | None) -> None:
         """Something is due in so many seconds; None: nothing that is known of."""
@@ -115,15 +117,8 @@ class Tenure:
         self.settler.notes.clear()
         for task in list(self.ledger.tasks.values()):
             self.ledger.drop(task)
-        self._anew()
 
-    def reconcile(self) -> None:
-        """Gives back what the store holds in our name and we do not know: by leaving, and joining under a new id."""
-        self.score.line("--", "gives back jobs that a lost answer left in its name")
-        self.broker.leave(self.id)
-        self._anew()
-
-    def _anew(self) -> None:
+        self.ledger.parting.clear()
         self.id = self.settler.worker = new_id(self.name)
         self.estranged = False
         self.join()

@@ -12,6 +12,7 @@ QUEUES = ("high", "default")
 CHOICE = st.integers(0, 1_000_000)
 FEW = st.lists(st.integers(0, 12), max_size=5)
 LONG = 1000.0
+FOREIGN = "99887766"  # a key that not every worker knows
 
 
 def some(things, choice):
@@ -30,12 +31,14 @@ class BatchRules:
         named=st.booleans(),
         ttl=st.sampled_from([None, 500.0]),
         late=st.sampled_from([False, False, True]),
+        foreign=st.sampled_from([False, False, True]),
         repeat=st.booleans(),
     )
-    def submit(self, n, last, at_front, queue, named, ttl, late, repeat):
+    def submit(self, n, last, at_front, queue, named, ttl, late, foreign, repeat):
         batch = self.fresh("b")
         facts = {"queue": queue, "at_front": at_front, "ttl": ttl, "single": n == 1 and last}
         facts |= {"name": f"name-{batch}" if named else None, "delay": LONG if late else None}
+        facts |= {"signer": FOREIGN} if foreign else {}
         new = new_batch(batch, **facts)
         for _ in range(1 + repeat):
             submitted = self.broker.submit(new, [b"arg%d" % index for index in range(n)], last=last)

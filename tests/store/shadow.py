@@ -115,6 +115,7 @@ class World:
         return batch.stand[need]
 
     def react(self):
+        self.broker.promote()  # what was too much for one script goes on
         moving = True
         while moving:
             steps = (self.follow, self.needs, self.pairs)

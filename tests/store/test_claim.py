@@ -131,6 +131,89 @@ def test_what_does_not_fit_is_skipped_and_counted(broker, batch, fit, reason):
     assert claimed.skipped == {reason: 1}
 
 
+def calls_until_given(broker, **facts):
+    """How many scripts a worker with nothing to do runs until it is given something; each goes on where one stopped."""
+    more, calls = "", 0
+    while True:
+        claimed = claim(broker, more=more, **facts)
+        calls, more = calls + 1, claimed.more
+        assert claimed.grants or more, "it came to the end, and was given nothing"
+        if claimed.grants:
+            return calls, indexes(claimed)
+
+
+def test_behind_canceled_rows_stands_the_first_that_is_not(broker):
+    join(broker, queues=["default", "low"])
+    args = [b"x"] * 21_000
+    new = new_batch()
+    broker.submit(new, args[:1000], last=False)
+    for start in range(1000, 21_000, 1000):
+        broker.extend("b1", start, args[start : start + 1000], nonce=new.nonce, last=start == 20_000)
+    broker.cancel("b1", range(20_000))
+    submit(broker, "b2", n=1, queue="low")
+    calls, given = calls_until_given(broker, want=1, queues=["default", "low"])
+    assert given == [("b1", [20_000])]  # and nothing of a queue behind that
+    assert calls <= 21
+
+
+def test_behind_what_was_handed_back_and_canceled_stands_the_rest(broker):
+    join(broker, slots=5000)
+    submit(broker, n=3000)
+    held = [lease for _ in range(3) for lease in leases(claim(broker))]
+    broker.release("w1", held)
+    broker.cancel("b1", range(2900))
+    calls, given = calls_until_given(broker, want=1)
+    assert given == [("b1", [2900])]
+    assert calls <= 4
+
+
+@pytest.mark.parametrize("at_front", [False, True])
+def test_behind_batches_that_it_cannot_run_stands_one_that_it_can(broker, at_front):
+    join(broker)
+    foreign = {"single": True, "signer": "99887766", "at_front": at_front}
+    if at_front:
+        submit(broker, "mine", n=1, at_front=True)
+    broker.submit_many([(new_batch(f"f{n}", **foreign), b"x") for n in range(2500)])
+    if not at_front:
+        submit(broker, "mine", n=1)
+    calls, given = calls_until_given(broker, want=1)
+    assert given == [("mine", [0])]
+    assert calls == 3
+    assert [lease.batch for lease in leases(claim(broker, fit=msgspec.structs.replace(FIT, keys=("99887766",))))][
+        :2
+    ] == (["f2499", "f2498"] if at_front else ["f0", "f1"])
+
+
+def test_what_arrives_while_it_looks_is_not_taken_for_seen(broker):
+    """A worker of a burst goes when it has seen all and can run none: not if something came behind its back."""
+    join(broker)
+    broker.submit_many([(new_batch(f"f{n}", single=True, signer="99887766"), b"x") for n in range(1500)])
+    more = claim(broker).more
+    submit(broker, "mine", n=1, at_front=True)
+    claimed = claim(broker, more=more)
+    assert (claimed.grants, claimed.more) == ([], "")
+    assert bells(broker) == 1
+    assert not broker.leave("w1", burst=True)
+    assert finish_all(broker) == 1
+    more = claim(broker).more
+    assert claim(broker, more=more).more == ""
+    assert broker.leave("w1", burst=True)
+
+
+def test_an_error_on_the_way_loses_no_row(broker):
+    """What was read of a batch goes from its place only when it is safe in another one."""
+    join(broker)
+    submit(broker, n=5)
+    broker.release("w1", leases(claim(broker, want=2)))
+    broker.cancel("b1", [3])
+    args = broker.keys.part("b1", "args")
+    broker.client.rename(args, args + "aside")
+    broker.client.set(args, "no hash")
+    assert claim(broker).skipped == {"repair": 1}
+    broker.client.rename(args + "aside", args)
+    assert indexes(claim(broker)) == [("b1", [0, 1, 2, 4])]
+
+
 def test_on_the_client_s_host_any_python_fits(broker):
     join(broker)
     submit(broker, python="3.13")

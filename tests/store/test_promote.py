@@ -1,4 +1,4 @@
-from helpers import claim, ended, finish_all, join, leases, submit, wait_until
+from helpers import claim, ended, finish_all, join, leases, new_batch, submit, wait_until
 
 from nbqueue.model import Cause, State
 
@@ -58,6 +58,34 @@ def test_many_that_waited_too_long(broker):
     broker.promote()
     assert broker.view("b1").tally.canceled == 3000
     assert broker.states("b1", [0, 2999]) == [State.CANCELED] * 2
+
+
+def test_it_stops_after_a_while_and_says_that_there_is_more(broker):
+    broker.submit_many([(new_batch(f"s{n}", ttl=500.0, single=True), b"x") for n in range(450)])
+    later = broker.keys.at("later")
+    broker.client.zadd(later, {f"ttl:s{n}": 1 for n in range(450)})
+    answers = [broker.promote(seconds=0) for _ in range(4)]
+    assert answers == [0.0] * 4
+    assert broker.queues()["default"].canceled == 400
+    assert broker.promote(seconds=0) > 0  # the ends of what was canceled
+    assert broker.queues()["default"].canceled == 450
+
+
+def test_what_is_damaged_is_due_again_later(broker):
+    """The others go on meanwhile, and it is not forgotten."""
+    join(broker)
+    submit(broker, "b1", n=2, ttl=500.0)
+    submit(broker, "b2", n=2, ttl=500.0)
+    due(broker, "ttl:b1")
+    due(broker, "ttl:b2")
+    broker.client.set(broker.keys.part("b1", "void"), "no set")
+    broker.promote()
+    assert broker.view("b2").tally.canceled == 2
+    broker.client.delete(broker.keys.part("b1", "void"))
+    due(broker, "ttl:b1")
+    assert broker.client.zscore(broker.keys.at("later"), "ttl:b1")
+    broker.promote()
+    assert broker.view("b1").tally.canceled == 2
 
 
 def test_what_expired_is_swept_and_the_tallies_mended(broker):

@@ -122,6 +122,64 @@ def test_after_an_outage_it_waits_one_lease(broker):
     assert reaped.jobs == 1
 
 
+def silent(broker, seconds=60.0):
+    """As if the server had been away for so long, until now: all leases have ended meanwhile."""
+    ago, _, rest = broker.client.get(broker.keys.at("pulse")).decode().partition(" ")
+    broker.client.set(broker.keys.at("pulse"), f"{int(ago) - int(seconds * 1e6)} {rest}")
+    script = "for _, w in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do redis.call('ZADD', KEYS[1], 1, w) end"
+    broker.client.eval(script, 1, broker.keys.at("workers"))
+
+
+def test_an_outage_ends_no_lease_however_many_there_are(broker):
+    for number in range(1200):
+        join(broker, f"w{number}")
+    submit(broker, n=1)
+    claim(broker, "w7")
+    silent(broker)
+    assert broker.live_slots("default") == 2400 or broker.reap().waiting
+    for number in range(1200):
+        broker.renew(f"w{number}")
+    assert broker.reap().workers == []
+    assert broker.live_slots("default") == 2400
+    assert broker.view("b1").tally.started == 1
+
+
+def test_who_is_not_back_after_an_outage_is_given_up_then(broker):
+    join(broker, "w1", lease=0.3, beat=0.02)
+    join(broker, "w2", lease=0.3, beat=0.02)
+    submit(broker, n=1)
+    claim(broker, "w1")
+    silent(broker)
+    broker.renew("w2", lease=0.3)
+    assert broker.reap().waiting
+
+    def reaped():
+        broker.renew("w2", lease=0.3)
+        return broker.reap().workers
+
+    assert wait_until(reaped) == ["w1"]
+
+
+def test_a_second_outage_is_one_too(broker):
+    join(broker, lease=0.3, beat=0.02)
+    silent(broker)
+    broker.renew("w1", lease=0.3)
+    # It came in the wait that followed, and then nobody came: the server was away once more.
+    wait_until(lambda: float(broker.client.get(broker.keys.at("pulse")).split()[3]) < broker.now_us() / 1000)
+    assert broker.reap().waiting
+
+
+def test_it_stops_after_a_while_and_says_that_there_is_more(broker):
+    join(broker, slots=5000)
+    submit(broker, n=2500)
+    while claim(broker).grants:
+        pass
+    expire(broker, "w1")
+    reaped = [broker.reap(seconds=0) for _ in range(3)]
+    assert [(each.jobs, each.more) for each in reaped] == [(1000, True), (1000, True), (500, False)]
+    assert broker.workers() == []
+
+
 def busy(broker, *workers):
     """Workers with two slots that hold a job each, of a batch that has enough for all; and a suspect that waits."""
     submit(broker, "others", n=100)

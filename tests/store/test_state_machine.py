@@ -1,13 +1,16 @@
 """All verbs in any order on a real server, beside a model in plain Python; after every step both must agree.
 
 Held: exactly one outcome a run, never replaced (but for a retry, which keeps it in `past`); tallies sum to n and agree
-with the places; no two live holders of one job; done batches have an expiry, others none.
+with the places; no two live holders of one job; done batches have an expiry, others none; no idle worker beside a
+queued job that it can run. The scripts stop after one or two of anything, so that each has more to do than it does.
 
 `NBQUEUE_TEST_PROFILE=long pytest tests/store/test_state_machine.py` runs 500 examples of 40 steps.
 """
 
+import contextlib
 import secrets
 
+import msgspec
 from helpers import FIT, ended, expire, leaks
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -18,23 +21,30 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from rules import CHOICE, QUEUES, BatchRules, some
+from rules import CHOICE, FOREIGN, QUEUES, BatchRules, some
 from shadow import KEPT, World
 
 from nbqueue.model import MAX_LOSSES, Rerun, State
+from nbqueue.store import scripts
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import LETTER, Lease, Stored, past
 
 RERUN = Rerun(2, (0.0, 1000.0))
 REPEAT = Rerun(1, (1000.0,))
 SLOTS = 2
+FITS = (FIT, FIT, msgspec.structs.replace(FIT, keys=(FOREIGN,)))
+# All keys of one namespace, copied into another one.
+COPY = """for _, key in ipairs(redis.call('KEYS', ARGV[1] .. '*')) do
+  redis.call('COPY', key, ARGV[2] .. string.sub(key, #ARGV[1] + 1))
+end"""
+DROP = "for _, key in ipairs(redis.call('KEYS', ARGV[1] .. '*')) do redis.call('UNLINK', key) end"
 
 
 class Machine(BatchRules, RuleBasedStateMachine):
     def __init__(self, connection):
         super().__init__()
         self.broker = Broker(connection, f"m{secrets.token_hex(6)}")
-        self.world, self.workers = World(self.broker), {}
+        self.world, self.workers, self.fits = World(self.broker), {}, {}
         self.batches = self.world.batches
         self.old, self.claims, self.count = [], {}, 0
         self.suspended = False
@@ -58,16 +68,18 @@ class Machine(BatchRules, RuleBasedStateMachine):
     @initialize(n=st.integers(2, 9))
     def begin(self, n):
         """Most of what is worth a look needs a worker and work."""
-        self.join()
-        self.submit(n, last=True, at_front=False, queue="default", named=False, ttl=None, repeat=False, late=False)
+        self.join(0)
+        plain = {"at_front": False, "named": False, "ttl": None, "late": False, "foreign": False}
+        self.submit(n, last=True, queue="default", repeat=False, **plain)
         self.claim(0, n // 2, repeat=False)
 
     # ---------------------------------------------------------------- workers
 
     @precondition(lambda self: len(self.workers) < 3)
-    @rule()
-    def join(self):
+    @rule(choice=CHOICE)
+    def join(self, choice):
         worker = self.fresh("w")
+        self.fits[worker] = some(FITS, choice)
         for _ in range(2):
             self.broker.join(worker, b"info", QUEUES, SLOTS)
         self.workers[worker] = set()
@@ -78,15 +90,17 @@ class Machine(BatchRules, RuleBasedStateMachine):
         worker = some(list(self.workers), choice)
         token = f"{worker}:{self.count}"
         self.count += 1
-        claimed = self.broker.claim(worker, token, QUEUES, free=want, want=want, fit=FIT)
+        asked = {"free": want, "want": want, "fit": self.fits[worker]}
+        claimed = self.broker.claim(worker, token, QUEUES, **asked)
         assert claimed.suspended == self.suspended
         assert not (self.suspended and claimed.grants)
         if repeat:
-            assert self.broker.claim(worker, token, QUEUES, free=want, want=want, fit=FIT).grants == claimed.grants
+            assert self.broker.claim(worker, token, QUEUES, **asked).grants == claimed.grants
         for grant in claimed.grants:
             for held in grant.jobs:
                 job = self.batches[grant.batch].jobs[held.index]
                 assert self.batches[grant.batch].shown(job) is State.QUEUED
+                assert self.batches[grant.batch].new.signer in self.fits[worker].keys
                 source = self.batches.get(grant.source)
                 args = source.jobs[held.index].blob if source else b"arg%d" % held.index
                 assert (held.args, held.solo) == (args, job.cap > 0)
@@ -219,8 +233,7 @@ class Machine(BatchRules, RuleBasedStateMachine):
     @rule(choice=CHOICE, burst=st.booleans())
     def leave(self, choice, burst):
         worker = some(list(self.workers), choice)
-        shown = [batch.shown(job) for batch in self.batches.values() for job in batch.jobs]
-        waits = State.QUEUED in shown and not self.suspended
+        waits = not self.suspended and bool(self.queued() & set(self.fits[worker].keys))
         left = self.broker.leave(worker, burst=burst)
         if burst and (waits or self.workers[worker]):
             assert not left
@@ -238,6 +251,41 @@ class Machine(BatchRules, RuleBasedStateMachine):
         self.suspended = suspend
 
     # ---------------------------------------------------------------- what always holds
+
+    def queued(self):
+        """The keys that workers must know for what is queued."""
+        batches = self.batches.values()
+        return {batch.new.signer for batch in batches for job in batch.jobs if batch.shown(job) is State.QUEUED}
+
+    @contextlib.contextmanager
+    def copy(self):
+        """All that the store has, in another namespace, where what is done changes nothing."""
+        broker = Broker(self.broker.connection, self.broker.namespace + "copy")
+        self.broker.client.eval(COPY, 0, self.broker.keys.prefix, broker.keys.prefix)
+        yield broker
+        self.broker.client.eval(DROP, 0, broker.keys.prefix)
+
+    @invariant()
+    def no_idle_worker_beside_a_queued_job(self):
+        queued = self.queued()
+        idle = {worker: self.fits[worker] for worker, held in self.workers.items() if not held}
+        if self.suspended or not queued:
+            return
+        with self.copy() as broker:
+            for fit in FITS[1:]:
+                worker = f"new-{fit.keys[0]}"
+                broker.join(worker, b"info", QUEUES, SLOTS)
+                idle[worker] = fit
+            for worker, fit in idle.items():
+                token, claimed = 1000, None
+                while claimed is None or claimed.more:
+                    token += 1
+                    more = claimed.more if claimed else ""
+                    facts = {"free": 1, "want": 1, "fit": fit, "more": more}
+                    claimed = broker.claim(worker, f"{worker}:{token}", QUEUES, **facts)
+                if queued.intersection(fit.keys):
+                    assert claimed.grants, worker
+                broker.leave(worker)
 
     @invariant()
     def tallies_agree(self):
@@ -306,5 +354,11 @@ class Machine(BatchRules, RuleBasedStateMachine):
         assert leaks(self.broker) == []
 
 
-def test_every_order_of_verbs(connection):
-    run_state_machine_as_test(lambda: Machine(connection))
+def test_every_order_of_verbs(connection, monkeypatch):
+    for what in scripts.MOST:
+        monkeypatch.setitem(scripts.MOST, what, 2 if what == "rows" else 1)
+    scripts.load.cache_clear()
+    try:
+        run_state_machine_as_test(lambda: Machine(connection))
+    finally:
+        scripts.load.cache_clear()

@@ -10,13 +10,16 @@ import time
 
 import pytest
 import troubles
+from client.hands import Hands
 
 import nbqueue
 from nbqueue.errors import NoServer, ServerRefused, SetupError
 from nbqueue.model import Ride, Spec, State
+from nbqueue.settings import host, python_version
 from nbqueue.store import server as program
 from nbqueue.store.broker import Broker
 from nbqueue.store.connection import connect
+from nbqueue.store.records import Fitness
 from nbqueue.worker import settling
 from nbqueue.worker.ledger import Task
 from nbqueue.worker.notes import Notepad
@@ -33,7 +36,7 @@ class Worker:
 
     def __init__(self, session, **plan):
         self.log = io.StringIO()
-        plan = Plan(slots=1, **{"lease": 30.0, "beat": 0.1, **plan})
+        plan = Plan(**{"slots": 1, "lease": 30.0, "beat": 0.1, **plan})
         self.parent = Parent(session.fresh_broker(), session.sealer, plan, score=Score(stream=self.log))
         self.parent.tenure.join()
 
@@ -183,3 +186,56 @@ def test_what_is_dropped_weighs_nothing(own, small):
     settler = big_outcome(own.settings.url, own.sealer)
     assert settler.forget() == 1
     assert (settler.weight, settler.pending) == (0, 0)
+
+
+@pytest.mark.parametrize("arrives", [False, True])
+@pytest.mark.parametrize("verb", ["claim", "release", "renew", "settle"])
+def test_a_call_without_an_answer_leaves_no_job_in_its_name(worker, own, monkeypatch, verb, arrives):
+    """What it cannot begin it gives back, also where the first tries at that fail, and while a long job runs."""
+    served, hands = worker(slots=1), Hands(own)
+    batch = nbqueue.map(time.sleep, [0.0] * 300 + [600.0] + [0.0] * 40)
+    broker, run, lost = served.parent.broker, served.parent.broker._run, []
+
+    def unheard(name, *arguments):
+        # From when a job runs that does not end.
+        if name == verb and len(lost) < 2 and served.parent.ledger.begun():
+            lost.append(run(name, *arguments) if arrives else None)
+            raise NoServer(url=own.broker.url, why="no answer", remedy="")
+        return run(name, *arguments)
+
+    def settled():
+        if len(lost) == 2 and 300 in {task.index for task in served.parent.ledger.begun()}:
+            hands.work()  # another worker, which takes what this one cannot begin
+        tally = own.broker.view(batch.id).tally
+        return len(lost) == 2 and (tally.finished, tally.started) == (340, 1)
+
+    monkeypatch.setattr(broker, "_run", unheard)
+    if verb == "settle":
+        monkeypatch.setattr(broker, "_run_many", _unheard_many(broker._run_many, own.broker.url, lost, arrives=arrives))
+    served.until(settled)
+    batch.cancel()
+
+
+def _unheard_many(run_many, url, lost, *, arrives):
+    def unheard(name, calls, **how):
+        if name == "settle" and len(lost) < 2:
+            lost.append(run_many(name, calls, **how) if arrives else None)
+            raise NoServer(url=url, why="no answer", remedy="")
+        return run_many(name, calls, **how)
+
+    return unheard
+
+
+def test_what_the_store_says_it_holds_and_it_does_not_know_goes_back_while_it_works(worker, own):
+    served = worker(slots=1)
+    long = nbqueue.map(time.sleep, [600.0])
+    served.until(served.parent.ledger.begun)
+    batch = nbqueue.map(abs, [-1, -2])
+    tenure, claims = served.parent.tenure, served.parent.claims
+    fit = Fitness(keys=own.sealer.keyring.ids, python=python_version(), host=host())
+    asked = {"free": 2, "want": 2, "fit": fit}
+    assert own.broker.claim(tenure.id, f"{tenure.id}:{claims._count + 7}", tenure.queues, **asked).grants
+    served.until(lambda: own.broker.view(batch.id).tally.queued == 2)
+    assert served.said("gives back 2 jobs") == 1
+    long.cancel()
+    served.until(lambda: batch.tally.finished == 2)

@@ -8,10 +8,10 @@ local function in_cut(cuts, index)
   return false
 end
 
--- Cancels jobs that wait for their source, at most 1,000.
+-- Cancels jobs that wait for their source.
 local function cut_deferred(f, items)
   local ready, from = part(f.batch, 'ready'), tonumber(call('HGET', K.b(f.batch), 'csr') or '0')
-  local index, upto = from, math.min(f.n, from + 1000)
+  local index, upto = from, math.min(f.n, from + MOST.rows)
   while index < upto and #items < f.ndef do
     if call('SETBIT', ready, index, 1) == 0 then items[#items + 1] = {index, 0} end
     index = index + 1
@@ -21,10 +21,10 @@ local function cut_deferred(f, items)
   count(f, 'ndef', -#items)
 end
 
--- Cancels jobs that would run again later, about 1,000.
+-- Cancels jobs that would run again later.
 local function cut_parked(f, items)
-  local found = call('HSCAN', part(f.batch, 'park'), 0, 'COUNT', 900)[2]
-  for i = 1, math.min(#found, 2000), 2 do
+  local found = call('HSCAN', part(f.batch, 'park'), 0, 'COUNT', MOST.rows)[2]
+  for i = 1, math.min(#found, 2 * MOST.rows), 2 do
     items[#items + 1] = {found[i], tonumber(string.match(found[i + 1], '^%d+'))}
     call('HDEL', part(f.batch, 'park'), found[i])
     call('ZREM', K.later, 'run:' .. f.batch .. ':' .. found[i])
@@ -47,17 +47,19 @@ local function cut_range(f, cause)
   return done
 end
 
--- Cancels (letter c) what waits: the cursor's range at once, other jobs one by one, at most 1,000. What only expired
--- waited in the queue. Answers how many, and whether there are more.
+-- Cancels (letter c) what waits: the cursor's range at once, other jobs one by one. What only expired waited in the queue. Answers how many, and whether there are more.
 local function cut_waiting(f, cause)
   local items, done, word = {}, 0, base(f)
-  local again, void, skip, redo = part(f.batch, 'again'), part(f.batch, 'void'), part(f.batch, 'skip'), part(f.batch, 'redo')
-  for _, entry in ipairs(call('LPOP', again, 1000) or {}) do
+  local batch = f.batch
+  local again, void, skip, redo = part(batch, 'again'), part(batch, 'void'), part(batch, 'skip'), part(batch, 'redo')
+  sound(batch, 'again void skip redo park ready out bad log fell')
+  call('HLEN', K.tally(f.queue))
+  for _, entry in ipairs(call('LPOP', again, MOST.rows) or {}) do
     local index, attempt = string.match(entry, '^(%d+) (%d+)')
     if call('SREM', void, index) == 0 then items[#items + 1] = {index, tonumber(attempt)} end
   end
   if #items == 0 and f.cur < f.n then
-    for _, index in ipairs(call('SPOP', redo, 1000)) do
+    for _, index in ipairs(call('SPOP', redo, MOST.rows)) do
       if tonumber(index) >= f.cur then
         items[#items + 1] = {index, 0}
         call('SADD', skip, index)

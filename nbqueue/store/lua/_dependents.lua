@@ -7,8 +7,7 @@
 -- The selector = is that of a child with a source: its job i waits for job i.
 -- All of it looks at how things stand, never at what changed: done twice it is as done once.
 
-local CHILDREN, JOBS = 100, 5000 -- at most so many in one script; promote goes on
-local visited, touched = 0, 0
+local visited, touched = 0, 0 -- children and their jobs; what is too much for one script promote goes on with
 
 local function nudge()
   local worker = call('ZRANGEBYSCORE', K.workers, int(math.floor(now / 1000)), '+inf', 'LIMIT', 0, 1)[1]
@@ -127,8 +126,8 @@ local function fall(f)
   local done, more
   repeat
     done, more = cut_waiting(f, 'dependency')
-    touched = touched + math.min(1000, 100 + done)
-  until not more or touched > JOBS
+    touched = touched + math.min(MOST.rows, 100 + done)
+  until not more or touched > MOST.touched
   if more then
     postpone('fall', f.batch)
     return false
@@ -169,7 +168,7 @@ end
 -- Jobs that fell one by one. One whose source has failed stays canceled.
 local function raise_jobs(f)
   local source, number, told, items = f.src and facts(f.src), 0, {}, {}
-  for _, index in ipairs(call('SPOP', part(f.batch, 'fell'), 1000)) do
+  for _, index in ipairs(call('SPOP', part(f.batch, 'fell'), MOST.rows)) do
     local blob, letter = fallen(f, index), nil
     if f.src then letter = source and letter_of(source, index) end
     if blob and (not f.src or source and letter ~= 'X' and letter ~= 'C') then
@@ -238,8 +237,8 @@ local function look(f, member)
 end
 
 local function visit(f, from, upto)
-  local members = call('ZRANGEBYLEX', part(f.batch, 'then'), from, upto, 'LIMIT', 0, CHILDREN + 1)
-  if #members > 0 and visited + #members > CHILDREN then
+  local members = call('ZRANGEBYLEX', part(f.batch, 'then'), from, upto, 'LIMIT', 0, MOST.children + 1)
+  if #members > 0 and visited + #members > MOST.children then
     call('HDEL', K.b(f.batch), 'fcur')
     postpone('free', f.batch)
     return

@@ -76,7 +76,7 @@ local function reconcile(f, list)
   finish(f.batch)
 end
 
--- Up to 1,000 jobs from where the comparison stands. Answers whether that was all.
+-- Some jobs from where the comparison stands. Answers whether that was all.
 local function scan(child)
   local f = facts(child)
   local source = f and f.src and facts(f.src)
@@ -85,7 +85,7 @@ local function scan(child)
     call('HDEL', K.b(child), 'scan')
     return true
   end
-  local upto, list = math.min(f.n, from + 1000), {}
+  local upto, list = math.min(f.n, from + MOST.rows), {}
   for index = from, upto - 1 do list[#list + 1] = {tostring(index), letter_of(source, index) or 'r'} end
   if upto < f.n then call('HSET', K.b(child), 'scan', upto) else call('HDEL', K.b(child), 'scan') end
   reconcile(f, list)
@@ -96,8 +96,8 @@ end
 local function rescan(child, lo)
   local from = call('HGET', K.b(child), 'scan')
   call('HSET', K.b(child), 'scan', from and math.min(tonumber(from), lo) or lo)
-  touched = touched + 1000
-  if touched > JOBS or not scan(child) then postpone('scan', child) end
+  touched = touched + MOST.rows
+  if touched > MOST.touched or not scan(child) then postpone('scan', child) end
 end
 
 -- A child has as many jobs as its source, and is open as long.
@@ -127,7 +127,7 @@ local function tell_pairs(f, what, detail)
       follow(child, f)
     elseif what == 'range' then
       rescan(child, detail)
-    elseif touched + #detail > JOBS then
+    elseif touched + #detail > MOST.touched then
       rescan(child, 0)
     else
       touched = touched + #detail

@@ -35,30 +35,38 @@ end
 
 -- ---------------------------------------------------------------- workers
 
--- If nobody at all renewed for 1.5 beats, the server was away: every worker not yet given up gets one lease more, once.
--- pulse = "<us of the last renew> <beat ms> <lease ms> <ms until which reap waits>". Answers whether the wait is on.
-local function outage()
+-- If nobody at all renewed for 1.5 beats, the server was away: until one lease has passed since it is back, no worker is
+-- given up, however many there are. Who does not renew by then had its chance.
+-- pulse = "<us of the last renew> <beat ms> <lease ms> <ms until which that wait lasts>". Answers whether the wait is on.
+local away
+local till = 0
+
+local function wait_on()
   local pulse = call('GET', K.pulse)
-  if not pulse then return false end
-  local at, beat, lease, till = string.match(pulse, '^(%d+) (%d+) (%d+) (%d+)$')
+  local at, beat, lease, last = string.match(pulse or '', '^(%d+) (%d+) (%d+) (%d+)$')
   if not at then return false end
-  if tonumber(till) > 0 then return now / 1000 < tonumber(till) end
+  till = tonumber(last)
+  if now / 1000 < till then return true end
   if now - tonumber(at) <= 1500 * tonumber(beat) then return false end
-  local later = int(math.floor(now / 1000) + tonumber(lease))
-  for _, worker in ipairs(call('ZRANGEBYSCORE', K.workers, '-inf', later, 'LIMIT', 0, 1000)) do
-    if call('HEXISTS', K.w(worker), 'dead') == 0 then call('ZADD', K.workers, later, worker) end
-  end
-  call('SET', K.pulse, table.concat({at, beat, lease, later}, ' '))
+  if till > 0 and tonumber(at) / 1000 < till - tonumber(lease) then return false end -- none came in that wait
+  till = math.floor(now / 1000) + tonumber(lease)
+  call('SET', K.pulse, table.concat({at, beat, lease, int(till)}, ' '))
   return true
 end
 
+local function outage()
+  if away == nil then away = wait_on() end
+  return away
+end
+
 local function set_pulse(beat, lease)
-  call('SET', K.pulse, table.concat({int(now), int(beat), int(lease), '0'}, ' '))
+  local rest = outage() and till or 0
+  call('SET', K.pulse, table.concat({int(now), int(beat), int(lease), int(rest)}, ' '))
 end
 
 local function alive(worker)
   local score = call('ZSCORE', K.workers, worker)
-  if not score or tonumber(score) <= now / 1000 then return false end
+  if not score or tonumber(score) <= now / 1000 and not outage() then return false end
   local v = call('HMGET', K.w(worker), 'dead', 'slots')
   return not v[1] and v[2] -- one whose record someone has removed joins anew
 end
@@ -375,17 +383,20 @@ end
 
 local function worker_of(token) return string.match(token, '^(.*):[^:]*$') or '' end
 
--- Takes running jobs from their workers (items = {index, attempt, worker}).
+-- Takes running jobs from their workers (items = {index, attempt, worker}), once they are safe somewhere else.
 local function unhand(f, items, by_hint)
   if #items == 0 then return end
-  local names, told = {}, {}
+  local names, held = {}, {}
   for i, item in ipairs(items) do
     names[i] = tostring(item[1])
-    call('SREM', K.held(item[3]), f.batch .. ':' .. names[i])
-    if by_hint and not told[item[3]] then
-      told[item[3]] = true
-      if call('LLEN', K.mail(item[3])) < 8 then call('RPUSH', K.mail(item[3]), 'look') end
-      call('PEXPIRE', K.mail(item[3]), 3600000)
+    held[item[3]] = held[item[3]] or {}
+    table.insert(held[item[3]], f.batch .. ':' .. names[i])
+  end
+  for worker, jobs in pairs(held) do
+    call('SREM', K.held(worker), unpack(jobs))
+    if by_hint then
+      if call('LLEN', K.mail(worker)) < 8 then call('RPUSH', K.mail(worker), 'look') end
+      call('PEXPIRE', K.mail(worker), 3600000)
     end
   end
   call('HDEL', part(f.batch, 'run'), unpack(names))
@@ -403,4 +414,28 @@ local function hand_back(f, items)
   call('RPUSH', part(f.batch, 'again'), unpack(entries))
   move(f.queue, 'started', base(f), #items)
   offer(f)
+end
+
+-- Takes jobs from a worker that is no more, batch by batch: `take_back(batch, indexes)`. Those of a batch whose keys are
+-- not as we wrote them stay in its name; answers whether there were none.
+local function give_up(worker, names, take_back)
+  local safe, left = true, {}
+  for _, name in ipairs(names) do left[name] = true end
+  for batch, indexes in pairs(by_batch(names)) do
+    if not pcall(take_back, batch, indexes) then
+      safe = false
+      for _, index in ipairs(indexes) do left[batch .. ':' .. index] = nil end
+    end
+  end
+  local done = {}
+  for name in pairs(left) do done[#done + 1] = name end
+  if #done > 0 then call('SREM', K.held(worker), unpack(done)) end
+  return safe
+end
+
+-- A worker that is no more, but for jobs that cannot be taken from it now: it is tried again in a minute.
+local function put_off(worker)
+  call('HSETNX', K.w(worker), 'dead', call('SCARD', K.held(worker)))
+  call('HDEL', K.w(worker), 'info')
+  call('ZADD', K.workers, int(math.floor(now / 1000 + 60000)), worker)
 end

@@ -9,6 +9,8 @@ local f = facts(batch)
 if not f then return -1 end
 if most > 0 and f.n > most then return -2 end
 local runs = part(batch, 'run')
+sound(batch, 'run out past bad log again void skip redo park ready')
+call('HLEN', K.tally(f.queue))
 
 local function stop(indexes)
   local items = {}
@@ -19,8 +21,8 @@ local function stop(indexes)
       items[#items + 1] = {indexes[i], attempt, worker_of(token)}
     end
   end
-  unhand(f, items, true)
   conclude(f, 'c', 'user', items)
+  unhand(f, items, true)
   move(f.queue, 'started', 'canceled', #items)
   return #items
 end
@@ -33,10 +35,10 @@ local function cancel_all()
   end
   local number, more = cut_waiting(f, 'user')
   if not more and f.hold then hold(f, nil) end
-  if running == '1' and number < 1000 then
+  if running == '1' and number < MOST.rows then
     local some = {}
-    local found = call('HSCAN', runs, 0, 'COUNT', 900)[2]
-    for i = 1, math.min(#found, 2000), 2 do some[#some + 1] = found[i] end
+    local found = call('HSCAN', runs, 0, 'COUNT', MOST.rows)[2]
+    for i = 1, math.min(#found, 2 * MOST.rows), 2 do some[#some + 1] = found[i] end
     number = number + stop(some)
   end
   return number, more or (running == '1' and call('EXISTS', runs) == 1)

@@ -5,8 +5,10 @@
 -- A worker that meets a suspect, and holds too many to take it, takes nothing else until it can: it makes way, as one
 -- worker for each batch (`way` of the worker, `waymaker` of the batch), and not for ever. Else a busy fleet would never
 -- run a suspect.
--- Answers {'GONE'} or {'OK', now, grants, skipped, us until something is due or -1, 1 if suspended, 1 if work is left}.
--- ARGV: worker token free# want# python host keys unfit queues...
+-- A claim that stopped before the end of the lists, and gave nothing, says so in `more`: the next one begins there.
+-- Answers {'GONE'} or {'OK', now, grants, skipped, us until something is due or -1, 1 if suspended, 1 if work is left,
+-- more or ''}.
+-- ARGV: worker token free# want# python host keys unfit at queues...
 make_room()
 outage()
 if not alive(worker) then return {'GONE'} end
@@ -24,9 +26,10 @@ end
 
 local suspended = call('EXISTS', K.suspended)
 
-local function answer(counts, left)
+local function answer(counts, left, more)
   local nearest = call('ZRANGE', K.later, 0, 0, 'WITHSCORES')[2]
-  return {'OK', now, grants, counts, nearest and math.max(0, tonumber(nearest) - now) or -1, suspended, left}
+  local due = nearest and math.max(0, tonumber(nearest) - now) or -1
+  return {'OK', now, grants, counts, due, suspended, left, more}
 end
 
 -- What the same claim gave of a batch before.
@@ -47,14 +50,14 @@ local prior = guarded(function() return cmsgpack.unpack(call('GET', K.claim(work
 if type(prior) == 'table' then
   if prior[1] == token then
     for _, gave in ipairs(prior[2]) do guarded(again_from, gave[1], gave[2]) end
-    return answer({}, 1)
+    return answer({}, 1, '0')
   end
   -- Its sender has given it up long ago, and has had the answer of a later one.
   local number, latest = string.match(token, '%d+$'), string.match(tostring(prior[1]), '%d+$')
-  if number and latest and tonumber(number) < tonumber(latest) then return answer({}, 1) end
+  if number and latest and tonumber(number) < tonumber(latest) then return answer({}, 1, '') end
 end
 
-if suspended == 1 then return answer({}, 1) end
+if suspended == 1 then return answer({}, 1, '') end
 
 local held = call('SCARD', K.held(worker))
 local own = call('HMGET', K.w(worker), 'slots', 'cap', 'way')
@@ -67,14 +70,34 @@ local taken, bytes, gave, skips = 0, 0, {}, {}
 local partial = false -- whether a queue has more for us than its share: those behind it wait
 local way = own[3] -- the batch with a suspect for which this worker makes way
 local crowded = false -- whether a suspect was met that may not be held with so many others
+local hollow = false -- whether a batch has something to hand out, behind more holes than one script passes over
+local from, since = string.match(at, '^(%d+) ?(%d*)$') -- where this claim begins, and `versions()` when the first did
+from = tonumber(from or 0)
+local passed, looked = 0, 0 -- how many entries the lists before have, and how many this claim has looked at
+local more -- where the next claim begins, if this one did not come to the end
 
-local function full() return taken >= want or taken >= 1000 or held + taken >= cap or bytes >= MB4 or way end
+-- How often work has arrived in all the queues.
+local function versions()
+  local sum = 0
+  for i = queues, #ARGV do sum = sum + (tonumber(call('HGET', K.tally(ARGV[i]), 'version') or '') or 0) end
+  return int(sum)
+end
 
-local function misfit(batch, f, queue)
+local function full() return taken >= want or taken >= MOST.rows or held + taken >= cap or bytes >= MB4 or way end
+
+-- Whether nobody can load a function: looked up once, since there may be many batches of it, and many workers.
+local hopeless = {}
+local function is_hopeless(queue, key)
+  local place = queue .. ' ' .. key
+  if hopeless[place] == nil then hopeless[place] = all_refused(queue, key) end
+  return hopeless[place]
+end
+
+local function misfit(f, queue)
   if not string.find(' ' .. keys .. ' ', ' ' .. f[5] .. ' ', 1, true) then return 'key ' .. f[5] end
   if f[6] ~= python and f[7] ~= host then return 'python ' .. f[6] end
   if unfit ~= '' and string.find(' ' .. unfit .. ' ', ' ' .. f[4] .. ' ', 1, true)
-    and not all_refused(queue, f[4]) then return 'unfit' end
+    and not is_hopeless(queue, f[4]) then return 'unfit' end
 end
 
 -- Where the arguments of the batch in hand are: its own, or the outcomes of its source; and its metas, if it has any.
@@ -94,33 +117,33 @@ local function weigh(index, big)
   bytes = bytes + (big * 1000 <= MB4 / 4 and big or size(index))
 end
 
--- Takes entries from what was handed back, but for those that count no more.
-local function pop_again(batch, k)
-  local again, void = part(batch, 'again'), part(batch, 'void')
-  local entries = call('LPOP', again, k) or {}
-  if call('EXISTS', void) == 0 then return entries end
-  local good, looked = {}, 0
-  while #entries > 0 and looked < 1000 do
-    looked = looked + #entries
-    for _, entry in ipairs(entries) do
-      if call('SREM', void, string.match(entry, '^%d+')) == 0 then good[#good + 1] = entry end
-    end
-    entries = #good < k and call('LPOP', again, k - #good) or {}
-  end
-  return good
+-- Whether a job that is to be handed out is somewhere else: an error in the middle of a script may leave it in two places.
+local function elsewhere(batch, index)
+  return call('HEXISTS', part(batch, 'run'), index) == 1 or call('HEXISTS', part(batch, 'out'), index) == 1
 end
 
--- Picks from what was handed back, or `only` suspects. Those whose cap forbids it now go to the end.
+-- Picks from what was handed back, or `only` suspects; those whose cap forbids it now are to go to the end. Nothing is
+-- written yet: answers what is to be done once the picks are safe.
 local function pick_again(batch, k, picks, big, only)
-  local later, heavy = {}, false
+  local again, void = part(batch, 'again'), part(batch, 'void')
+  local voids = call('SCARD', void) > 0
+  local seen, whole, later, voided, heavy = 0, 0, {}, {}, false
   crowded = false
-  for _, entry in ipairs(pop_again(batch, k)) do
+
+  local function look(entry)
     local index, attempt, losses, limit = string.match(entry, '^(%d+) (%d+) (%d+) (%d+)$')
-    limit = tonumber(limit or 0)
+    if not index then return end -- someone else's
+    if voids and not voided[index] and call('SISMEMBER', void, index) == 1 then
+      voided[index] = true
+      voided[#voided + 1] = index
+      return
+    end
+    whole = whole + 1
+    limit = tonumber(limit)
     local bound = limit > 0 and math.min(cap, limit) or cap
     local fits = held + taken + #picks + 1 <= bound
-    if not index then
-      -- someone else's
+    if elsewhere(batch, index) then
+      whole = whole - 1
     elseif only and (limit == 0 or taken + #picks >= want) then
       later[#later + 1] = entry
     elseif heavy or not fits or not light(index, #picks, big) then
@@ -133,19 +156,29 @@ local function pick_again(batch, k, picks, big, only)
       picks[#picks + 1] = {tonumber(index), attempt + 1, losses, limit}
     end
   end
-  if #later > 0 then call('RPUSH', part(batch, 'again'), unpack(later)) end
-  return heavy
+
+  while whole < k and seen < MOST.rows do
+    local entries = call('LRANGE', again, seen, seen + math.min(k - whole, MOST.rows - seen) - 1)
+    if #entries == 0 then break end
+    seen = seen + #entries
+    for _, entry in ipairs(entries) do look(entry) end
+  end
+  return heavy, function()
+    if #later > 0 then call('RPUSH', again, unpack(later)) end
+    if seen > 0 then call('LTRIM', again, seen, -1) end
+    if #voided > 0 then call('SREM', void, unpack(voided)) end
+    return seen > whole
+  end
 end
 
--- Picks from the cursor on, but for what has an outcome already. Answers where the cursor stands then.
+-- Picks from the cursor on, but for what has an outcome already. Answers as pick_again.
 local function pick_new(batch, k, picks, big, cur, n)
-  local skip = part(batch, 'skip')
-  local holes = call('SCARD', skip)
-  local index, looked = cur, 0
-  while #picks < k and index < n and looked < 1000 and held + taken + #picks < cap do
-    looked = looked + 1
-    if holes > 0 and call('SREM', skip, index) == 1 then
-      holes = holes - 1
+  local skip, holes, most = part(batch, 'skip'), {}, #picks + k
+  local number = call('SCARD', skip)
+  local index, upto = cur, math.min(n, cur + MOST.rows)
+  while #picks < most and index < upto and held + taken + #picks < cap do
+    if number > #holes and call('SISMEMBER', skip, index) == 1 then
+      holes[#holes + 1] = index
     else
       if not light(index, #picks, big) then break end
       weigh(index, big)
@@ -153,7 +186,11 @@ local function pick_new(batch, k, picks, big, cur, n)
     end
     index = index + 1
   end
-  return index
+  return function()
+    if index > cur then call('HSET', K.b(batch), 'cur', index) end
+    if #holes > 0 then call('SREM', skip, unpack(holes)) end
+    return #holes > 0
+  end
 end
 
 local function commit(batch, queue, picks)
@@ -176,16 +213,16 @@ local function commit(batch, queue, picks)
     names[i] = batch .. ':' .. index
   end
   local given = gift(batch, indexes, odd and attempts or {}, odd and solos or {})
-  call('HINCRBY', K.b(batch), 'nrun', #picks)
   call('HSET', part(batch, 'run'), unpack(runs))
   call('SADD', K.held(worker), unpack(names))
+  call('HINCRBY', K.b(batch), 'nrun', #picks)
   move(queue, 'queued', 'started', #picks)
   taken = taken + #picks
   gave[#gave + 1] = {batch, indexes}
   grants[#grants + 1] = given
 end
 
-local function skip(batch, why)
+local function skip(why, batch)
   skips[#skips + 1] = batch
   if not skipped[why] then reasons[#reasons + 1] = why end
   skipped[why] = (skipped[why] or 0) + 1
@@ -211,11 +248,12 @@ local function end_way()
   local f = call('HMGET', K.b(batch), 'queue', 'hold', 'big', 'key', 'signer', 'python', 'host', 'src', 'meta')
   local picks = {}
   crowded = false
-  if f[1] and not f[2] and not misfit(batch, f, f[1]) and call('EXISTS', part(batch, 'again')) == 1 then
+  if f[1] and not f[2] and not misfit(f, f[1]) and call('EXISTS', part(batch, 'again')) == 1 then
     payload = f[8] and part(f[8], 'out') or part(batch, 'args')
     metas = f[9] and part(batch, 'meta')
-    pick_again(batch, 1000, picks, (f[8] or f[9]) and math.huge or tonumber(f[3]), true)
+    local _, move_on = pick_again(batch, MOST.rows, picks, (f[8] or f[9]) and math.huge or tonumber(f[3]), true)
     if #picks > 0 then commit(batch, f[1], picks) end
+    move_on()
   end
   if #picks > 0 or not crowded or call('HGET', K.b(batch), 'waymaker') ~= worker then
     call('HDEL', K.w(worker), 'way')
@@ -241,33 +279,34 @@ local function take(batch, queue, all, quota)
     local due = call('ZSCORE', K.later, 'ttl:' .. batch)
     if due and tonumber(due) <= now then return true end
   end
-  local why = misfit(batch, f, queue)
+  local why = misfit(f, queue)
   if why then
-    skip(batch, why)
+    skip(why, batch)
     return true
   end
   local free_left = math.max(0, free - taken)
   local fair = left * slots / all
   local k = math.max(1, math.min(free_left, math.ceil(fair)), math.floor(fair / 2))
-  k = math.min(k, want - taken, quota - taken, 1000 - taken)
+  k = math.min(k, want - taken, quota - taken, MOST.rows - taken)
   if k <= 0 then
     partial = true
     return true
   end
-  local picks = {}
+  local picks, heavy, passed_again, passed_new = {}, false, nil, nil
   payload = f[10] and part(f[10], 'out') or part(batch, 'args')
   metas = f[11] and part(batch, 'meta')
   if f[10] or f[11] then big = math.huge end
   crowded = false
-  local heavy = call('EXISTS', part(batch, 'again')) == 1 and pick_again(batch, k, picks, big)
-  if not heavy and cur < n then
-    local upto = pick_new(batch, k, picks, big, cur, n)
-    if upto > cur then call('HSET', K.b(batch), 'cur', upto) end
-  end
+  if call('EXISTS', part(batch, 'again')) == 1 then heavy, passed_again = pick_again(batch, k, picks, big) end
+  if not heavy and #picks < k and cur < n then passed_new = pick_new(batch, k - #picks, picks, big, cur, n) end
   if #picks > 0 then commit(batch, queue, picks) end
+  -- Only now, when they are safe: a job that an error leaves in two places is found again, one in no place is lost.
+  local moved = passed_again and passed_again()
+  moved = passed_new and passed_new() or moved
   if crowded then begin_way(batch) end
   if left > #picks then
-    partial = true
+    partial = partial or #picks > 0
+    hollow = #picks == 0 and moved
     return true
   end
   call('HDEL', K.b(batch), 'inq')
@@ -276,10 +315,44 @@ end
 
 -- As take. One whose keys are not as we wrote them stays where it is, and is counted: the others are served.
 local function try(batch, ...)
-  local fine, more = pcall(take, batch, ...)
-  if fine then return more end
-  if is_id(batch) then skip(batch, 'repair') end
+  local fine, stays = pcall(take, batch, ...)
+  if fine then return stays end
+  if is_id(batch) then skip('repair', batch) end
   return is_id(batch)
+end
+
+-- Goes through a list of batches, from where the claim before this one has stopped. Those that have nothing to hand
+-- out leave it; where it `rotates`, one that was served goes behind the others.
+local function walk(list, rotates, queue, all, quota)
+  local size = call('LLEN', list)
+  local first = math.min(size, math.max(0, from - passed))
+  local upto, gone, behind = first, {}, {}
+
+  local function look(batch)
+    local before = taken
+    local stays = try(batch, queue, all, quota)
+    if hollow then return end
+    looked = looked + 1
+    if not stays or rotates and taken > before then gone[#gone + 1] = upto end
+    if stays and rotates and taken > before then behind[#behind + 1] = batch end
+    upto = upto + 1
+  end
+
+  while upto < size and looked < MOST.entries do
+    local some = math.min(MOST.entries - looked, math.max(20, want - taken))
+    for _, batch in ipairs(call('LRANGE', list, upto, upto + some - 1)) do
+      if full() or taken >= quota or hollow then break end
+      look(batch)
+    end
+    if full() or taken >= quota or hollow then break end
+  end
+  for start = 1, #behind, MOST.rows do call('RPUSH', list, unpack(behind, start, math.min(#behind, start + MOST.rows - 1))) end
+  for _, place in ipairs(gone) do call('LSET', list, place, '') end
+  if #gone > 0 then call('LREM', list, #gone, '') end
+  upto = upto - #gone
+  size = size - #gone
+  if hollow or upto < size and looked >= MOST.entries then more = passed + upto end
+  passed = passed + size
 end
 
 local function serve(queue)
@@ -288,15 +361,8 @@ local function serve(queue)
   local free_left = math.max(0, free - taken)
   local quota = taken + math.max(1, math.min(free_left, math.ceil(fair)), math.floor(fair / 2))
   if free_left > 0 then quota = math.max(quota, taken + 1) end
-  for _, batch in ipairs(call('LRANGE', K.front(queue), 0, 99)) do
-    if full() then return end
-    if not try(batch, queue, all, quota) then call('LREM', K.front(queue), 1, batch) end
-  end
-  for _ = 1, math.min(call('LLEN', K.q(queue)), math.max(100, want)) do
-    if full() or taken >= quota then return end
-    local batch = call('LPOP', K.q(queue))
-    if try(batch, queue, all, quota) then call('RPUSH', K.q(queue), batch) end
-  end
+  walk(K.front(queue), false, queue, all, quota)
+  if not more and not full() and taken < quota then walk(K.q(queue), true, queue, all, quota) end
 end
 
 if way and want > 0 and not pcall(end_way) then
@@ -304,30 +370,36 @@ if way and want > 0 and not pcall(end_way) then
   way = nil
 end
 for i = queues, #ARGV do
-  if not full() and not partial and not pcall(serve, ARGV[i]) then skip(ARGV[i], 'repair') end
+  if not full() and not partial and not more and not pcall(serve, ARGV[i]) then skip('repair') end
 end
 if cap < math.huge then call('HSET', K.w(worker), 'cap', cap) end
 call('SET', K.claim(worker), cmsgpack.pack({token, gave}))
-local known = #skips > 0 and ' ' .. table.concat(skips, ' ') .. ' ' or ''
-if known ~= '' then
-  call('HSET', K.w(worker), 'skips', known)
-else
+-- Those that it passed over first; whoever tells of them names a few.
+if #skips > 0 then
+  if from == 0 then call('HSET', K.w(worker), 'skips', ' ' .. table.concat(skips, ' ', 1, math.min(#skips, 100)) .. ' ') end
+elseif from == 0 then
   call('HDEL', K.w(worker), 'skips')
 end
+if taken > 0 or full() then more = nil end -- from the beginning then: what comes first may have changed
+if more then since = since ~= '' and since or versions() end
 
 local left = 0
 -- Work that stays is for somebody else: the bell goes on. Who got nothing passes it on once for each arrival of work,
--- or workers that cannot run it would wake each other for ever.
+-- or workers that cannot run it would wake each other for ever. What it has seen all of it notes in `dry:<queue>`, with
+-- a mark if it held jobs, so that there may have been some that it could have run without them.
+local unseen = from > 0 and since ~= versions()
 for i = queues, #ARGV do
   local queue = ARGV[i]
   if call('EXISTS', K.q(queue)) == 1 or call('EXISTS', K.front(queue)) == 1 then
     left = 1
     local version = call('HGET', K.tally(queue), 'version') or '0'
-    if taken > 0 then
+    local dry = call('HGET', K.w(worker), 'dry:' .. queue) or ''
+    local seen = held > 0 and version .. '~' or version
+    if taken > 0 or unseen and not more then
       ring(queue)
-    elseif call('HGET', K.w(worker), 'dry:' .. queue) ~= version then
-      call('HSET', K.w(worker), 'dry:' .. queue, version)
-      ring(queue)
+    elseif not more and dry ~= seen then
+      call('HSET', K.w(worker), 'dry:' .. queue, seen)
+      if string.match(dry, '^%d*') ~= version then ring(queue) end
     end
   end
 end
@@ -337,4 +409,4 @@ for _, why in ipairs(reasons) do
   counts[#counts + 1] = why
   counts[#counts + 1] = skipped[why]
 end
-return answer(counts, left)
+return answer(counts, left, more and more .. ' ' .. since or '')

@@ -1,25 +1,18 @@
 -- leave: a worker goes. With burst it is refused while there is, or soon may be, work that it would be missed for; while
 -- all is suspended nothing is.
--- Answers 0 refused, 1 gone, 2 call again (it held more than 1,000 jobs).
+-- Answers 0 refused, 1 gone, 2 call again (it held more than one script gives back).
 -- ARGV: worker burst
 make_room()
-local info = call('HMGET', K.w(worker), 'queues', 'dead', 'skips')
+local info = call('HMGET', K.w(worker), 'queues', 'dead')
 if not info[1] then return 1 end
 if info[2] then return 1 end -- it is being reaped
 local mine = {}
 for queue in string.gmatch(info[1], '%S+') do mine[queue] = true end
 
-local function waits(batch)
-  local v = call('HMGET', K.b(batch), 'n', 'cur', 'hold')
-  return v[1] and not v[3] and waiting(batch, tonumber(v[1]), tonumber(v[2])) > 0
-    and not string.find(info[3] or '', ' ' .. batch .. ' ', 1, true)
-end
-
-local function has_work(list)
-  for _, batch in ipairs(call('LRANGE', list, 0, 999)) do
-    if guarded(waits, batch) then return true end
-  end
-  return false
+-- Whether a queue has work, but for what this worker has seen all of, while it held nothing, and cannot run.
+local function has_work(queue)
+  if call('EXISTS', K.q(queue), K.front(queue)) == 0 then return false end
+  return call('HGET', K.w(worker), 'dry:' .. queue) ~= (call('HGET', K.tally(queue), 'version') or '0')
 end
 
 local function due_soon()
@@ -57,7 +50,7 @@ if burst == '1' then
   local idle = call('EXISTS', K.suspended) == 1
   if not idle and due_soon() then return 0 end
   for queue in pairs(idle and {} or mine) do
-    if has_work(K.front(queue)) or has_work(K.q(queue)) or missed(queue) then return 0 end
+    if has_work(queue) or missed(queue) then return 0 end
   end
 end
 
@@ -70,16 +63,21 @@ local function give_back(batch, indexes)
     end
   end
   if f then
-    unhand(f, items)
+    sound(batch, 'again')
     hand_back(f, items)
+    unhand(f, items)
   end
 end
 
-for batch, indexes in pairs(by_batch(call('SPOP', K.held(worker), 1000))) do guarded(give_back, batch, indexes) end
-if call('EXISTS', K.held(worker)) == 1 then return 2 end
+local safe = give_up(worker, call('SRANDMEMBER', K.held(worker), MOST.rows), give_back)
+if safe and call('EXISTS', K.held(worker)) == 1 then return 2 end
 for queue in pairs(mine) do
   call('HDEL', K.slots(queue), worker)
   if call('EXISTS', K.q(queue)) == 1 or call('EXISTS', K.front(queue)) == 1 then ring(queue) end
+end
+if not safe then
+  put_off(worker)
+  return 1
 end
 call('ZREM', K.workers, worker)
 call('UNLINK', K.w(worker), K.claim(worker), K.mail(worker))

@@ -26,7 +26,8 @@ function doing.ttl(batch)
     arm_ttl(f)
     return false
   end
-  local _, more = cut_waiting(f, 'expired')
+  local done, more = cut_waiting(f, 'expired')
+  touched = touched + done
   finish(batch)
   return not more
 end
@@ -49,8 +50,8 @@ function doing.run(place)
   end
   local entry = call('HGET', part(batch, 'park'), index)
   if not entry then return true end
-  call('HDEL', part(batch, 'park'), index)
   call('RPUSH', part(batch, 'again'), index .. ' ' .. entry)
+  call('HDEL', part(batch, 'park'), index)
   count(f, 'npark', -1)
   move(f.queue, 'scheduled', base(f), 1)
   if not f.hold then arm_ttl(f) end
@@ -59,17 +60,17 @@ function doing.run(place)
   return true
 end
 
--- Children of a batch, a hundred at once.
+-- Children of a batch, some at once.
 function doing.free(batch)
   local f = facts(batch)
   local from = call('HGET', K.b(batch), 'fcur')
   if not f then return true end
-  local members = call('ZRANGEBYLEX', part(batch, 'then'), from and '(' .. from or '-', '+', 'LIMIT', 0, CHILDREN)
+  local members = call('ZRANGEBYLEX', part(batch, 'then'), from and '(' .. from or '-', '+', 'LIMIT', 0, MOST.children)
   for _, member in ipairs(members) do
     if string.sub(member, 1, 1) ~= '=' then look(f, member) end
   end
-  if #members == CHILDREN then
-    call('HSET', K.b(batch), 'fcur', members[CHILDREN])
+  if #members == MOST.children then
+    call('HSET', K.b(batch), 'fcur', members[MOST.children])
     return false
   end
   call('HDEL', K.b(batch), 'fcur')
@@ -88,13 +89,22 @@ function doing.rise(batch)
   return not f or not f.fell or f.nbad > 0 or rise(f)
 end
 
-local due = call('ZRANGEBYSCORE', K.later, '-inf', int(now), 'LIMIT', 0, 20)
-for _, item in ipairs(due) do
+local done = 0
+for _, item in ipairs(call('ZRANGEBYSCORE', K.later, '-inf', int(now), 'LIMIT', 0, MOST.due)) do
   local what, batch = string.match(item, '^(%a+):(.*)$')
   call('ZREM', K.later, item)
-  -- What is not finished goes on at once, unless it has a new time already.
-  if doing[what] and guarded(doing[what], batch) == false then call('ZADD', K.later, 'NX', int(now), item) end
+  if doing[what] then
+    local fine, over = pcall(doing[what], batch)
+    -- What is not finished goes on at once, unless it has a new time already; what is damaged is tried again later.
+    if not fine then
+      call('ZADD', K.later, 'NX', int(now + 60000000), item)
+    elseif not over then
+      call('ZADD', K.later, 'NX', int(now), item)
+    end
+  end
+  done = done + 1
+  if touched > MOST.touched then break end
 end
 drain()
 local nearest = call('ZRANGE', K.later, 0, 0, 'WITHSCORES')
-return {#due, nearest[2] and math.max(0, tonumber(nearest[2]) - now) or -1}
+return {done, nearest[2] and math.max(0, tonumber(nearest[2]) - now) or -1}

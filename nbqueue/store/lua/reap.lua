@@ -1,4 +1,4 @@
--- reap: takes the jobs of one worker whose lease has ended, at most 1,000 at once. They go back uncharged, as suspects:
+-- reap: takes the jobs of one worker whose lease has ended. They go back uncharged, as suspects:
 -- a suspect is handed out only to a worker that holds few (half as many as the lost one did), and only a loss while
 -- its worker held nothing else counts. Answers {worker or '', jobs, lost, 1 if waiting, 1 if there is more}.
 -- LATER: cutting dependents pairs -> drain
@@ -28,24 +28,29 @@ local function take_back(batch, indexes)
     end
   end
   if f then
-    unhand(f, back)
-    unhand(f, gone)
+    sound(batch, 'again out bad log')
     hand_back(f, back)
     conclude(f, 'x', 'lost', gone)
+    unhand(f, back)
+    unhand(f, gone)
     move(f.queue, 'started', 'failed', #gone)
     finish(batch)
   end
   jobs, lost = jobs + #back + #gone, lost + #gone
 end
 
-for batch, indexes in pairs(by_batch(call('SPOP', held, 1000))) do guarded(take_back, batch, indexes) end
+local safe = give_up(worker, call('SRANDMEMBER', held, MOST.rows), take_back)
 if #pending > 0 then later().drain() end
 local more = #due > 1
-if call('EXISTS', held) == 1 then
+if safe and call('EXISTS', held) == 1 then
   more = true
 else
   for queue in string.gmatch(info[3] or '', '%S+') do call('HDEL', K.slots(queue), worker) end
-  call('ZREM', K.workers, worker)
-  call('UNLINK', K.w(worker), K.claim(worker), K.mail(worker))
+  if safe then
+    call('ZREM', K.workers, worker)
+    call('UNLINK', K.w(worker), K.claim(worker), K.mail(worker))
+  else
+    put_off(worker)
+  end
 end
 return {worker, jobs, lost, 0, more and 1 or 0}

@@ -22,6 +22,8 @@ local function standing(batch)
     if token == entry[2] and worker_of(token) == worker then
       if entry[3] ~= '1' then attempt = attempt - 1 end -- it had not begun: this was no run
       items[#items + 1] = {entry[1], attempt, worker, losses, cap}
+    elseif not token or worker_of(token) ~= worker then
+      call('SREM', K.held(worker), batch .. ':' .. entry[1])
     end
   end
   return items
@@ -48,8 +50,9 @@ local function give_back(batch)
   local f = facts(batch)
   if f then
     local items = standing(batch)
-    unhand(f, items)
+    sound(batch, 'again')
     hand_back(f, items)
+    unhand(f, items)
   end
 end
 for _, batch in ipairs(order) do guarded(give_back, batch) end

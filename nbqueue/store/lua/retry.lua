@@ -12,6 +12,8 @@ if answered then return tonumber(answered) end
 if not f.done and (fn ~= '' or (queue ~= '' and queue ~= f.queue)) then return -2 end
 
 local out, past = part(batch, 'out'), part(batch, 'past')
+sound(batch, 'out past tail bad fell used again void skip redo log ready')
+call('HLEN', K.tally(f.queue))
 local from, told, items, number, deferred = {F = 0, X = 0, C = 0}, {}, {}, 0, 0
 local source = f.src and facts(f.src)
 

@@ -8,8 +8,15 @@ make_room()
 local out, runs = part(batch, 'out'), part(batch, 'run')
 local b = call('HMGET', K.b(batch), 'queue', 'session', 'single', 'deps')
 local f = {batch = batch, queue = b[1], session = b[2], single = b[3], deps = b[4]}
-local indexes = {}
-for i = entries, #ARGV, 6 do indexes[#indexes + 1] = ARGV[i] end
+local indexes, reruns = {}, false
+for i = entries, #ARGV, 6 do
+  indexes[#indexes + 1] = ARGV[i]
+  reruns = reruns or ARGV[i + 5] ~= ''
+end
+sound(batch, 'out tail bad')
+if f.single ~= '1' then sound(batch, 'log') end
+if reruns then sound(batch, 'past used again park') end
+if b[1] then call('HLEN', K.tally(b[1])) end
 local leases = call('HMGET', runs, unpack(indexes))
 local own = worker .. ':'
 local answers, writes, tails, bad, done, names, seen = {}, {}, {}, {}, {}, {}, {}
@@ -103,16 +110,19 @@ for i, index in ipairs(indexes) do
     answers[i] = false
   end
 end
-if #ended > 0 then
-  call('HDEL', runs, unpack(ended))
-  count(f, 'nrun', -#names)
-  call('SREM', K.held(worker), unpack(names))
-  if #tails > 0 then call('HSET', part(batch, 'tail'), unpack(tails)) end
-end
+-- First to where they are now, and only then from where they were.
+if #tails > 0 then call('HSET', part(batch, 'tail'), unpack(tails)) end
 if #again > 0 then run_again(again) end
 if #done > 0 then
   call('HSET', out, unpack(writes))
   if #bad > 0 then call('SADD', part(batch, 'bad'), unpack(bad)) end
+end
+if #ended > 0 then
+  call('SREM', K.held(worker), unpack(names))
+  call('HDEL', runs, unpack(ended))
+  count(f, 'nrun', -#names)
+end
+if #done > 0 then
   for letter, by in pairs(counts) do
     if by > 0 then
       count(f, FIELD[letter], by)
