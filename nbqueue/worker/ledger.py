@@ -216,7 +216,9 @@ class Ledger:
         backlog = len(self.tasks) - sum(1 for riding in self.riding if riding)
         if recent.mean is None:
             return free, free
-        target = max(free, min(MOST_HELD, int(self.slots * TARGET / max(recent.mean, 1e-6))))
+        # A slot with a long call takes nothing soon: what is held ahead for it would be given back, and claimed again.
+        quick = sum(1 for riding in self.riding if not riding or not next(iter(riding.values())).begun)
+        target = max(free, min(MOST_HELD, int(quick * TARGET / max(recent.mean, 1e-6))))
         if backlog * 2 >= target:
             return free, free
         return free, max(free, min(MOST_CLAIMED, target - backlog))
