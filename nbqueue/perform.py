@@ -6,6 +6,7 @@ A payload is one byte and a pickle: `1` the only positional argument, `2` (args,
 
 from __future__ import annotations
 
+import contextvars
 import sys
 import time
 import traceback
@@ -130,9 +131,7 @@ def perform(
         clock.start()
         args, kwargs, _ = unpack(payload)
         stage = "call"
-        value = function(*args, **kwargs)
-        if isinstance(value, CoroutineType):
-            value = awaited(value)
+        value = contextvars.copy_context().run(_called, function, args, kwargs)
         stage = "result"
         if isinstance(value, Retry):
             cause, failure, rerun = Cause.RETRY, _asked(value.rerun), value.rerun
@@ -147,6 +146,14 @@ def perform(
     state, spent = State.FAILED if cause else State.FINISHED, time.process_time() - cpu
     ended = time.monotonic()
     return Ride(state, cause, started, ended, cpu_s=spent, failure=failure, value=data, rerun=rerun, spilled=spilled)
+
+
+def _called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the function gives, in a context of its own: what it sets there, and decimal's precision, ends with it."""
+    if (decimal := sys.modules.get("decimal")) is not None:
+        decimal.setcontext(decimal.getcontext().copy())
+    value = function(*args, **kwargs)
+    return awaited(value) if isinstance(value, CoroutineType) else value
 
 
 def _let_go(why: BaseException, keep: Callable[[BaseException], object] | None) -> None:

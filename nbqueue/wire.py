@@ -20,7 +20,7 @@ import stat
 import struct
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from types import CodeType, MethodType
 from typing import Any, Protocol
@@ -528,3 +528,19 @@ def travels_whole(module: str) -> bool:
     """Whether the user asked cloudpickle to send this module, or a package around it, by value."""
     named = cloudpickle.list_registry_pickle_by_value()
     return any(module == name or module.startswith(name + ".") for name in named)
+
+
+# cloudpickle's own: each class that it has opened by value, so that a second pickle of the class gives the same one.
+_classes: MutableMapping[str, type] = cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID  # noqa: SLF001 - as above
+
+
+def known_classes() -> dict[str, type]:
+    """The classes that travelled by value and are known here, by cloudpickle's id."""
+    return dict(_classes)
+
+
+def know_classes(classes: Mapping[str, type]) -> None:
+    """Makes these the only ones: another that comes is a new class, as it was sent."""
+    if classes or _classes:
+        _classes.clear()
+        _classes.update(classes)

@@ -19,14 +19,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import msgspec
 
 from nbqueue import current, perform, spill
 from nbqueue.errors import LoadError
 from nbqueue.model import Cause, Failure, FunctionRecord, Ride, Spilled, State, decode, encode
-from nbqueue.worker import frames, hooks, loading, restore, tree
+from nbqueue.worker import frames, fresh, hooks, loading, restore, tree
 from nbqueue.worker.limits import ALARM, Alarm, Board, overdue
 from nbqueue.worker.slots import Call, Errand
 
@@ -60,7 +60,7 @@ class Saddle(NamedTuple):
     """What a horse gets from its stable by being forked."""
 
     calls: Sequence[Call]
-    function: Callable[..., Any] | None  # None: the horse loads `record` itself
+    copies: fresh.Copies | None  # of the function; None: the horse loads `record` itself
     record: FunctionRecord
     setup: frames.Setup
     errand: Errand | None  # what is to be done in place of calls
@@ -109,7 +109,7 @@ class Horse:
         self._children_cpu = 0.0
         self._lock = _thread.allocate_lock()
         self._seq = 0
-        self._modules = len(sys.modules) if saddle.function is not None else 0  # that whoever watches them knows of
+        self._modules = len(sys.modules) if saddle.copies is not None else 0  # that whoever watches them knows of
         self._error: BaseException | None = None  # of the last call
         self._keep: Callable[[BaseException], None] | None = None
         current.here.note = self._note
@@ -126,26 +126,29 @@ class Horse:
         if saddle.calls[0].run.hooks or saddle.setup.handlers:  # calls that have callbacks are alone in a horse
             self._keep = self._note_error
         wall = time.time()
-        function, loaded = self._loaded()
-        limit = saddle.slice if saddle.function is not None else max(saddle.slice, loaded)
-        scene = restore.Scene(self._output, ALARM) if len(saddle.calls) > 1 else None
+        copies, loaded = self._loaded()
+        limit = max(saddle.slice, loaded)
+        shared = len(saddle.calls) > 1
+        scene = restore.Scene(self._output, ALARM, loading.own_modules(saddle.record)) if shared else None
         born = time.monotonic()
         for position, call in enumerate(saddle.calls):
             if not os.read(self._tickets, 1):
                 return
-            if (outcome := self._call(position, call, function)) is not None:
+            if (outcome := self._call(position, call, copies)) is not None:
                 self._stay(call, outcome)
                 return
             if scene is None or time.monotonic() - born >= limit or not scene.restore():
                 return
-            self._tell_files(function, wall)
+            if isinstance(copies, fresh.Copies) and not copies.renew(fresh.FORK + loaded):
+                return
+            self._tell_files(copies, wall)
 
-    def _tell_files(self, function: Callable[..., Any] | Failure, since: float) -> None:
+    def _tell_files(self, copies: fresh.Copies | Failure, since: float) -> None:
         """Says which files this process has loaded, where it makes more calls and must not run them as old code."""
-        if self._saddle.record.pinned or isinstance(function, Failure) or len(sys.modules) == self._modules:
+        if self._saddle.record.pinned or isinstance(copies, Failure) or len(sys.modules) == self._modules:
             return
         self._modules = len(sys.modules)
-        if files := loading.loaded_files(function, since):
+        if files := loading.loaded_files(copies.function, since):
             self._send(frames.FILES, frames.encode(files))
 
     def _first(self) -> Call:
@@ -156,25 +159,27 @@ class Horse:
         tree.rename(tree.HORSE)
         return Call(run, *run.jobs[0])
 
-    def _loaded(self) -> tuple[Callable[..., Any] | Failure, float]:
+    def _loaded(self) -> tuple[fresh.Copies | Failure, float]:
+        """What calls are made with, and the seconds that this process spent on it."""
         saddle = self._saddle
-        if saddle.function is not None:
-            return saddle.function, 0.0
+        if saddle.copies is not None:
+            return saddle.copies, 0.0
         began = time.monotonic()
         try:
             function = loading.load(saddle.record, saddle.setup.preload)
         except LoadError as why:
             return loading.failure_of(why), 0.0
-        return function, time.monotonic() - began
+        took = time.monotonic() - began
+        return loading.copies(saddle.record, function), took
 
-    def _call(self, position: int, call: Call, function: Callable[..., Any] | Failure) -> Ride | None:
+    def _call(self, position: int, call: Call, copies: fresh.Copies | Failure) -> Ride | None:
         """Makes one call and tells its outcome; gives it back if this process stays for what follows."""
         run, saddle = call.run, self._saddle
         self._seq = call.seq
         since = saddle.board.begin(position)
-        if isinstance(function, Failure):
+        if isinstance(copies, Failure):
             now = time.monotonic()
-            outcome = Ride(State.FAILED, Cause.LOAD, now, now, failure=function)
+            outcome = Ride(State.FAILED, Cause.LOAD, now, now, failure=copies)
         else:
             if run.timeout is not None:
                 told = functools.partial(overdue, run.label, call.job, run.timeout, run.timeout_from)
@@ -185,7 +190,7 @@ class Horse:
                 restore.sow(run.seed, call.index)
             current.enter(call.job, run.seed, call.index, call.present)
             outcome = perform.perform(
-                function,
+                copies.function,
                 call.payload,
                 job=call.job,
                 max_result=run.max_result,
@@ -270,7 +275,7 @@ class Horse:
         spilled = decode(Spilled, errand.after.spilled) if errand.after.spilled else None
         ending = hooks.Ending(errand.value, decode(Failure, failure) if failure else None, None, spilled)
         first = len(errand.echoes)
-        self._take(errand.call, errand.steps, ending, first, before if saddle.function is None else None)
+        self._take(errand.call, errand.steps, ending, first, before if saddle.copies is None else None)
 
     def _take(
         self,

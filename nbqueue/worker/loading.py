@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import importlib.util
@@ -11,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from nbqueue import perform, wire
 from nbqueue.errors import CodeDiffers, LoadError
 from nbqueue.model import Failure, FunctionRecord
 from nbqueue.settings import cpus, host
-from nbqueue.worker import frames, notebook, tree
+from nbqueue.worker import frames, fresh, notebook, tree
 from nbqueue.worker.channel import Channel, Frame
 from nbqueue.worker.surroundings import for_jobs
 
@@ -87,6 +88,12 @@ def import_ahead(names: Iterable[str]) -> list[str]:
 
 
 _known: set[str] = set()  # modules that loaded_files has looked at
+_own: set[str] = set()  # those of them that are the user's own
+
+
+def own_modules(record: FunctionRecord) -> Collection[str]:
+    """The names of the user's own modules that the function may reach, as far as they are known."""
+    return record.modules if record.pinned else _own
 
 
 def loaded_files(function: Callable[..., Any], began: float) -> list[frames.File]:
@@ -95,20 +102,29 @@ def loaded_files(function: Callable[..., Any], began: float) -> list[frames.File
     `began`, on the wall clock, is before any of them was read.
     """
     package = str(getattr(function, "__module__", "")).partition(".")[0]
-    fresh = [name for name in list(sys.modules) if name not in _known]
-    _known.update(fresh)
+    new = [name for name in list(sys.modules) if name not in _known]
+    _known.update(new)
     found = []
-    for name in fresh:
+    for name in new:
         path, top = getattr(sys.modules.get(name), "__file__", None), name.partition(".")[0]
         if not isinstance(path, str) or top in sys.stdlib_module_names or top in {"nbqueue", "__main__"}:
             continue
         installed = {"site-packages", "dist-packages"} & set(Path(path).parts)
+        if not installed:
+            _own.add(name)
         with contextlib.suppress(OSError):
             facts = Path(path).stat() if top == package or not installed else None
             if facts is not None:
                 # One that was written while we loaded may have been read before.
                 torn = began <= facts.st_ctime <= time.time()
                 found.append(frames.File(path, 0 if torn else facts.st_mtime_ns, facts.st_size))
+    return found
+
+
+def copies(record: FunctionRecord, function: Callable[..., Any]) -> fresh.Copies:
+    """What the calls of a process are made with: `function`, as load gave it, and others of its kind."""
+    found = fresh.Copies(functools.partial(wire.loads, record.payload), function, alone=True)
+    found.weigh(len(record.payload))
     return found
 
 

@@ -44,6 +44,13 @@ def reveal(function: Callable[..., Any]) -> None:
         main[getattr(function, "__name__", "")] = function
 
 
+def leave_main() -> None:
+    """Takes all names out of `__main__`: those of another copy of the function are to come."""
+    main = vars(sys.modules["__main__"])
+    for name in [name for name in main if not name.startswith("__")]:
+        del main[name]
+
+
 def _names(function: Any) -> dict[str, Any]:
     """The globals of the notebook, as far as functions name them: all that were pickled together share them."""
     waiting, seen = [function], dict[int, Any]()  # what was seen is kept, so that no id is given twice

@@ -1,68 +1,410 @@
-"""What a call may have changed in its process, put back before the next call of the same horse.
+"""What a call may have changed in its process, put back before the next call of the same child.
 
-All of it is compared first, or costs one system call: a few microseconds in all.
+Each row of the table reads one thing that belongs to the process. What differs after a call is put back; where that
+does not help, where nothing can put it back, or where the call has imported a module in between (which may have changed
+it for good reason, or have read it while it was changed), the child ends, and the next call gets a fresh one. All of it
+is compared first, or costs one system call: a few microseconds in all.
 """
 
 from __future__ import annotations
 
+import _locale
 import _signal  # type: ignore[import-not-found]  # `signal` wraps answers in enums, a microsecond each
 import _thread
+import faulthandler
+import operator
 import os
 import random
+import resource
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import Any
+from typing import Any, NamedTuple
+
+from nbqueue.worker.fresh import Names
 
 _SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGPIPE", "SIGQUIT")
+    int(getattr(signal, name))
+    for name in (
+        *("SIGTERM", "SIGINT", "SIGHUP", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGUSR1", "SIGUSR2", "SIGCHLD"),
+        *("SIGPIPE", "SIGQUIT", "SIGXCPU"),
+    )
+)
+_TIMERS = tuple(int(each) for each in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF))
+_SETMASK = int(signal.SIG_SETMASK)
+_LIMITS = tuple(
+    getattr(resource, name)
+    for name in ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_STACK")
+)
+_SMALL = 1_000  # entries of a container that are looked at one by one
+
+
+class Row(NamedTuple):
+    """One thing of a process: the module that must be there for it, how it is read, and how it is put back, if at all.
+
+    `read` is given the module, and `write` what `read` gave before the call.
+    """
+
+    module: str
+    read: Callable[[Any], Any]
+    write: Callable[[Any, Any], object] | None = None
+
+
+# ---------------------------------------------------------------- the interpreter
+
+
+def _interpreter(m: Any) -> Any:
+    return (
+        m.getrecursionlimit(),
+        m.getswitchinterval(),
+        m.get_int_max_str_digits(),
+        m.gettrace(),
+        m.getprofile(),
+        m.get_asyncgen_hooks(),
+        m.get_coroutine_origin_tracking_depth(),
+        m.dont_write_bytecode,
+        m.excepthook,
+        m.displayhook,
+        m.unraisablehook,
+        m.breakpointhook,
+        m.stdin,
+        m.stdin is not None and m.stdin.closed,
+        [*m.argv],
+        [*m.path],
+    )
+
+
+def _set_interpreter(m: Any, was: Any) -> None:
+    m.setrecursionlimit(was[0])
+    m.setswitchinterval(was[1])
+    m.set_int_max_str_digits(was[2])
+    m.settrace(was[3])
+    m.setprofile(was[4])
+    m.set_asyncgen_hooks(*was[5])
+    m.set_coroutine_origin_tracking_depth(was[6])
+    m.dont_write_bytecode, m.excepthook, m.displayhook, m.unraisablehook, m.breakpointhook, m.stdin = was[7:13]
+    m.argv, m.path[:] = [*was[14]], was[15]
+
+
+def _importing(m: Any) -> Any:
+    return [finder for finder in m.meta_path if finder is not _late], [*m.path_hooks]
+
+
+def _monitoring(m: Any) -> Any:
+    return [m.monitoring.get_tool(number) for number in range(6)] if hasattr(m, "monitoring") else None
+
+
+def _set_builtins(m: Any, was: Any) -> None:
+    for name in [name for name in vars(m) if name not in was]:
+        delattr(m, name)
+    vars(m).update(was)
+
+
+def _collector(m: Any) -> Any:
+    return m.isenabled(), m.get_threshold(), m.get_debug(), [*m.callbacks]
+
+
+def _set_collector(m: Any, was: Any) -> None:
+    (m.enable if was[0] else m.disable)()
+    m.set_threshold(*was[1])
+    m.set_debug(was[2])
+    m.callbacks[:] = was[3]
+
+
+def _warnings(m: Any) -> Any:
+    return [*m.filters], m.showwarning, m.formatwarning, len(m.onceregistry)
+
+
+def _set_warnings(m: Any, was: Any) -> None:
+    if (logging := sys.modules.get("logging")) is not None and m.showwarning is not was[1]:
+        logging.captureWarnings(capture=False)
+    m.resetwarnings()  # it makes the interpreter look at the filters anew
+    m.filters[:], m.showwarning, m.formatwarning = was[:3]
+    m.onceregistry.clear()
+
+
+def _threading(m: Any) -> Any:
+    return m.excepthook, m.gettrace(), m.getprofile(), m.stack_size()
+
+
+def _set_threading(m: Any, was: Any) -> None:
+    m.excepthook = was[0]
+    m.settrace(was[1])
+    m.setprofile(was[2])
+    m.stack_size(was[3])
+
+
+# ---------------------------------------------------------------- the system
+
+
+def _environ(_: Any = None) -> Any:
+    # The encoded form: os.environ itself would decode every name and value.
+    data = getattr(os.environ, "_data", None)
+    return {os.fsencode(k): os.fsencode(v) for k, v in os.environ.items()} if data is None else dict(data)
+
+
+def _set_environ(_: Any, was: Any) -> None:
+    zone = os.environ.get("TZ")
+    os.environ.clear()
+    os.environ.update({os.fsdecode(key): os.fsdecode(value) for key, value in was.items()})
+    if zone != os.environ.get("TZ"):
+        time.tzset()
+
+
+def _cwd(_: Any) -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 - a str to compare with
+    except FileNotFoundError:
+        return ""  # the call removed its folder
+
+
+def _handlers(_: Any) -> Any:
+    return [_signal.getsignal(signum) for signum in _SIGNALS]
+
+
+def _set_handlers(_: Any, was: Any) -> None:
+    for signum, handler in zip(_SIGNALS, was, strict=True):
+        if _signal.getsignal(signum) is not handler and handler is not None:
+            _signal.signal(signum, handler)
+
+
+def _priority(m: Any) -> Any:
+    return m.getpriority(os.PRIO_PROCESS, 0), m.sched_getaffinity(0) if hasattr(m, "sched_getaffinity") else None
+
+
+def _set_priority(m: Any, was: Any) -> None:
+    m.setpriority(os.PRIO_PROCESS, 0, was[0])
+    if was[1] is not None:
+        m.sched_setaffinity(0, was[1])
+
+
+def _limits(m: Any) -> Any:
+    return [*map(m.getrlimit, _LIMITS)]
+
+
+def _set_limits(m: Any, was: Any) -> None:
+    for limit, pair in zip(_LIMITS, was, strict=True):
+        m.setrlimit(limit, pair)
+
+
+# ---------------------------------------------------------------- libraries
+
+_CONTEXT = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
+
+
+def _decimal(m: Any) -> Any:
+    # The template of contexts; the context of a call is its own, as perform makes it.
+    return [getattr(m.DefaultContext, name) for name in _CONTEXT]
+
+
+def _set_decimal(m: Any, was: Any) -> None:
+    for name, value in zip(_CONTEXT, was, strict=True):
+        setattr(m.DefaultContext, name, value)
+
+
+_SILENT: Any = (0, True, False, [], [])
+
+
+def _loggers(m: Any) -> Any:
+    found: dict[str, Any] = {
+        name: (log.level, log.propagate, log.disabled, [*log.handlers], [*log.filters])
+        for name, log in m.root.manager.loggerDict.items()
+        if not isinstance(log, m.PlaceHolder)
+        and (log.level or log.handlers or log.disabled or log.filters or not log.propagate)
+    }
+    root = m.root
+    return root.manager.disable, (root.level, root.propagate, root.disabled, [*root.handlers], [*root.filters]), found
+
+
+def _set_loggers(m: Any, was: Any) -> None:
+    disable, root, loggers = was
+    m.disable(disable)
+    _set_logger(m.root, root)
+    for name in _loggers(m)[2] | loggers:
+        _set_logger(m.getLogger(name), loggers.get(name, _SILENT))
+
+
+def _set_logger(log: Any, was: Any) -> None:
+    log.setLevel(was[0])
+    log.propagate, log.disabled, log.handlers[:], log.filters[:] = was[1:]
+
+
+def _set_start_method(m: Any, was: Any) -> None:
+    m.set_start_method(was, force=True)
+
+
+def _numpy(m: Any) -> Any:
+    return m.geterr(), m.geterrcall(), m.get_printoptions()
+
+
+def _set_numpy(m: Any, was: Any) -> None:
+    m.seterr(**was[0])
+    m.seterrcall(was[1])
+    m.set_printoptions(**was[2])
+
+
+def _pandas(m: Any) -> Any:
+    return dict(_flat(getattr(m.options, "d", {})))
+
+
+def _flat(options: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in options.items():
+        if type(value) is dict:
+            yield from _flat(value, f"{place}{name}.")
+        else:
+            yield place + name, value
+
+
+def _set_pandas(m: Any, was: Any) -> None:
+    for name, value in _pandas(m).items():
+        if value is not was[name]:
+            m.set_option(name, was[name])
+
+
+def _matplotlib(m: Any) -> Any:
+    found = dict.copy(m.rcParams)
+    found.pop("backend", None)  # it is found out when the first figure is made
+    return found
+
+
+def _set_matplotlib(m: Any, was: Any) -> None:
+    dict.update(m.rcParams, was)
+
+
+_ROWS = (
+    Row("sys", _interpreter, _set_interpreter),
+    Row("sys", _importing),
+    Row("sys", _monitoring),
+    Row("builtins", lambda m: vars(m).copy(), _set_builtins),
+    Row("gc", _collector, _set_collector),
+    Row("os", _cwd, lambda m, was: m.chdir(was)),
+    Row("os", _environ, _set_environ),
+    Row("os", _priority, _set_priority),
+    Row("resource", _limits, _set_limits),
+    Row("signal", _handlers, _set_handlers),
+    Row("time", lambda m: (m.tzname, m.timezone, m.altzone, m.daylight), lambda m, _: m.tzset()),
+    Row("_locale", lambda m: m.setlocale(_locale.LC_ALL, None), lambda m, was: m.setlocale(_locale.LC_ALL, was)),
+    Row("warnings", _warnings, _set_warnings),
+    Row("threading", _threading, _set_threading),
+    Row("_socket", lambda m: m.getdefaulttimeout(), lambda m, was: m.setdefaulttimeout(was)),
+    Row("_csv", lambda m: m.field_size_limit(), lambda m, was: m.field_size_limit(was)),
+    Row("decimal", _decimal, _set_decimal),
+    Row("logging", _loggers, _set_loggers),
+    Row("multiprocessing", lambda m: m.get_start_method(allow_none=True), _set_start_method),
+    Row("numpy", _numpy, _set_numpy),
+    Row("pandas", _pandas, _set_pandas),
+    Row("matplotlib", _matplotlib, _set_matplotlib),
+    Row("matplotlib.pyplot", lambda m: m.get_fignums(), lambda m, _: m.close("all")),
 )
 
-_ITIMER, _SETMASK = int(signal.ITIMER_REAL), int(signal.SIG_SETMASK)
+
+# ---------------------------------------------------------------- all of it
+
+
+class Own:
+    """One of the user's own modules: its names, the containers that they are bound to, and its random generators."""
+
+    def __init__(self, module: Any) -> None:
+        self._names = Names(vars(module))
+        self._inside = [(each, _shallow(each)) for each in vars(module).values() if isinstance(each, _CONTAINERS)]
+        self._states = [(each, _drawn(each)) for each in vars(module).values() if _drawn(each) is not None]
+
+    def same(self) -> bool:
+        """Whether a call has changed nothing of that."""
+        return (
+            self._names.same()
+            and all(_alike(_shallow(each), was) for each, was in self._inside)
+            and all(_drawn(each) == was for each, was in self._states)
+        )
+
+
+_CONTAINERS = (list, dict, set, deque, bytearray)
+
+
+def _shallow(container: Any) -> Any:
+    """The size and, if there are few, the things in a container."""
+    if len(container) > _SMALL:
+        return len(container), ()
+    values = container.values() if isinstance(container, dict) else container
+    return len(container), [*values, *container] if values is not container else [*values]
+
+
+def _alike(now: Any, was: Any) -> bool:
+    return now[0] == was[0] and all(map(operator.is_, now[1], was[1]))
+
+
+def _drawn(thing: Any) -> str | None:
+    """The state of a random generator, as a text; None for all else."""
+    if isinstance(thing, random.Random):
+        return repr(thing.getstate())
+    numpy = sys.modules.get("numpy.random")
+    if numpy is not None and isinstance(thing, numpy.Generator):
+        return repr(thing.bit_generator.state)
+    return repr(thing.get_state()) if numpy is not None and isinstance(thing, numpy.RandomState) else None
 
 
 class Scene:
     """The state of the process before its first call."""
 
-    def __init__(self, output: int, alarm: int) -> None:
+    def __init__(self, output: int, alarm: int, own: Iterable[str] = ()) -> None:
+        """`output` is the pipe of its output, `alarm` a signal of ours, `own` the user's own modules."""
         self._output = output
-        self._cwd = os.getcwd()  # noqa: PTH109 - a str to compare with
-        self._environ: dict[Any, Any] = dict(_environ())
-        self._umask = os.umask(0o077)
-        os.umask(self._umask)
-        self._handlers = [(int(signum), _signal.getsignal(signum)) for signum in (*_SIGNALS, alarm)]
-        self._blocked = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._streams = sys.stdout, sys.stderr
         self._threads = _thread._count()  # noqa: SLF001 - counts raw threads too
-        self._path = list(sys.path)
+        self._umask = os.umask(0o077)
+        os.umask(self._umask)
+        self._alarm = alarm, _signal.getsignal(alarm)
+        self._blocked = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._modules = [*sys.modules.values()]
+        self._own = {name: Own(sys.modules[name]) for name in own if name in sys.modules}
+        there = {row.module: sys.modules[row.module] for row in _ROWS if row.module in sys.modules}
+        self._rows = [(row.read, row.write, m, row.read(m)) for row in _ROWS if (m := there.get(row.module))]
+        # Of what is not there yet nobody knows how it is before a call has used it.
+        self._absent = ({row.module for row in _ROWS} - set(there)) | (set(own) - set(self._own))
 
     def restore(self) -> bool:
         """Puts everything back; False when that cannot be done, so that this process must not go on."""
         try:
-            self._restore()
-        except (OSError, ValueError):
+            return self._put_back() and not self._crowded()
+        except Exception:  # noqa: BLE001 - putting back, or what a call has left there, may raise anything
             return False
-        return not self._crowded()
 
-    def _restore(self) -> None:
+    def _put_back(self) -> bool:
         for fd in (1, 2):
             os.dup2(self._output, fd)
         sys.stdout, sys.stderr = self._streams
-        if _cwd() != self._cwd:
-            os.chdir(self._cwd)
-        if _environ() != self._environ:
-            os.environ.clear()
-            os.environ.update({os.fsdecode(key): os.fsdecode(value) for key, value in self._environ.items()})
         os.umask(self._umask)
-        _signal.setitimer(_ITIMER, 0)
+        for timer in _TIMERS:
+            _signal.setitimer(timer, 0)
         _signal.pthread_sigmask(_SETMASK, self._blocked)
-        for signum, handler in self._handlers:
-            if _signal.getsignal(signum) is not handler and handler is not None:
-                _signal.signal(signum, handler)
-        if sys.path != self._path:
-            sys.path[:] = self._path
+        if _signal.getsignal(self._alarm[0]) is not self._alarm[1]:
+            _signal.signal(*self._alarm)
+        faulthandler.cancel_dump_traceback_later()
+        modules = [*sys.modules.values()]
+        imported = modules != self._modules
+        if imported and not self._only_imported(modules):
+            return False
+        for read, write, module, was in self._rows:
+            if read(module) != was:
+                if imported or write is None:
+                    return False
+                write(module, was)
+                if read(module) != was:
+                    return False
+        return all(map(Own.same, self._own.values())) and not any(stream.closed for stream in self._streams)
+
+    def _only_imported(self, modules: list[Any]) -> bool:
+        """Whether what is new in sys.modules has been imported, nothing else has changed there, and no row is of it."""
+        before, self._modules = self._modules, modules
+        fresh = modules[len(before) :]
+        return (
+            modules[: len(before)] == before
+            and all(getattr(module, "__spec__", None) is not None for module in fresh)
+            and self._absent.isdisjoint(sys.modules)
+        )
 
     def _crowded(self) -> bool:
         """Whether the call left threads or children behind."""
@@ -73,18 +415,6 @@ class Scene:
         except ChildProcessError:
             return False
         return True
-
-
-def _environ() -> Any:
-    # The encoded form: comparing os.environ itself would decode every name and value.
-    return getattr(os.environ, "_data", None) or {os.fsencode(k): os.fsencode(v) for k, v in os.environ.items()}
-
-
-def _cwd() -> str:
-    try:
-        return os.getcwd()  # noqa: PTH109 - a str to compare with
-    except FileNotFoundError:
-        return ""  # the call removed its folder
 
 
 def sow(seed: int, index: int) -> None:

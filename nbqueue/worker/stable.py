@@ -12,13 +12,13 @@ import selectors
 import socket
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nbqueue.worker import frames, herd, limits, tree
 from nbqueue.worker.channel import Channel, Frame
 
 if TYPE_CHECKING:
+    from nbqueue.worker import fresh
     from nbqueue.worker.slots import Call, Errand, Forked, Slot
 
 _NAP = 0.0003  # seconds in which short calls add up: waking for each would cost more than it is worth
@@ -33,7 +33,7 @@ class Stable:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self.alarm = limits.Alarm()
-        self.function: Callable[..., Any] | None = None
+        self.copies: fresh.Copies | None = None
         self._loaded = False
         self._retry_at = 0.0
         self._setup = b""
@@ -136,7 +136,7 @@ class Stable:
             # While a module is imported nobody reads the channel: the kernel watches the parent instead.
             tree.die_with(os.getppid())
             try:
-                self.function = loading.load(record, setup.preload)
+                function = loading.load(record, setup.preload)
                 loading.import_ahead(record.imports)
             except LoadError as why:
                 self.channel.queue(frames.UNFIT, encode(loading.failure_of(why)))
@@ -148,13 +148,14 @@ class Stable:
                 if self._setup:
                     again.insert(0, (frames.SETUP, self._setup, None))
                 loading.start_over(self.channel, again, start, self._environ)
-        if self.function is not None and not record.pinned:
-            self.channel.queue(frames.FILES, frames.encode(loading.loaded_files(self.function, since)))
+            if not record.pinned:
+                self.channel.queue(frames.FILES, frames.encode(loading.loaded_files(function, since)))
+            self.copies = loading.copies(record, function)
         loading.freeze_memory()
         horse.shield()
         self.alarm.install()
         self._herd.obituary = certificate.Obituary()
-        if self.function is not None:
+        if self.copies is not None:
             self._herd.spares.allow(self._herd.obituary)
         self._herd.kept = set(tree.children())
         self._loaded = True
@@ -213,7 +214,7 @@ class Stable:
         with slots.Gear(tickets) as gear:
             saddle = horse.Saddle(
                 calls=calls,
-                function=self.function,
+                copies=self.copies,
                 record=self._herd.record,
                 setup=self._herd.setup,
                 errand=errand,

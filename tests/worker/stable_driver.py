@@ -214,7 +214,7 @@ class Driver:
 
     def values(self, *items: Any, **limits: Any) -> list[Any]:
         """Runs jobs that must finish, and gives what they returned."""
-        rides = self.outcomes(self.run(*items, **limits))
+        rides = self.outcomes(self.run(*items, **limits), 60)
         assert all(ride.state is State.FINISHED for ride in rides), [ride.failure for ride in rides if ride.failure]
         return [wire.loads(ride.value) for ride in rides]
 
