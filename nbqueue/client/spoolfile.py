@@ -28,6 +28,7 @@ _HEAD = struct.Struct("<4sBIQII")  # magic, kind, size of the table, size of the
 _CHECK = struct.Struct("<I")  # the checksum of the head
 _PART = 1 << 20
 OPEN = 32  # files that are kept open for reading
+MOST_BIRTHS = 10_000  # files of which is held what they say first
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -239,13 +240,25 @@ def _next(file: IO[bytes], start: int, end: int) -> int:
     return end
 
 
+_births: dict[Path, tuple[tuple[int, int], list[Birth]]] = {}  # file -> (its time and size when it was read, births)
+
+
 def births(path: Path) -> list[Birth]:
-    """What a file says first of its batch; nothing of one that cannot be read."""
+    """What a file says first of its batch; nothing of one that cannot be read. Read again only when it has changed."""
     try:
+        facts = path.stat()
+        stamp = facts.st_mtime_ns, facts.st_size
+        known = _births.get(path)
+        if known is not None and known[0] == stamp:
+            return known[1]
         record = next((found for found in Scan(path) if found.kind == Kind.BORN), None)
-        return [] if record is None else record.read(Births).births
+        found = [] if record is None else record.read(Births).births
     except (OSError, BadSignature):
         return []
+    if len(_births) >= MOST_BIRTHS:
+        _births.clear()
+    _births[path] = stamp, found
+    return found
 
 
 # ---------------------------------------------------------------- writing

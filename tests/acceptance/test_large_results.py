@@ -184,3 +184,14 @@ def test_prune_removes_what_nobody_has_any_more(session, fleet, root, monkeypatc
     assert "1 in the spill (2.0 MB)" in prune(session)
     (left,) = files(root)
     assert left.parent.name == kept.id
+
+
+def test_forget_of_some_rows_of_a_named_batch_finds_their_files_too(session, fleet, root):
+    fleet.start(env={"NBQUEUE_SPILL": str(root)}).up()
+    first = nbqueue.map(make, [0, 2], name="some")
+    assert first.wait(30)
+    some = nbqueue.map(make, [2], name="some")
+    assert (some.wait(30), some[0].index) == (True, 1)
+    assert len(files(root)) == 1
+    some.forget()
+    assert files(root) == []

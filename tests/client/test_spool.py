@@ -17,8 +17,8 @@ import pytest
 from helpers import wait_until
 
 import nbqueue
+from nbqueue.client import recall, spool, spoolfile, spoolhouse, view
 from nbqueue.client import session as session_module
-from nbqueue.client import spool, spoolfile, spoolhouse, view
 from nbqueue.client.spoolbook import Book
 from nbqueue.client.spoolfile import Block, Kind, Standing
 from nbqueue.errors import Expired, LostByServer, NotThere
@@ -446,3 +446,21 @@ def test_a_record_of_another_shape_damages_the_file_and_nothing_else(server, ses
     assert nbqueue.attach("odd").to_frame(timeout=10).equals(before)
     flush(session)
     assert nbqueue.attach("odd").to_frame(timeout=10)["status"].tolist() == before["status"].tolist()
+
+
+def test_what_a_file_says_first_is_read_once(server, session, hands, monkeypatch):
+    """A job that is not there is looked for in all files of the spool, which may be thousands."""
+    batches = [nbqueue.map(work, range(2), name=f"b{n}") for n in range(5)]
+    hands.work()
+    assert all(batch.wait(10) for batch in batches)
+    wait_until(lambda: sum(each.done for each in spoolhouse.kept(session.spool.folder)) == 5)
+    scanned = []
+    real = spoolfile.Scan.__iter__
+    monkeypatch.setattr(spoolfile.Scan, "__iter__", lambda self: (scanned.append(self.path), real(self))[1])
+    for _ in range(3):
+        assert not nbqueue.Job.exists("nobody")
+    assert sorted(scanned) == sorted(set(scanned))
+    monkeypatch.undo()
+    spoolhouse.files_of(Path(session.spool.folder), batches[0].id)[0].write_bytes(b"")
+    assert recall.find(session, "b0") is None
+    assert recall.find(session, "b1").birth.batch == batches[1].id

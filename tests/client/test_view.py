@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nbqueue
-from nbqueue.client import details, markup, view
+from nbqueue.client import details, markup, panel, view
 from nbqueue.client.groups import Groups, Kind
 from nbqueue.client.pace import Pace, pace_of
 from nbqueue.client.rounds import SHOWN, Rounds
@@ -302,3 +302,42 @@ def test_what_ended_before_it_was_seen_has_no_pace():
     pace = Pace()
     pace.see(10, ended=True)
     assert (pace.elapsed, pace.rate) == (None, None)
+
+
+class Handle:
+    """An output of a cell that nobody looks at."""
+
+    def update(self, *_, **__):
+        pass
+
+
+def test_a_panel_that_fails_is_given_up_and_the_others_go_on(session, hands, monkeypatch, caplog):
+    monkeypatch.setattr("IPython.display.display", lambda *_, **__: Handle())
+    monkeypatch.setattr(panel, "painter", panel.Painter())
+    broken, sound = (panel.Panel(nbqueue.map(abs, range(2))) for _ in range(2))
+    monkeypatch.setattr(broken._rounds, "look", lambda _: 1 / 0)
+    wait_until(lambda: broken.broken)
+    assert "ZeroDivisionError" in caplog.text
+    drawn = sound._drawn
+    wait_until(lambda: sound._drawn > drawn)
+    hands.work()
+    wait_until(lambda: sound.closed)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_painter_whose_thread_has_died_begins_another(session):
+    painter, ticks = panel.Painter(), []
+
+    class Dies:
+        closed = False
+
+        def tick(self):
+            ticks.append(1)
+            self.closed = len(ticks) > 1
+            raise SystemExit
+
+    first = Dies()
+    painter.keep(first)
+    wait_until(lambda: ticks and not painter._thread.is_alive())
+    painter.keep(first)
+    wait_until(lambda: len(ticks) > 1)
