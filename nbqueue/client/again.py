@@ -36,6 +36,7 @@ def retry(
     if lost and rows is None:
         indexes = sorted({*indexes, *lost})
     spec, queue = limited(batch.spec, limits)
+    _refuse_running(batch, func, queue)
     if not indexes and not batch.watch.gone:
         if warn:
             tell(f"nbqueue: nothing to retry: {idle(batch) if rows is None else 'no rows were named.'}")
@@ -108,16 +109,20 @@ def _revived(batch: Batch[Any]) -> list[int] | None:
     return restoring.revived(batch)
 
 
-def _changes(
-    batch: Batch[Any], func: Callable[..., Any] | str | None, spec: Spec, queue: str | None
-) -> tuple[Spec, dict[str, Any]]:
-    """The spec of the run to come, and what the store must be told. Raises BadInput while others of the batch run."""
+def _refuse_running(batch: Batch[Any], func: Callable[..., Any] | str | None, queue: str | None) -> None:
+    """Raises BadInput where a change is of the whole batch, and jobs of it still run."""
     what = "func" if func is not None else "queue" if queue not in {None, batch.queue} else ""
-    if what and not _whole_ended(batch):
+    if what and not batch.inline and not _whole_ended(batch):
         why = f"{batch.id} still runs ({batch.tally}), and its other jobs must not change under it"
         raise BadInput(
             message=f"retry({what}=...) waits for the end of the batch: {why}. Call wait() or cancel() first."
         )
+
+
+def _changes(
+    batch: Batch[Any], func: Callable[..., Any] | str | None, spec: Spec, queue: str | None
+) -> tuple[Spec, dict[str, Any]]:
+    """The spec of the run to come, and what the store must be told."""
     changes: dict[str, Any] = {}
     if func is not None:
         spec, changes = _replaced(batch, func, spec)

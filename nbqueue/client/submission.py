@@ -70,7 +70,7 @@ class Submission:
         self.mode = options.inline or session.settings.inline or (source is not None and source.inline)
         if not self.mode:
             session.attend()  # the local worker boots while we pack
-        self.waits = terms.Waits() if self.mode else terms.waits(options)
+        self.waits = terms.Waits() if self.mode else terms.waits(options, session)
         if isinstance(function, Function):
             self.function = function
         else:

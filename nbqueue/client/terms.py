@@ -12,6 +12,7 @@ from nbqueue.checks import brief, check_name, seconds
 from nbqueue.client.batch import Batch
 from nbqueue.client.function import Function, label_of, signature_of
 from nbqueue.client.job import Job
+from nbqueue.client.session import Session
 from nbqueue.errors import BadInput, BadOption
 from nbqueue.model import Options, Rerun, Spec
 from nbqueue.policies import Callback, Dependency, Repeat, Retry
@@ -199,8 +200,8 @@ class Waits(NamedTuple):
     front: bool = False
 
 
-def waits(options: Options) -> Waits:
-    """The needs behind `depends_on`. Raises BadInput for a job of an inline run, which no server knows."""
+def waits(options: Options, session: Session) -> Waits:
+    """The needs behind `depends_on`. Raises BadInput for what the server of `session` does not know of."""
     needs: dict[Need, None] = {}
     ids: dict[str, None] = {}
     front = False
@@ -208,9 +209,22 @@ def waits(options: Options) -> Waits:
         front = front or dependency.enqueue_at_front
         for one in _members(dependency):
             batch, index = _named(one)
+            _refuse_elsewhere(one, session)
             needs[Need(batch, index, dependency.allow_failure)] = None
             ids[one if isinstance(one, str) else one.id] = None
     return Waits(tuple(needs), tuple(ids), front)
+
+
+def _refuse_elsewhere(one: Any, session: Session) -> None:
+    """Raises BadInput for what is on another server, where something else may bear its id here."""
+    if isinstance(one, str):
+        return
+    own = (one if isinstance(one, Batch) else one.batch).session
+    if own is not session and own.place != session.place:
+        raise BadInput(
+            message=f"{one.id} is on {own.server} (namespace {own.settings.namespace}), and what depends on it goes to "
+            f"{session.server} (namespace {session.settings.namespace}): submit both to one."
+        )
 
 
 def awaited(options: Options) -> Iterator[tuple[Job[Any] | Batch[Any], bool]]:

@@ -11,7 +11,7 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue import Retry
-from nbqueue.client import notes, spool, spoolhouse
+from nbqueue.client import notes, recall, spool, spoolhouse
 from nbqueue.client.spoolbook import Book
 
 
@@ -144,7 +144,7 @@ def big(x):
 def test_big_results_of_single_jobs_lie_on_disk_and_so_do_all_once_memory_holds_enough(session, hands, monkeypatch):
     jobs = [nbqueue.submit(big, x) for x in range(5)]
     hands.work()
-    wait_until(lambda: all(job.batch.watch.spooled and job.batch.watch.over for job in jobs))
+    wait_until(lambda: all(job.batch.watch.spooled and job.batch.done for job in jobs))
     assert [type(job.batch.watch._blobs[0]) for job in jobs] == [int] * 5
     assert [job.result for job in jobs] == [big(x) for x in range(5)]
     monkeypatch.setattr(spool, "HELD", 2_000)
@@ -227,3 +227,17 @@ def test_a_forked_child_writes_files_of_its_own(session):
         os._exit(0)
     os.waitpid(pid, 0)
     assert os.read(read, 1) == b"1"
+
+
+def test_a_disk_that_does_not_answer_holds_up_no_listing(session, hands, monkeypatch):
+    batch = nbqueue.map(work, [2])
+    hands.work()
+    assert batch.wait(10)
+    copied(batch, 1)
+    folder, free, real = session.spool.folder, threading.Event(), Path.exists
+    monkeypatch.setattr(Path, "exists", lambda self, **how: free.wait(30) if self == folder else real(self, **how))
+    monkeypatch.setattr(spoolhouse, "kept", lambda _: pytest.fail("the disk was read by who asked"))
+    session.spool.desk.patience = 0.2
+    assert list(nbqueue.batches()["id"]) == [batch.id]
+    assert recall.tale(session, batch.watch.birth) is None
+    free.set()

@@ -9,6 +9,7 @@ import nbqueue
 from nbqueue.client import listing
 from nbqueue.client import session as sessions
 from nbqueue.client.session import Session
+from nbqueue.errors import BadInput
 
 
 @pytest.fixture
@@ -83,5 +84,20 @@ def test_gather_asks_each_server_for_its_own_jobs(session, hands):
     assert frame["queued_at"].notna().all()
     job.delete()
     there.stop()
+    other.collector.stop()
+    other.disconnect()
+
+
+def test_what_is_on_another_server_is_refused_as_a_dependency(session, hands):
+    other = sessions.of(session.settings.url, f"{session.settings.namespace}y")
+    there = nbqueue.Queue("default", connection=session.settings.url, namespace=other.settings.namespace)
+    job = there.enqueue(add, 1, job_id="same")
+    nbqueue.Queue("default").enqueue(add, 2, job_id="same")  # another one, which bears its id here
+    with pytest.raises(BadInput, match="submit both to one"):
+        nbqueue.Queue("default").enqueue(add, 3, depends_on=job)
+    assert nbqueue.Queue("default").enqueue(add, 3, depends_on="same").dependency_ids == ["same"]
+    hands.work()
+    hands.work()
+    job.delete()
     other.collector.stop()
     other.disconnect()
