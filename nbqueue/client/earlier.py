@@ -50,9 +50,6 @@ def words(batches: list[Batch[Any]]) -> list[tuple[str, str]]:
     found = []
     for batch in batches:
         command = f"nbqueue.attach({batch.id!r}).cancel()"
-        text = (
-            f"The batch of this cell's previous run still runs: {batch.id} ({batch.tally})."
-            f" {command} cancels it."
-        )
+        text = f"The batch of this cell's previous run still runs: {batch.id} ({batch.tally}). {command} cancels it."
         found.append((text, command))
     return found

@@ -85,7 +85,7 @@ def test_cancel_asks_also_in_a_reloaded_page_and_a_queue_without_worker_says_wha
     page.save()
     (saved, _) = nbformat.read(lab.folder / "cancel.ipynb", 4).cells[1].outputs
     assert "of 900" in saved["data"]["text/html"]  # of before the reload: docs/panel.md says why
-    assert "&#x27;)</code> shows it"#x27;)</code></div>" in saved["data"]["text/html"]
+    assert "&#x27;)</code></div>" in saved["data"]["text/html"]
     page.sees(2, "No live worker serves the queue 'gpu'", "nbqueue worker", "gpu")
     page.shot("lonely-dark")
     page.button(2, "Cancel").click()
