@@ -265,7 +265,9 @@ class Collector:
             watch.position += len(entries)
             if generation == watch.generation:
                 watch.see(view, caught_up=caught_up, slots=slots)
-            if watch.single and watch.over and not watch.has(0) and not watch.behind:
+            # Who waits may have read the outcome while this look was on its way: then the spool lacks it.
+            lacked = not watch.has(0) or not (watch.spooled or view.cuts)
+            if watch.single and watch.over and lacked and not watch.behind:
                 # A batch of one writes no log of its own; canceled before it was taken, it has no record either.
                 watch.enter(b"c0-1" if view.cuts else b"0")
             wanted = [watch.behind[place] for place in range(min(watch.portion(PART), len(watch.behind)))]

@@ -65,6 +65,26 @@ def test_a_refreshed_job_is_still_in_the_spool(server, session, hands):
     assert nbqueue.attach(batch.id).results(errors="return") == [0, 1, 2, 3]
 
 
+def test_a_single_outcome_that_was_read_while_the_collector_looked_is_in_the_spool_too(session, hands, monkeypatch):
+    follow, jobs, read = Broker.follow, [], []
+
+    def ends_meanwhile(self, *args):
+        if not read:  # the collector has asked for outcomes, and there was none; now for how it stands
+            wait_until(lambda: jobs)
+            hands.work()
+            read.append(jobs[0].result)
+        return follow(self, *args)
+
+    monkeypatch.setattr(Broker, "follow", ends_meanwhile)
+    jobs.append(job := nbqueue.submit(abs, -2))
+    assert job.wait(20) == 2
+    wait_until(lambda: job.batch.watch.spooled)
+    session.collector.stop()
+    session.collector._thread.join(20)
+    assert read == [2]
+    assert list(Book(files(session)[0]).entries[job.id].outcomes) == [0]
+
+
 def test_an_outcome_that_a_retry_withdrew_on_its_way_is_withdrawn_in_the_spool(session, hands):
     job = nbqueue.submit(abs, -2)
     hands.work()
