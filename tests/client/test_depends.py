@@ -53,8 +53,8 @@ def test_a_dependency_is_a_job_an_id_a_batch_or_many_of_them(q, session, hands):
     assert [job.status for job in later] == [State.DEFERRED] * 2
     assert hands.work() == 3
     assert hands.work() == len(named) + 2
-    assert later.results(timeout=5) == [8, 9]
-    assert {job.wait(5) for job in waiting.values()} == {6}
+    assert later.results(timeout=20) == [8, 9]
+    assert {job.wait(20) for job in waiting.values()} == {6}
 
 
 def test_a_dependency_that_is_not_there_is_an_error_and_nothing_is_sent(q, session):
@@ -79,13 +79,13 @@ def test_who_waits_for_a_failed_job_is_canceled_and_comes_back_with_a_retry(q, b
     assert (after.status, after.cause, after.error) == (
         "canceled", "dependency", f"canceled: {bad.id}, which it depends on, did not finish",
     )  # fmt: skip
-    assert anyway.wait(10) == 2
+    assert anyway.wait(20) == 2
     late = q.enqueue(add, 1, depends_on=bad)
     assert late.cause == "dependency"
     bad.batch.retry(func=add)
-    assert bad.wait(10) == 2
+    assert bad.wait(20) == 2
     # This session has seen them end, and was told nothing of the retry: what it remembers is not the truth any more.
-    assert [job.wait(10) for job in (after, beyond, late)] == [2, 2, 2]
+    assert [job.wait(20) for job in (after, beyond, late)] == [2, 2, 2]
     assert {job.status for job in (after, beyond, late)} == {State.FINISHED}
 
 
@@ -95,11 +95,11 @@ def test_batches_that_were_canceled_with_their_source_come_back_with_its_retry(q
     single = q.enqueue(add, 1, depends_on=source)
     attached = nbqueue.attach(behind.id)
     assert after.to_frame()["status"].tolist() == ["finished", "canceled"]
-    assert all(batch.wait(10) and batch.tally.canceled == 2 for batch in (behind, attached))
+    assert all(batch.wait(20) and batch.tally.canceled == 2 for batch in (behind, attached))
     assert nbqueue.gather([single])["status"].tolist() == ["canceled"]
     source.retry(func=add)
     assert after.to_frame()["result"].tolist() == [3, 5]
-    assert (behind.results(timeout=10), attached.results(timeout=10)) == ([2, 3], [2, 3])
+    assert (behind.results(timeout=20), attached.results(timeout=20)) == ([2, 3], [2, 3])
     assert nbqueue.gather([single])["status"].tolist() == ["finished"]
     assert [str(each.tally) for each in (after, behind)] == ["2 finished", "2 finished"]
 
@@ -114,7 +114,7 @@ def test_then_runs_job_by_job_on_the_results(session, hands):
     assert [job.status for job in after[1:]] == [State.DEFERRED] * 2
     while hands.work():
         pass
-    assert beyond.wait(5)
+    assert beyond.wait(20)
     assert beyond.results(errors="skip") == [4, 6]
     frame = after.to_frame()
     assert frame["status"].tolist() == ["finished", "canceled", "finished"]
@@ -138,10 +138,10 @@ def test_then_follows_an_input_that_is_still_read(session, busy):
 
     source = nbqueue.map(add, items())
     after = source.then(lambda x: x * 10)
-    assert after[0].wait(10) == 20
+    assert after[0].wait(20) == 20
     assert not after.done
     gate.set()
-    assert after.results(timeout=10) == [20, 30]
+    assert after.results(timeout=20) == [20, 30]
     assert source.then(add).results(timeout=10) == [3, 4]  # of one that is done
 
 
@@ -158,7 +158,7 @@ def test_then_keeps_the_labels_of_the_items(session, busy):
 def test_then_of_one_job(q, session, busy):
     job = q.enqueue(add, 1)
     after = job.then(add, at_front=True)
-    assert (after.wait(10), after.batch.single, after.dependency_ids, after.origin) == (3, True, [job.id], "default")
+    assert (after.wait(20), after.batch.single, after.dependency_ids, after.origin) == (3, True, [job.id], "default")
     batch = nbqueue.map(add, [1])
     with pytest.raises(BadInput, match=r"batch.then\(f\)"):
         batch[0].then(add)

@@ -193,7 +193,7 @@ class Driver:
             getattr(self, name).extend(seqs)
             self.order += [(name, seq) for seq in seqs]
 
-    def until(self, predicate: Any, seconds: float = 10) -> Any:
+    def until(self, predicate: Any, seconds: float = 30) -> Any:
         """Pumps until `predicate()` is true; returns what it gave."""
         end = time.monotonic() + seconds
         while not (value := predicate()):
@@ -202,13 +202,13 @@ class Driver:
             self.pump()
         return value
 
-    def outcomes(self, seqs: list[int], seconds: float = 10) -> list[Ride]:
+    def outcomes(self, seqs: list[int], seconds: float = 30) -> list[Ride]:
         """The rides of these jobs, waited for."""
         self.until(lambda: self.unfit or all(seq in self.rides for seq in seqs), seconds)
         assert self.unfit is None, self.unfit
         return [self.rides[seq] for seq in seqs]
 
-    def outcome(self, item: Any = None, seconds: float = 10, **limits: Any) -> Ride:
+    def outcome(self, item: Any = None, seconds: float = 30, **limits: Any) -> Ride:
         """Runs one job and waits for it."""
         return self.outcomes(self.run(item, **limits), seconds)[0]
 
