@@ -13,11 +13,14 @@ from nbqueue import wire
 from nbqueue.checks import size_text
 from nbqueue.client import modules
 
+_HEAP = 1 << 9  # the flag of a class that was made by a class statement, and not in C
 MOST = 20_000  # things looked at; a graph beyond that is data, not code
 
 
 def by_value(thing: Any) -> bool:
     """Whether a function or class travels whole: of a notebook, a script or another function, or named by the user."""
+    if isinstance(thing, type) and not thing.__flags__ & _HEAP:
+        return False  # Python's own, as that of modules, though some of them have no name to import them by
     return not wire.by_reference(thing)
 
 

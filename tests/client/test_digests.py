@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nbqueue.client import likeness
 from nbqueue.client.digests import Digester, Doubt
 from nbqueue.client.marks import Marks
 
@@ -144,3 +145,10 @@ def test_marks_are_keyed_salted_and_blind_to_labels():
     assert mark == marked(b"key", salt, ((1,), {"b": 3, "a": 2}, "label"))
     others = [marked(b"other", salt, call), marked(b"key", b"t" * 16, call), marked(b"key", salt, ((1, 2), {}, None))]
     assert len({mark, *others}) == 4
+
+
+def test_the_classes_of_python_itself_are_no_part_of_a_function():
+    space = {"__name__": "__main__"}
+    exec("import time, math\ndef rest(x):\n    time.sleep(0)\n    return math.pi * len(x)", space)
+    kinds = {label.partition("\0")[0].partition(" ")[0] for label in likeness.likeness(space["rest"], "rest").parts}
+    assert kinds == {"code", "constant", "global"}
