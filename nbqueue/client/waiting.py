@@ -94,7 +94,7 @@ def bounded(work: Callable[[], None], timeout: float | None) -> bool:
 
 
 def prepare(batch: Batch[Any], met: Callable[[], bool]) -> None:
-    """Makes sure that the collector brings what is waited for; also after a fault, which may have been mended."""
+    """Makes sure that the collector brings what is waited for; also after a fault, which may be over by now."""
     watch = batch.watch
     if watch.fault is not None and not batch.inline:
         with watch.changed:

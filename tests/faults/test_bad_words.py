@@ -26,7 +26,7 @@ import nbqueue
 from nbqueue.cli.main import cli
 from nbqueue.client.spoolfile import Appender, Block, Kind, Scan
 from nbqueue.client.terms import WORDS
-from nbqueue.errors import BadInput, BadName, BadOption, BatchFailed, NbqueueError, NoServer
+from nbqueue.errors import BadInput, BadName, BadOption, NbqueueError, NoServer
 from nbqueue.store import connection
 
 ROOT = Path(__file__).parents[2]
@@ -305,8 +305,8 @@ def test_what_users_read_is_in_plain_words(word):
 
 
 def test_a_fact_with_a_full_stop_of_its_own_gets_no_second_one():
-    told = BatchFailed(failed=1, n=1, batch="b", canceled="", job="b:0", error="JobTimeout: over its limit of 0.5 s.")
-    assert "0.5 s. `batch.failed`" in str(told)
+    told = NoServer(url="redis://h", why="connection refused.", remedy="Start one..")
+    assert str(told) == "No Redis server answers at redis://h (connection refused.). Start one."
     assert str(BadInput(message="as ... or ../a, and so on...")) == "as ... or ../a, and so on..."
     assert str(pickle.loads(pickle.dumps(told))) == str(told)
 
