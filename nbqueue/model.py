@@ -219,7 +219,7 @@ class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):
     interpreter: str
     host: str
     cwd: str
-    path: tuple[str, ...] = ()  # what the client had added to sys.path
+    path: tuple[str, ...] = ()  # what the client had added to sys.path; "" stands for the standard library
     modules: dict[str, str] = {}  # the function's own modules -> SHA-256 of their source, where it is pinned
     pinned: bool = True  # whether it runs with these modules only; else with what the worker has when the job begins
     env: dict[str, str | None] = {}  # variables that travel with it; None: one that the notebook has not

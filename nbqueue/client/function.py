@@ -147,7 +147,8 @@ def _reached(function: object, reach: captures.Reach | None, payload: bytes) -> 
             f"{', '.join(old)}: the file has changed since it was imported here. Workers run it as it is now, this "
             "process still as it was: call importlib.reload() on it, or restart the kernel."
         )
-    return found
+    path = added_path()
+    return found | modules.hidden(names, path[: path.index("")] if "" in path else (*path, _here()))
 
 
 def label_of(function: Any) -> str:
@@ -221,7 +222,7 @@ def _environment(names: Sequence[str]) -> dict[str, str | None]:
 
 
 def added_path() -> tuple[str, ...]:
-    """The entries of sys.path that are not the interpreter's own, as absolute folders."""
+    """The entries of sys.path that are not the interpreter's own, as absolute folders; "" where its own stand first."""
     return _added(tuple(sys.path), _here())
 
 
@@ -230,13 +231,11 @@ def _added(given: tuple[str, ...], here: str) -> tuple[str, ...]:
     zipped = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
     own = modules.library_folders()
     entries = [str(Path(here, entry)) for entry in given]
-    return tuple(
-        dict.fromkeys(
-            entry
-            for entry in entries
-            if not (os.path.realpath(entry) + os.sep).startswith(own) and not entry.endswith(zipped)
-        )
+    found = dict.fromkeys(
+        "" if (os.path.realpath(entry) + os.sep).startswith(own) or entry.endswith(zipped) else entry
+        for entry in entries
     )
+    return tuple(found)
 
 
 def _here() -> str:

@@ -15,8 +15,8 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 
@@ -99,11 +99,26 @@ def line(name: str) -> list[str]:
 
 def own_file(name: str) -> str | None:
     """The file of module `name`, if it is one of the user's own; None for all others and for what is not found."""
-    top = name.partition(".")[0]
-    if top in sys.stdlib_module_names or top in {"nbqueue", "__main__", "__mp_main__", ""}:
+    if name.partition(".")[0] in {"nbqueue", "__main__", "__mp_main__", ""}:
         return None
     path = _locate(name)
     return path if path is not None and _is_own(path) else None
+
+
+def hidden(names: Iterable[str], folders: Sequence[str]) -> dict[str, str]:
+    """Module name -> SHA-256 (hex) of its file, for those of the standard library that have a namesake in `folders`.
+
+    This process has imported the library's, and a job would find the other one first.
+    """
+    found = {}
+    for name in {name.partition(".")[0] for name in names} & sys.stdlib_module_names:
+        path, spec = getattr(sys.modules.get(name), "__file__", None), getattr(sys.modules.get(name), "__spec__", None)
+        if path is None or not _in_library(path) or getattr(spec, "origin", "") == "frozen":
+            continue  # what is frozen is found before all folders
+        spec = importlib.machinery.PathFinder.find_spec(name, list(folders))
+        if spec is not None and spec.has_location and (read := _read(path, name)) is not None:
+            found[name] = read[0]
+    return found
 
 
 def own_loaded() -> list[str]:
@@ -133,12 +148,13 @@ def _locate(name: str) -> str | None:
 
 
 def _is_own(path: str) -> bool:
+    return not _in_library(path) and Path(path).is_file()
+
+
+@lru_cache(4096)
+def _in_library(path: str) -> bool:
     full = os.path.realpath(path)
-    return not (
-        {"site-packages", "dist-packages"} & set(Path(full).parts)
-        or full.startswith(library_folders())
-        or not Path(full).is_file()
-    )
+    return bool({"site-packages", "dist-packages"} & set(Path(full).parts)) or full.startswith(library_folders())
 
 
 @cache

@@ -44,7 +44,12 @@ def settle_in(record: FunctionRecord, paths: Sequence[str] = ()) -> None:
         os.chdir(record.cwd)
     wanted = [path for path in (*record.path, record.cwd) if path and Path(path).exists()]
     if record.pinned:
-        sys.path[:0] = [path for path in dict.fromkeys(wanted) if path not in sys.path]
+        # In a notebook its folder stands behind the standard library, in a script before it.
+        ahead = record.path[: record.path.index("")] if "" in record.path else wanted
+        fresh = [path for path in dict.fromkeys(wanted) if path not in sys.path]
+        place = next((place for place, path in enumerate(sys.path) if path.endswith("-packages")), len(sys.path))
+        sys.path[place:place] = [path for path in fresh if path not in ahead]
+        sys.path[:0] = [path for path in fresh if path in ahead]
     else:
         # Behind PYTHONPATH, before the standard library.
         place = next((place for place, path in enumerate(sys.path) if path.startswith(sys.base_prefix)), len(sys.path))
@@ -181,6 +186,11 @@ def _differs(name: str, digest: str) -> str:
     origin = Path(found.origin) if found.has_location and found.origin else None
     here = hashlib.sha256(origin.read_bytes()).hexdigest() if origin is not None else None
     where = f" ({origin})" if origin is not None else ""
+    if here != digest and name in sys.stdlib_module_names:
+        raise ImportError(
+            f"the module {name!r} here{where} is not the one of the notebook or script: one is Python's own, the other "
+            "a file of yours. Give yours another name."
+        )
     if here != digest:
         return f"the module {name!r} here{where} is not the one that the function was submitted with."
     return ""

@@ -1,5 +1,8 @@
 """What a cell's code does in the notebook it does in a job: `__main__`, caches, display, `!commands`, environment."""
 
+import subprocess
+import sys
+
 import nbclient
 import nbformat
 import pytest
@@ -51,11 +54,12 @@ ran(abs)
 """
 
 
-def shown(cells):
-    """What each cell of a notebook prints, as text; `# %%` stands between cells."""
+def shown(cells, folder="."):
+    """What each cell of a notebook in `folder` prints, as text; `# %%` stands between cells."""
     sources = [SETUP, *cells.split("# %%"), "nbqueue.local().stop()"]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text.strip()) for text in sources])
-    nbclient.NotebookClient(book, timeout=100, kernel_name="python3", allow_errors=True).execute()
+    where = {"metadata": {"path": str(folder)}}
+    nbclient.NotebookClient(book, timeout=100, kernel_name="python3", allow_errors=True, resources=where).execute()
     found = [
         "".join(o.get("text") or "\n".join(o.get("traceback", [])) for o in cell.outputs if o.get("name") != "stderr")
         for cell in book.cells
@@ -170,3 +174,42 @@ def test_display_commands_and_exit_work_in_a_job_and_magics_say_what_to_do():
     assert "BadInput: %time works in a notebook's cell, and not in a function" in magic
     assert left.splitlines()[-2:] == ["SystemExit: 3", "SystemExit"]
     assert "2 finished" in named
+
+
+NAMESAKES = """
+import wave, queue
+def where(x):
+    import wave
+    return wave.__file__, queue.__file__
+print((wave.__file__, queue.__file__))
+_ = ran(where)
+"""
+
+SCRIPT = """
+import wave, queue, netrc, pathlib, nbqueue
+def where(x):
+    import wave
+    return wave.__file__
+def after(x):
+    return netrc.__file__
+if __name__ == "__main__":
+    print(wave.__file__, nbqueue.submit(where, 1).wait(60))
+    pathlib.Path(__file__).with_name("netrc.py").write_text("here = 1")
+    print(nbqueue.submit(after, 1).exception(60))
+"""
+
+
+@pytest.mark.usefixtures("local_home")
+def test_a_file_with_the_name_of_a_library_module_is_the_same_module_in_both_or_is_refused_by_name(tmp_path):
+    for name in ("wave", "queue"):
+        (tmp_path / f"{name}.py").write_text("here = 1\n")
+    [found] = shown(NAMESAKES, tmp_path)  # a kernel looks into its folder behind the standard library
+    here, job = found.splitlines()
+    assert job == here
+    (tmp_path / "queue.py").unlink()
+    (tmp_path / "script.py").write_text(SCRIPT)  # a script's folder comes first
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    same, refused = done.stdout.splitlines()
+    assert same.split() == [str(tmp_path / "wave.py")] * 2
+    assert f"the module 'netrc' here ({tmp_path}/netrc.py) is not the one of the notebook or script" in refused
+    assert "Give yours another name" in refused
