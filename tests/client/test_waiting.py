@@ -335,7 +335,9 @@ def test_a_job_that_is_gone_says_so_and_never_that_it_waits(session, hands):
         with pytest.raises(Expired, match="or it was deleted"):
             ask()
     assert (seen.cancel(), seen.stop()) == (False, False)
+    session.collector.drop(kept.batch.watch)  # that it was canceled first is not heard of
     q.fetch_job(kept.id).delete()
+    session.collector.follow(kept.batch.watch)
     with pytest.raises(LostByServer, match="or someone deleted it"):
         wait_until(lambda: kept.status is not State.QUEUED)
     over = q.enqueue(square, 3)
