@@ -126,10 +126,14 @@ def loaded_files(function: Callable[..., Any], began: float) -> list[frames.File
     return found
 
 
-def copies(record: FunctionRecord, function: Callable[..., Any]) -> fresh.Copies:
-    """What the calls of a process are made with: `function`, as load gave it, and others of its kind."""
-    found = fresh.Copies(functools.partial(wire.loads, record.payload), function, alone=True)
-    found.weigh(len(record.payload))
+def copies(record: FunctionRecord, function: Callable[..., Any], *, alone: bool = True) -> fresh.Copies:
+    """What the calls of a process are made with: `function`, as load gave it, and others of its kind.
+
+    `alone` is for a process that makes nothing but these calls, and that may end where a copy is dear.
+    """
+    found = fresh.Copies(functools.partial(wire.loads, record.payload), function, alone=alone)
+    if alone:
+        found.weigh(len(record.payload))
     return found
 
 

@@ -94,7 +94,7 @@ def _importing(m: Any) -> Any:
 
 
 def _monitoring(m: Any) -> Any:
-    return [m.monitoring.get_tool(number) for number in range(6)] if hasattr(m, "monitoring") else None
+    return [m.monitoring.get_tool(number) for number in range(6)]
 
 
 def _set_builtins(m: Any, was: Any) -> None:
@@ -143,7 +143,7 @@ def _set_threading(m: Any, was: Any) -> None:
 def _environ(_: Any = None) -> Any:
     # The encoded form: os.environ itself would decode every name and value.
     data = getattr(os.environ, "_data", None)
-    return {os.fsencode(k): os.fsencode(v) for k, v in os.environ.items()} if data is None else dict(data)
+    return {os.fsencode(k): os.fsencode(v) for k, v in os.environ.items()} if data is None else data
 
 
 def _set_environ(_: Any, was: Any) -> None:
@@ -193,11 +193,12 @@ def _set_limits(m: Any, was: Any) -> None:
 # ---------------------------------------------------------------- libraries
 
 _CONTEXT = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
+_FIELDS = operator.attrgetter(*_CONTEXT)
 
 
 def _decimal(m: Any) -> Any:
     # The template of contexts; the context of a call is its own, as perform makes it.
-    return [getattr(m.DefaultContext, name) for name in _CONTEXT]
+    return _FIELDS(m.DefaultContext)
 
 
 def _set_decimal(m: Any, was: Any) -> None:
@@ -277,8 +278,8 @@ def _set_matplotlib(m: Any, was: Any) -> None:
 _ROWS = (
     Row("sys", _interpreter, _set_interpreter),
     Row("sys", _importing),
-    Row("sys", _monitoring),
-    Row("builtins", lambda m: vars(m).copy(), _set_builtins),
+    *([Row("sys", _monitoring)] if hasattr(sys, "monitoring") else ()),
+    Row("builtins", vars, _set_builtins),
     Row("gc", _collector, _set_collector),
     Row("os", _cwd, lambda m, was: m.chdir(was)),
     Row("os", _environ, _set_environ),
@@ -346,6 +347,11 @@ def _drawn(thing: Any) -> str | None:
     return repr(thing.get_state()) if numpy is not None and isinstance(thing, numpy.RandomState) else None
 
 
+def _kept(value: Any) -> Any:
+    """What a row has read, as it stays: a dict that is read may be the process's own."""
+    return dict(value) if type(value) is dict else value
+
+
 class Scene:
     """The state of the process before its first call."""
 
@@ -361,7 +367,7 @@ class Scene:
         self._modules = [*sys.modules.values()]
         self._own = {name: Own(sys.modules[name]) for name in own if name in sys.modules}
         there = {row.module: sys.modules[row.module] for row in _ROWS if row.module in sys.modules}
-        self._rows = [(row.read, row.write, m, row.read(m)) for row in _ROWS if (m := there.get(row.module))]
+        self._rows = [(row.read, row.write, m, _kept(row.read(m))) for row in _ROWS if (m := there.get(row.module))]
         # Of what is not there yet nobody knows how it is before a call has used it.
         self._absent = ({row.module for row in _ROWS} - set(there)) | (set(own) - set(self._own))
 

@@ -14,7 +14,7 @@ from typing import Any
 from nbqueue import current, perform, spill
 from nbqueue.errors import BadSignature, LoadError, SetupError
 from nbqueue.model import Cause, Echo, FunctionRecord, Ride
-from nbqueue.worker import hooks, loading, restore
+from nbqueue.worker import fresh, hooks, loading, restore
 from nbqueue.worker.intake import Intake, failed, refused
 from nbqueue.worker.ledger import Task
 from nbqueue.worker.limits import overdue
@@ -43,7 +43,7 @@ class Rider:
         self.handlers = tuple(handlers)
         self.refusals = Refusals(score)
         self._intake, self._notes = intake, notes
-        self._loaded: dict[str, tuple[FunctionRecord, Callable[..., Any]]] = {}
+        self._loaded: dict[str, tuple[FunctionRecord, fresh.Copies]] = {}
         # By task: what its callbacks are told.
         self._jobs: dict[int, tuple[FunctionRecord, current.CurrentJob, BaseException | None]] = {}
         self._lock = threading.Lock()
@@ -52,7 +52,7 @@ class Rider:
     def ride(self, task: Task) -> Ride | None:
         """Makes the call; None where the function cannot be loaded here."""
         try:
-            record, function = self._load(task)
+            record, copies = self._load(task)
         except BadSignature as why:
             return refused(why)
         except LoadError as why:
@@ -66,7 +66,7 @@ class Rider:
             restore.sow(spec.seed, task.index)
         with _environment(record.env), self._inside(task, job):
             found = perform.perform(
-                function,
+                copies.function,
                 task.payload,
                 job=task.label,
                 max_result=spec.max_result,
@@ -112,18 +112,22 @@ class Rider:
         with self._lock:
             self._saver.cancel()
 
-    def _load(self, task: Task) -> tuple[FunctionRecord, Callable[..., Any]]:
-        """The function of a task. Raises BadSignature or LoadError."""
+    def _load(self, task: Task) -> tuple[FunctionRecord, fresh.Copies]:
+        """The function of a task, as no call has touched it. Raises BadSignature or LoadError."""
         key = task.spec.key
-        if key not in self._loaded:
-            record = self._intake.function(task.batch, key)
-            # Behind what is there: this process has its own modules, which come first.
-            sys.path += [path for path in (*record.path, record.cwd) if Path(path).is_dir() and path not in sys.path]
-            loaded = record, loading.load(record)
-            if len(self._loaded) >= _KEPT:
-                del self._loaded[next(iter(self._loaded))]
-            self._loaded[key] = loaded
-        return self._loaded[key]
+        if (found := self._loaded.pop(key, None)) is not None:
+            with contextlib.suppress(Exception):  # where it does not open again, load says why
+                found[1].renew()
+                self._loaded[key] = found
+                return found
+        record = self._intake.function(task.batch, key)
+        # Behind what is there: this process has its own modules, which come first.
+        sys.path += [path for path in (*record.path, record.cwd) if Path(path).is_dir() and path not in sys.path]
+        loaded = record, loading.copies(record, loading.load(record), alone=False)
+        if len(self._loaded) >= _KEPT:
+            del self._loaded[next(iter(self._loaded))]
+        self._loaded[key] = loaded
+        return loaded
 
     def _job(self, task: Task) -> current.CurrentJob:
         spec = task.spec

@@ -41,6 +41,19 @@ def test_it_keeps_nothing_of_jobs_that_are_over(session):
     assert not worker.notes._pages
 
 
+def test_what_a_function_took_along_is_fresh_in_each_job(session, simple):
+    seen = []
+
+    def f(x):
+        seen.append(x)
+        return len(seen)
+
+    batch = nbqueue.map(f, range(5))
+    simple().work(burst=True)
+    assert batch.results() == [1] * 5
+    assert seen == []
+
+
 def away_at(monkeypatch, verb, which):
     """Lets a verb of the store fail once, as if the server were away; what was asked is appended to the answer."""
     asked, real = [], getattr(Broker, verb)

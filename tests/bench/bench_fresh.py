@@ -1,0 +1,47 @@
+"""What keeping calls apart costs, in microseconds a call: `python tests/bench/bench_fresh.py`.
+
+The process's state is read and compared, and the function is looked through or opened again, as between two calls of a
+child. Last, with NumPy and pandas imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import timeit
+from collections import Counter
+
+import cloudpickle
+
+from nbqueue import perform
+from nbqueue.worker import fresh, restore
+from nbqueue.worker.limits import ALARM
+
+
+def cost(name: str, call: object, number: int = 2_000) -> None:
+    best = min(timeit.repeat(call, number=number, repeat=7)) / number  # type: ignore[arg-type]
+    print(f"{name:52} {best * 1e6:8.1f} us")
+
+
+def copies(function: object) -> fresh.Copies:
+    payload = cloudpickle.dumps(function)
+    return fresh.Copies(lambda: pickle.loads(payload))
+
+
+def main() -> None:
+    scale, counter = 2.0, Counter()
+    job = perform.pack((1,), {})
+    cost("a call of abs, its arguments and result", lambda: perform.perform(abs, job, job="b:0", max_result=None))
+    cost("between calls: a function that holds a number", copies(lambda x: x * scale).renew)
+    cost("between calls: a function that holds a Counter", copies(lambda x: counter[x]).renew)
+    for modules in ((), ("numpy",), ("pandas",)):
+        for module in modules:
+            importlib.import_module(module)
+        scene = restore.Scene(os.dup(1), ALARM)
+        assert scene.restore()
+        cost(f"between calls: the process, {' '.join(modules) or 'standard library'} imported", scene.restore)
+
+
+if __name__ == "__main__":
+    main()
