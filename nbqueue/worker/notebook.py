@@ -83,19 +83,12 @@ def _inside(thing: Any) -> Iterator[Any]:
 
 def _class(name: str) -> type:
     """`__main__.name`, where that is a class of a cell that is here by other ways, as that of an argument."""
-    found = None
-    if not name.startswith("__"):
-        waiting, seen = [object], set[type]()
-        while waiting:
-            for kind in type.__subclasses__(waiting.pop()):
-                if kind not in seen:
-                    seen.add(kind)
-                    waiting.append(kind)
-                    if kind.__module__ == "__main__" and kind.__qualname__ == name:
-                        found = kind
-    if found is None:
+    known = [
+        kind for kind in wire.known_classes().values() if (kind.__module__, kind.__qualname__) == ("__main__", name)
+    ]
+    if not known:
         raise AttributeError(f"module '__main__' has no attribute {name!r}")
-    return found
+    return known[-1]
 
 
 # ---------------------------------------------------------------- IPython's names
