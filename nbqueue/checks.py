@@ -62,7 +62,7 @@ def seconds(option: str, value: object) -> float:
             "'2d'."
         )
     if not abs(found) <= LONGEST:
-        raise BadOption(message=f"{option}= is too long: {LONGEST / YEAR:.0f} years at most.")
+        raise BadOption(message=f"{option} is too long: {LONGEST / YEAR:.0f} years at most.")
     return found
 
 

@@ -280,7 +280,7 @@ def due_us(when: Any) -> int:
         found = when.timestamp()
     except (OverflowError, ValueError, OSError) as why:
         raise BadOption(message=f"enqueue_at({brief(when)}): this machine's clock knows no such time ({why}).") from why
-    seconds("the time of enqueue_at until now", found - time.time())
+    seconds("the time until enqueue_at", found - time.time())
     return round(found * 1e6)
 
 
