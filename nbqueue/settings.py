@@ -73,6 +73,7 @@ def load(
 ) -> Settings:
     """The settings in force. Raises BadOption for a file or variable that cannot be understood."""
     home = home_folder(environ)
+    _guard(home)
     filed = _toml(config) if config else _toml(home / "config.toml", missing_ok=True)
     filed |= _toml(home / "connection.toml", missing_ok=True)
     pick = {
@@ -93,6 +94,19 @@ def load(
         spill=_spill(environ.get("NBQUEUE_SPILL") or filed.get("spill")),
         max_open=_count("NBQUEUE_MAX_OPEN", environ.get("NBQUEUE_MAX_OPEN") or filed.get("max_open")) or MAX_OPEN,
     )
+
+
+def _guard(home: Path) -> None:
+    """Raises BadOption for a home in which others could put a secret or a server of theirs."""
+    try:
+        facts = home.stat()
+    except OSError:
+        return  # it is made when it is needed, for its owner only
+    if facts.st_uid != os.getuid():
+        remedy = "Set NBQUEUE_HOME to a folder of your own."
+        raise BadOption(message=f"The folder {home} belongs to user {facts.st_uid}, not to you. {remedy}")
+    if facts.st_mode & 0o002:
+        raise BadOption(message=f"Everyone may write to the folder {home}. Run `chmod go-w {home}`.")
 
 
 def filed_url(home: Path) -> str | None:

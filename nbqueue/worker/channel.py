@@ -30,6 +30,7 @@ class Channel:
         self._out: deque[tuple[bytearray, list[int]]] = deque()
         self.eof = False
         self.dry = False  # whether the last receive took all that there was
+        self.spoiled = False  # whether what comes after the frames of the last receive is none: the next one says so
 
     def fileno(self) -> int:
         """The descriptor, for a selector."""
@@ -102,7 +103,10 @@ class Channel:
             while end - start >= frames.HEAD.size:
                 size, kind = frames.HEAD.unpack_from(view, start)
                 if size > self._limit:
-                    raise frames.FrameError(f"a frame of {size:,} bytes is over the limit of {self._limit:,}")
+                    if not found:
+                        raise frames.FrameError(f"a frame of {size:,} bytes is over the limit of {self._limit:,}")
+                    self.spoiled = True  # those before it are what they should be, and count
+                    break
                 stop = start + frames.HEAD.size + size
                 if stop > end:
                     break

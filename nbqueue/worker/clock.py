@@ -78,7 +78,7 @@ class Clock:
         if mount.stays_since is not None:
             self._attend(mount, mount.stays_since, going, now)
             return
-        if going is None or mount.overdue:
+        if going is None or mount.overdue or going[0] >= len(mount.calls):
             self._listen(mount)  # it loads, or its last words are many
             mount.check_at = now + mount.rhythm
             return
@@ -112,7 +112,7 @@ class Clock:
         if mount.errand is None:
             if clock - since >= WAIT:
                 tree.kill_group(mount.pid)
-        elif going is not None:
+        elif going is not None and going[0] < len(mount.errand.steps):
             position, begun = going
             errand = mount.errand
             limit, grace = errand.steps[position].timeout, errand.call.run.grace

@@ -3,7 +3,8 @@
 A frame is `>IB` (length of the payload, kind) and the payload. This module needs the standard library only, because a
 stable stays lean until it loads its function; the codecs of records import msgspec when they are first used.
 
-    parent -> stable   SETUP Setup (before LOAD)   LOAD model.FunctionRecord
+    parent -> stable   HELLO (first of all) the protocol and the version of nbqueue
+                       SETUP Setup (before LOAD)   LOAD model.FunctionRecord
                        LOAD_BARE the same, for every horse to load   RUN Run   AFTER After
                        FENCE f64 on limits.fence_clock()   THAW seqs   KILL seqs   DRAIN -
     stable -> parent   READY f64 seconds   UNFIT model.Failure   BEGUN seqs   BACK seqs   DONE Done
@@ -26,9 +27,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from nbqueue.model import Echo, Ride
 
-LOAD, LOAD_BARE, RUN, FENCE, THAW, KILL, DRAIN, SETUP, AFTER = range(1, 10)
+LOAD, LOAD_BARE, RUN, FENCE, THAW, KILL, DRAIN, SETUP, AFTER, HELLO = range(1, 11)
 READY, UNFIT, BEGUN, BACK, DONE, NOTE, GONE, ECHO, FILES = range(16, 25)
 WITH_FD = 0x80
+
+PROTOCOL = (
+    1  # one more with each change of a frame: on one machine the notebook's nbqueue may be another than the worker's
+)
 
 META, PROGRESS = 1, 2  # kinds of NOTE, as in current.py, which a lean stable must not import
 
@@ -130,6 +135,23 @@ class FrameError(Exception):
 
 
 _decoders: dict[Any, Any] = {}
+
+
+def hello() -> bytes:
+    """The payload of HELLO."""
+    from importlib import metadata
+
+    return f"{PROTOCOL} {metadata.version('nbqueue')}".encode()
+
+
+def stranger(payload: bytes) -> str:
+    """Why the peer that sent this HELLO cannot be understood; empty if it can."""
+    protocol, _, version = payload.decode("utf-8", "replace").partition(" ")
+    if protocol == str(PROTOCOL):
+        return ""
+    mine = hello().decode().partition(" ")[2]
+    remedy = "install the same version in both environments"
+    return f"the notebook's interpreter has nbqueue {mine}, the worker {version}: {remedy}"
 
 
 def encode(record: Setup | Run | After | list[File]) -> bytes:

@@ -195,6 +195,8 @@ class Herd:
 
         try:
             self._heard(mount, mount.channel.receive())
+            if mount.channel.spoiled:
+                mount.channel.receive()
         except (frames.FrameError, BadSignature, struct.error, IndexError):
             mount.garbled = True  # the job wrote into our socket, as its certificate will say
             tree.kill_group(mount.pid)
@@ -308,7 +310,10 @@ class Herd:
         self._bury_strays()
 
     def _mourn(self, mount: Mount, status: int, usage: Any) -> None:
-        call = mount.unfinished[0]
+        call, *behind = mount.unfinished
+        # What came behind garbage cannot be told from it: these calls are made again.
+        mount.slot.put_back([each for each in behind if each.seq not in mount.killed])
+        self._gone += [each.seq for each in behind if each.seq in mount.killed]
         if call.seq in mount.killed:
             self._gone.append(call.seq)
             return

@@ -68,8 +68,8 @@ class Board:
         """The call that is going on and when it began; None between two calls."""
         position = self._cells[0]
         since = self._cells[1]
-        if position == IDLE or self._cells[0] != position:
-            return None
+        if position == IDLE or self._cells[0] != position or not 0 <= position < 1 << 32:
+            return None  # the last: a job has written where it should not
         return int(position), since
 
     def last_began(self) -> float:

@@ -100,12 +100,21 @@ class Stable:
             return
         received = self.channel.receive()
         for position, (kind, payload, fd) in enumerate(received):
+            if kind == frames.HELLO and (why := frames.stranger(payload)):
+                self._decline(why)
+                return
             if kind == frames.SETUP:
                 self._setup = payload
             elif kind in (frames.LOAD, frames.LOAD_BARE):
                 self._load(payload, received[position + 1 :], bare=kind == frames.LOAD_BARE)
             else:
                 self._obey(kind, payload, fd)
+
+    def _decline(self, why: str) -> None:
+        """The worker is of another nbqueue: what it sends would be misunderstood."""
+        from nbqueue.model import Failure, encode
+
+        self.channel.queue(frames.UNFIT, encode(Failure("LoadError", why)))
 
     def _obey(self, kind: int, payload: bytes, fd: int | None) -> None:
         if kind == frames.RUN:

@@ -24,6 +24,7 @@ from nbqueue.worker.stall import Stall
 from nbqueue.worker.strays import Strays
 
 KEPT_WARM = 4  # idle stables
+STOPPED = 1.0  # seconds after which a stable that was stopped by a signal is ended
 _KILLED = "signal SIGKILL"  # whatever did that need not do it again
 _NOTHING = Ride(State.CANCELED, None, 0.0, 0.0)
 
@@ -215,11 +216,22 @@ class Stables:
                 self.ledger.drop(task)
                 self.aftermath.gone(task)
         for stall, seqs in by_stall.items():
-            if not stall.ready:
+            if not stall.ready and not self._wanted(stall, set(seqs)):
                 self._abandon(stall, set(seqs))
                 continue
             stall.channel.send(frames.KILL, frames.pack_seqs(seqs))
             self._watch(stall)
+            if not stall.ready:
+                # Others wait for the same load: it goes on, and hears of this when it is over.
+                for task in filter(None, map(self.ledger.tasks.get, seqs)):
+                    self.ledger.drop(task)
+                    self.aftermath.gone(task)
+
+    def _wanted(self, stall: Stall, unwanted: set[int]) -> bool:
+        """Whether anything waits for a stable but for these."""
+        riding = (task for riding in self.ledger.riding for task in riding.values())
+        waiting = [*riding, *self.ledger.trailing.values()]
+        return any(task.stall is stall and task.seq not in unwanted for task in waiting)
 
     def _tell_all(self, kind: int, payload: bytes) -> None:
         for stall in self._stalls.values():
@@ -251,6 +263,8 @@ class Stables:
         try:
             for kind, payload, fd in stall.channel.receive():
                 self._heard(stall, kind, payload, fd)
+            if stall.channel.spoiled:
+                stall.channel.receive()
         except (frames.FrameError, BadSignature) as why:
             # A job wrote into what is not its own: nothing that comes after can be trusted.
             self.score.line("!!", f"the stable of {stall.label} sent what is no frame ({why}) and is ended")
@@ -405,6 +419,23 @@ class Stables:
         """Waiting tasks older than `age` seconds, for the caller to give back."""
         limit = time.monotonic() - age
         return [task for task in self.ledger.all_waiting() if task.since < limit and not task.alone]
+
+    def end_stopped(self) -> None:
+        """Ends a stable that has been stopped for a while: it keeps no clock, and hears nobody; its jobs run again."""
+        now = time.monotonic()
+        for stall in self._stalls.values():
+            if not stall.is_stopped():
+                stall.stopped = None
+            elif stall.stopped is None:
+                stall.stopped = now  # it may go on at once: a scheduler stops and continues all of a job's processes
+            elif now - stall.stopped >= STOPPED:
+                self.score.line("!!", f"the stable of {stall.label} was stopped by a signal, and is ended")
+                stall.process.kill()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stable was seen stopped, and may have to be ended."""
+        return any(stall.stopped is not None for stall in self._stalls.values())
 
     def reap_strays(self) -> None:
         """Collects dead children; a live one that is no stable has lost its stable, and is killed."""

@@ -39,10 +39,12 @@ class Stall:
         self.files: dict[str, frames.File] = {}  # what it runs, where that is to be the code as it is now
         self.retired = False  # it runs old code: what it has begun, and no more
         self.began = self.used = time.monotonic()
+        self.stopped: float | None = None  # since when it has been seen stopped by a signal
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             self.process = self._spawn(record, theirs, mark=mark, host=host, threads=threads)
         self.channel = Channel(ours)
+        self.channel.queue(frames.HELLO, frames.hello())
         self.channel.queue(frames.SETUP, frames.encode(setup))
         self.channel.send(frames.LOAD if preload else frames.LOAD_BARE, encode(record))
 
@@ -102,6 +104,13 @@ class Stall:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped the process."""
+        try:
+            return os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        except OSError:
+            return False  # it has ended, and was reaped
 
     def died(self) -> str:
         """After the channel's end: waits for the process and says how it ended."""

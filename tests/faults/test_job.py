@@ -49,6 +49,11 @@ def kills_parent():
     time.sleep(30)
 
 
+def stops_parent():
+    os.kill(above(1), signal.SIGSTOP)
+    time.sleep(600)
+
+
 class OwnEnd(BaseException):
     pass
 
@@ -217,3 +222,10 @@ def daemonises(path):
         subprocess.Popen(words, start_new_session=kind == "setsid", **quiet)
     eventually(Path(path).exists)
     return path
+
+
+def test_a_job_that_stops_the_process_that_keeps_its_clock(session, fleet):
+    worker = fleet.start(slots=1).up()
+    job = nbqueue.options(timeout=1).submit(stops_parent)
+    eventually(lambda: job.is_failed)
+    assert nbqueue.submit(abs, -3).wait(30) == 3, worker.log

@@ -68,3 +68,19 @@ def test_a_mark_names_a_process_that_lives():
     assert since == born(os.getpid())
     assert namespace == "" or namespace.startswith("pid:")
     assert born(2**22 - 1) == ""
+
+
+def test_a_home_where_others_may_write_is_refused(tmp_path):
+    """They could put a secret, or the address of a server of theirs, in it."""
+    environ = {"NBQUEUE_HOME": str(tmp_path)}
+    tmp_path.chmod(0o777)
+    with pytest.raises(BadOption, match=f"chmod go-w {tmp_path}"):
+        settings.load(environ=environ)
+    tmp_path.chmod(0o755)
+    assert settings.load(environ=environ).home == tmp_path
+
+
+def test_a_home_of_somebody_else_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(BadOption, match=r"belongs to user .* Set NBQUEUE_HOME to a folder of your own"):
+        settings.load(environ={"NBQUEUE_HOME": str(tmp_path)})

@@ -74,6 +74,27 @@ def test_an_absurd_length_is_refused_before_memory_is_taken():
     channel.close()
 
 
+def test_frames_before_garbage_count():
+    left, right = socket.socketpair()
+    channel = Channel(right, limit=1000)
+    left.send(frames.HEAD.pack(1, frames.DONE) + b"x" + frames.HEAD.pack(1, frames.NOTE) + b"y" + b"hello, world")
+    assert channel.receive() == [(frames.DONE, b"x", None), (frames.NOTE, b"y", None)]
+    assert channel.spoiled
+    with pytest.raises(frames.FrameError):
+        channel.receive()
+    left.close()
+    channel.close()
+
+
+def test_a_peer_of_another_protocol_is_told_apart(monkeypatch):
+    worker = frames.hello()
+    assert frames.stranger(worker) == ""
+    monkeypatch.setattr(frames, "PROTOCOL", 0)
+    told = frames.stranger(worker)
+    assert told.startswith("the notebook's interpreter has nbqueue ")
+    assert "install the same version" in told
+
+
 def test_payloads_come_back_as_they_were():
     assert frames.unpack_seqs(frames.pack_seqs([1, 2**60])) == [1, 2**60]
     assert frames.unpack_done(frames.pack_done(7, b"ride", b"tail")) == (7, b"ride", b"tail")

@@ -217,3 +217,26 @@ def test_memory_is_told_only_of_a_process_that_was_not_shared():
         alone = driver.outcome(0, isolate=True)
     assert [ride.max_rss_kb for ride in shared] == [None] * 3
     assert alone.max_rss_kb > 1000
+
+
+def test_garbage_in_the_report_is_blamed_on_the_call_that_wrote_it(tmp_path):
+    """Those before it have finished, and do not run again."""
+
+    def f(x):
+        with (Path(folder) / str(x)).open("a") as file:
+            file.write(".")
+        if x == 19:
+            for fd in range(1000, 1010):
+                try:
+                    os.write(fd, b"hello, world")
+                except OSError:
+                    continue
+        return x
+
+    folder = str(tmp_path)
+    with Driver(f) as driver:
+        rides = driver.outcomes(driver.run(*range(22), slice=60.0))
+    assert [place for place, ride in enumerate(rides) if ride.state is not State.FINISHED] == [19]
+    assert rides[19].cause is Cause.CRASHED
+    ran = [len((tmp_path / str(x)).read_text()) for x in range(22)]
+    assert ran[:19] == [1] * 19

@@ -15,6 +15,7 @@ from stable_driver import Driver, alive_with
 
 from nbqueue import wire
 from nbqueue.model import Cause, State
+from nbqueue.worker import frames
 
 
 @pytest.fixture
@@ -177,3 +178,10 @@ def test_a_note_travels_while_the_job_runs(fifo):
         assert driver.notes[0] == (seq, 1, b"half way")
         open_gate(fifo)
         assert wire.loads(driver.outcomes([seq])[0].value) == ("b:0", "go")
+
+
+def test_a_worker_of_another_nbqueue_is_told_which():
+    with Driver() as driver:
+        driver.channel.send(frames.HELLO, b"999 9.9.9")
+        driver.until(lambda: driver.unfit)
+        assert "the worker 9.9.9: install the same version" in driver.unfit.message

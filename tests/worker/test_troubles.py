@@ -239,3 +239,33 @@ def test_what_the_store_says_it_holds_and_it_does_not_know_goes_back_while_it_wo
     assert served.said("gives back 2 jobs") == 1
     long.cancel()
     served.until(lambda: batch.tally.finished == 2)
+
+
+class Slow:
+    """What takes a while to be loaded, and says how often that begins."""
+
+    def __init__(self, log, gate):
+        self.log, self.gate = log, gate
+
+    def __setstate__(self, state):
+        with open(state["log"], "a") as log:  # noqa: PTH123 - in a process that loads nothing else
+            log.write("loads\n")
+        while not os.path.exists(state["gate"]):  # noqa: PTH110
+            time.sleep(0.01)
+
+    def __call__(self, x):
+        return x
+
+
+def test_a_canceled_job_that_waits_for_a_load_does_not_begin_it_again_for_others(worker, own, tmp_path):
+    served = worker(slots=2)
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    slow = Slow(str(log), str(gate))
+    batch = nbqueue.map(lambda x: slow(x), range(2))  # noqa: PLW0108 - Slow is captured, and loaded with the function
+    served.until(lambda: log.exists() and len(served.parent.ledger.free_slots()) == 0)
+    batch[0].cancel()
+    served.until(lambda: len(served.parent.ledger.tasks) == 1)
+    gate.touch()
+    served.until(lambda: batch[1].is_finished)
+    assert log.read_text() == "loads\n"
+    assert batch[0].is_canceled
