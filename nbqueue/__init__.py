@@ -23,6 +23,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nbqueue.client.api import attach, batches, connect, gather, grid, local, map, options, starmap, submit  # noqa: A004
     from nbqueue.client.batch import Batch
+    from nbqueue.client.commands import (
+        cancel_job,
+        is_suspended,
+        requeue_job,
+        resume,
+        send_shutdown_command,
+        send_stop_job_command,
+        suspend,
+    )
     from nbqueue.client.decorator import job
     from nbqueue.client.job import Job
     from nbqueue.client.queue import Queue
@@ -65,18 +74,25 @@ __all__ = [
     "Worker",
     "attach",
     "batches",
+    "cancel_job",
     "connect",
     "gather",
     "get_current_job",
     "grid",
+    "is_suspended",
     "job",
     "local",
     "map",
     "options",
     "progress",
+    "requeue_job",
+    "resume",
     "rng",
+    "send_shutdown_command",
+    "send_stop_job_command",
     "starmap",
     "submit",
+    "suspend",
 ]
 
 _HOMES = {
@@ -84,6 +100,18 @@ _HOMES = {
     "Job": "client.job",
     "Queue": "client.queue",
     "job": "client.decorator",
+    **dict.fromkeys(
+        (
+            "cancel_job",
+            "is_suspended",
+            "requeue_job",
+            "resume",
+            "send_shutdown_command",
+            "send_stop_job_command",
+            "suspend",
+        ),
+        "client.commands",
+    ),
     **dict.fromkeys(("State", "Tally"), "model"),
     **dict.fromkeys(("SimpleWorker", "Worker"), "client.worker"),
     **dict.fromkeys(("Callback", "Dependency", "Repeat", "Retry"), "policies"),

@@ -39,6 +39,22 @@ def check_title(what: str, name: object) -> str:
     return name
 
 
+def check_queue(what: str, name: object) -> str:
+    """`name`, if it may be a queue's: RQ's users have colons and blanks in theirs. Raises BadName or BadOption."""
+    if isinstance(name, str) and is_queue(name):
+        return name
+    if isinstance(name, str) and 0 < len(name) <= 100 and name.isprintable():
+        raise BadOption(
+            message=f"{what} {name!r} cannot be used: no comma or `*` may be in a queue's name, nor a blank at an end."
+        )
+    return check_name(what, name)
+
+
+def is_queue(text: str) -> bool:
+    """Whether check_queue would let `text` pass."""
+    return 0 < len(text) <= 100 and text.isprintable() and text == text.strip() and not {",", "*"} & set(text)
+
+
 def is_name(text: str) -> bool:
     """Whether check_name would let `text` pass."""
     return _NAME.match(text) is not None
@@ -225,7 +241,7 @@ def _any(_option: str, value: object) -> object:
 
 
 CHECKS: dict[str, Any] = {
-    "queue": check_name,
+    "queue": check_queue,
     "name": _optional_title,
     "update": _flag,
     "fresh": _flag,

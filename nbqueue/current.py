@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import msgspec
 
 from nbqueue.checks import size_text
 from nbqueue.errors import BadInput, BadSignature
-from nbqueue.model import MAX_META
+from nbqueue.model import MAX_META, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +56,7 @@ class CurrentJob:
         self.description = description or func_name
         self.queue = queue
         self.timeout = timeout
+        self.started_at = datetime.now(UTC)
         self._packed = meta
         self._meta: dict[str, Any] | None = None
         self._arguments = arguments
@@ -62,6 +64,11 @@ class CurrentJob:
 
     def __repr__(self) -> str:
         return f"<Job {self.id} of {self.func_name}, attempt {self.attempt}>"
+
+    def get_status(self, refresh: bool = True) -> State:
+        """`started`: it runs. `refresh` is RQ's, and means nothing while it does."""
+        del refresh
+        return State.STARTED
 
     @property
     def origin(self) -> str:

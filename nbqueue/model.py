@@ -280,6 +280,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     keys: tuple[str, ...] = ()
     version: str = ""
     local: bool = False
+    born: float = 0.0  # when it joined, in seconds since the epoch on its own clock
+    lease: float = LEASE  # for how long each renewal holds
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):

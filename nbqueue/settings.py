@@ -6,6 +6,7 @@ import os
 import platform
 import socket
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,19 @@ def python_version() -> str:
 
 
 def home_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """`NBQUEUE_HOME`, or `~/.nbqueue`."""
-    return Path(environ.get("NBQUEUE_HOME") or Path.home() / ".nbqueue").expanduser()
+    """`NBQUEUE_HOME`, or `~/.nbqueue`; with NBQUEUE_SECRET a temporary one where there is none. Raises BadOption."""
+    if told := environ.get("NBQUEUE_HOME"):
+        return Path(told).expanduser()
+    try:
+        return Path.home() / ".nbqueue"
+    except RuntimeError as why:
+        # A container's user without HOME and without an entry in the passwd file.
+        if not environ.get("NBQUEUE_SECRET"):
+            raise BadOption(
+                message=f"This process has no home folder ({why}), and nbqueue keeps its secret there. Set "
+                "NBQUEUE_SECRET to the secret that clients and workers share, or NBQUEUE_HOME to a folder, or HOME."
+            ) from why
+        return Path(tempfile.gettempdir()) / f"nbqueue-{os.getuid()}"
 
 
 def load(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nbqueue.client.session import Session
+
+RQS = "redis://localhost:6379"  # where `rq worker` looks without a word
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,9 +59,10 @@ def server_options(command: F) -> F:
         help="A TOML file with url, namespace, slots, and a table of options for each command, as [worker].",
     )(command)
     command = click.option("--namespace", help="Prefix of all keys [default: nbq].")(command)
-    return click.option("--url", help="The server, as redis://host:6379 or unix:///path [default: NBQUEUE_URL].")(
-        command
+    told = (
+        "The server, as redis://host:6379 or unix:///path [default: NBQUEUE_URL, RQ_REDIS_URL, the private one of this "
     )
+    return click.option("-u", "--url", help=f"{told}machine, redis://localhost:6379].")(command)
 
 
 def _configured(context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
@@ -88,25 +92,40 @@ def duration(_context: click.Context, option: click.Parameter, value: str | floa
 
 
 def reach(url: str | None, namespace: str | None, config: Path | None) -> Reached:
-    """A broker on the server that the settings name, or on this host's private one. Starts none; raises NoServer."""
-    found = settings.load(url, namespace, config=config)
+    """A broker on the server that the settings name, on this host's private one, or on RQ's default.
+
+    Starts none; raises NoServer.
+    """
+    found = configured(url, namespace, config)
     where = found.url
     if where is None:
         running = server.status(found.local)
-        if running is None:
-            remedy = f"On {host()} run `nbqueue server start`, or name a server with --url or NBQUEUE_URL."
-            raise NoServer(url="this machine", why="no server is configured, and no private one runs", remedy=remedy)
-        where = running.url
+        where = RQS if running is None else running.url
     connection = connect(where)
-    preflight(connection)
+    try:
+        preflight(connection)
+    except NoServer as why:
+        if where != RQS or found.url is not None:
+            raise
+        remedy = f"On {host()} run `nbqueue server start`, or name a server with --url or NBQUEUE_URL."
+        raise NoServer(
+            url="this machine", why=f"no server is configured, and neither a private one runs nor {RQS}", remedy=remedy
+        ) from why
     return Reached(found, Broker(connection, found.namespace), connection.url)
+
+
+def configured(url: str | None, namespace: str | None, config: Path | None) -> Settings:
+    """The settings in force; where none of ours names a server, RQ_REDIS_URL may."""
+    found = settings.load(url, namespace, config=config)
+    theirs = os.environ.get("RQ_REDIS_URL")
+    return settings.load(theirs, namespace, config=config) if found.url is None and theirs else found
 
 
 def session(url: str | None, namespace: str | None, config: Path | None, *, start: bool = False) -> Session:
     """The session that the client's verbs use from now on. Only with `start` a private server may be started."""
     from nbqueue.client import session as sessions
 
-    found = reach(url, namespace, config).settings if not start else settings.load(url, namespace, config=config)
+    found = _sought(url, namespace, config) if not start else configured(url, namespace, config)
     opened = sessions.Session(found)
     opened.spool.read_only("it is a command that was run")  # ten thousand commands leave no ten thousand files
     if not start:
@@ -114,6 +133,14 @@ def session(url: str | None, namespace: str | None, config: Path | None, *, star
             opened.broker  # noqa: B018 - connects
     sessions.use(opened)
     return opened
+
+
+def _sought(url: str | None, namespace: str | None, config: Path | None) -> Settings:
+    """The settings of a server that answers."""
+    reached = reach(url, namespace, config)
+    if reached.settings.url is None and reached.where == connect(RQS).url:
+        return msgspec.structs.replace(reached.settings, url=RQS)
+    return reached.settings
 
 
 def console() -> Console:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from nbqueue.checks import check_name
+from nbqueue.checks import check_queue
 from nbqueue.cli.common import Reached, Words, duration, reach, server_options
 from nbqueue.client.worker import Worker
 from nbqueue.errors import BadOption
@@ -21,7 +21,7 @@ from nbqueue.worker.plan import ALL_QUEUES
 
 def _queues(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     names = tuple(name for text in value for name in text.split(",") if name) or ("default",)
-    return tuple(name if name == ALL_QUEUES else check_name("queue", name) for name in dict.fromkeys(names))
+    return tuple(name if name == ALL_QUEUES else check_queue("queue", name) for name in dict.fromkeys(names))
 
 
 @click.command()
@@ -31,7 +31,9 @@ def _queues(_context: click.Context, _option: click.Parameter, value: tuple[str,
 @click.option("-n", "--name", help="Display name [default: the host's].")
 @click.option("--isolate", is_flag=True, help="A process of its own for every job, however short.")
 @click.option("--max-jobs", type=click.IntRange(1), help="Exit after this many jobs.")
-@click.option("--max-idle", callback=duration, help="Exit after this long without a job, as 300, 5m or 2h.")
+@click.option(
+    "--max-idle", "--max-idle-time", callback=duration, help="Exit after this long without a job, as 300, 5m or 2h."
+)
 @click.option("--patience", callback=duration, default="0", help="With --burst: wait this long for a first job.")
 @click.option("--grace", callback=duration, default="5", help="Seconds for running jobs after SIGTERM [default: 5].")
 @click.option("-P", "--path", multiple=True, help="A folder to import from, before all others; repeatable.")
@@ -48,6 +50,15 @@ def _queues(_context: click.Context, _option: click.Parameter, value: tuple[str,
 @click.option("--beat", callback=duration, hidden=True)
 @click.option("--local", is_flag=True, hidden=True)
 @click.option("-q", "--quiet", is_flag=True, help="Log only warnings.")
+@click.option("--logging-level", "--logging_level", help="WARNING or more is as --quiet.")
+@click.option("--pid", type=click.Path(path_type=Path, dir_okay=False), help="Write the process id into this file.")
+@click.option("-v", "--verbose", is_flag=True, expose_value=False, help="As always.")
+@click.option("-s", "--with-scheduler", is_flag=True, hidden=True)
+@click.option("--results-ttl", hidden=True)
+@click.option("-ds", "--dequeue-strategy", hidden=True)
+@click.option("-S", "--serializer", hidden=True)
+@click.option("--disable-default-exception-handler", is_flag=True, hidden=True)
+@click.option("--disable-job-desc-logging", is_flag=True, hidden=True)
 @server_options
 def worker(
     queues: tuple[str, ...], *, url: str | None, namespace: str | None, config: Path | None, **options: Any
@@ -61,11 +72,31 @@ def worker(
       nbqueue worker --burst high default low
       nbqueue worker --slots 4 --max-idle 10m
     """  # noqa: D301 - click reads the control character
+    _say_rqs(options)
     made = _made(queues, reach(url, namespace, config), options)
     # What a job may read of its worker's environment holds neither the way to the server nor the key.
     os.environ.pop("NBQUEUE_URL", None)
     os.environ.pop("NBQUEUE_SECRET", None)
-    made.work(options["burst"], max_jobs=options["max_jobs"], max_idle_time=options["max_idle"])
+    if options["pid"] is not None:
+        options["pid"].write_text(f"{os.getpid()}\n")
+    level = options["logging_level"]
+    made.work(options["burst"], level, max_jobs=options["max_jobs"], max_idle_time=options["max_idle"])
+
+
+_RQS = {  # options of `rq worker` that there is nothing to choose in, and why
+    "with_scheduler": "every worker is a scheduler too",
+    "results_ttl": "how long results are kept is said where a job is enqueued: result_ttl=",
+    "dequeue_strategy": "queues are served in the order given, and the batches of one queue in turns",
+    "serializer": "calls are cloudpickle, signed; meta is msgpack",
+    "disable_default_exception_handler": "a failure is always kept with its job; --exception-handler adds to that",
+    "disable_job_desc_logging": "arguments are never logged",
+}
+
+
+def _say_rqs(options: dict[str, Any]) -> None:
+    for name, why in _RQS.items():
+        if options.pop(name):
+            click.echo(f"nbqueue: --{name.replace('_', '-')} changes nothing here: {why}.", err=True)
 
 
 def _made(queues: tuple[str, ...], reached: Reached, options: dict[str, Any]) -> Worker:

@@ -102,6 +102,8 @@ class Enqueuer:
 
         source = "" if "timeout" in self._typed else self.queue.timeout_from
         said = self.said.replaced(pin=pinned(self.said, f)) if not isinstance(f, Function) else self.said
+        if when is not None and not self.queue.is_async and self.queue.connection is not None:
+            said = said.replaced(inline=False)  # as in RQ: what has its time waits for it, on the server
         return Submission(self.queue.session, said, f, calls, single=True, when=when, timeout_from=source)
 
 
@@ -143,7 +145,8 @@ def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Typed:
             message="enqueue() takes the call as it is, or all of it in args= and kwargs=, not both. "
             "For a function that has such parameters: q.options().enqueue(f, args=...)."
         )
-    return Typed(positionals(rest.get("args")), dict(rest.get("kwargs") or {}), given, kwargs)
+    # Said so, the call is in them and the other keywords are ours, as RQ's documentation advises: no clash.
+    return Typed(positionals(rest.get("args")), dict(rest.get("kwargs") or {}), given, rest)
 
 
 def positionals(args: Any) -> tuple[Any, ...]:

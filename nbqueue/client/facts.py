@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -11,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from nbqueue import perform, wire
-from nbqueue.client import notes
+from nbqueue.client import notes, waiting
 from nbqueue.client.spoolfile import Kind
 from nbqueue.client.waiting import lifetime
 from nbqueue.client.watch import opened
 from nbqueue.errors import BadSignature, Expired
-from nbqueue.model import Cause, Echo, Notes, Outcome, Spec, State, utc
+from nbqueue.model import Cause, Echo, Notes, Outcome, Rerun, Spec, State, utc
 from nbqueue.store.records import past
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _echoes = msgspec.msgpack.Decoder(list[Echo])
 
 @dataclass(frozen=True)
 class Run:
-    """How one run of a job went. `return_value()` unpickles what it gave."""
+    """How one run of a job went. `return_value` unpickles what it gave."""
 
     job_id: str
     outcome: Outcome
@@ -60,8 +61,25 @@ class Run:
         failure = self.outcome.failure
         return None if failure is None else failure.traceback or str(failure)
 
+    @property
+    def type(self) -> str:
+        """`successful`, `failed`, `stopped` or `canceled`."""
+        words = {State.FINISHED: "successful", State.FAILED: "failed"}
+        return words.get(self.outcome.state) or ("stopped" if ridden(self.outcome) else "canceled")
+
+    @property
+    def created_at(self) -> datetime:
+        """As `ended_at`: when this result came to be."""
+        return self.ended_at
+
+    @property
+    def exc_string(self) -> str | None:
+        """As `exc_info`."""
+        return self.exc_info
+
+    @property
     def return_value(self) -> Any:
-        """The value that it gave; None if it gave none. Raises SpillLost, CannotOpen."""
+        """The value that it gave, unpickled now; None if it gave none. Raises SpillLost, CannotOpen."""
         finished = self.outcome.state is State.FINISHED
         return perform.opened(self.outcome, f"The result of {self.job_id}") if finished else None
 
@@ -127,6 +145,51 @@ class Facts(Generic[R]):
     def timeout(self) -> float | None:
         """Its time limit in seconds; None: none."""
         return self.batch.spec.timeout
+
+    @property
+    def result_ttl(self) -> float:
+        """For how many seconds after its end its result is kept."""
+        return self.batch.spec.result_ttl
+
+    @property
+    def failure_ttl(self) -> float:
+        """The same, for a failure."""
+        return self.batch.spec.failure_ttl
+
+    @property
+    def ttl(self) -> float | None:
+        """After how many seconds of waiting it is canceled; None: it waits for ever. Asks the store."""
+        batch = self.batch
+        return None if batch.inline else batch.session.ask(lambda broker: broker.ttl(batch.id))
+
+    @property
+    def retries_left(self) -> int | None:
+        """How many more runs failures may cost; None where it was submitted without retries. Asks the store."""
+        return self._left(self.batch.spec.retry, "")
+
+    @property
+    def repeats_left(self) -> int | None:
+        """How many more times it runs after a success; None where it does not repeat. Asks the store."""
+        return self._left(self.batch.spec.repeat, "r")
+
+    def _left(self, rerun: Rerun | None, mark: str) -> int | None:
+        if rerun is None or self.batch.inline:
+            return None if rerun is None else rerun.times
+        batch, field = self.batch, f"{mark}{self.index}"
+        return max(0, rerun.times - batch.session.ask(lambda broker: broker.used(batch.id, field)))
+
+    @property
+    def dependent_ids(self) -> list[str]:
+        """Ids of the batches and single jobs that wait, or waited, for it, or for the whole of its batch."""
+        batch = self.batch
+        return [] if batch.inline else batch.session.ask(lambda broker: broker.dependents(batch.id, self.index))
+
+    @property
+    def func(self) -> Callable[..., R]:
+        """Its function, unpickled now. Raises BadSignature, BadInput."""
+        from nbqueue.client import replay
+
+        return replay.function_of(self.batch)
 
     @property
     def dependency_ids(self) -> list[str]:
@@ -283,8 +346,10 @@ class Facts(Generic[R]):
             before = [opened(batch.session.sealer, batch.id, self.index, one) for one in past(blob or b"") if one]
         return [Run(self.id, outcome) for outcome in [*([found] if found is not None else []), *reversed(before)]]
 
-    def latest_result(self) -> Run | None:
-        """The latest run that has ended."""
+    def latest_result(self, timeout: float | None = None) -> Run | None:
+        """The latest run that has ended; with `timeout` the end of a first one is waited for, so many seconds."""
+        if timeout:
+            waiting.until(self.batch, lambda: self.batch.watch.has(self.index), timeout, index=self.index)
         return next(iter(self.results()), None)
 
     @property
@@ -341,6 +406,10 @@ class Facts(Generic[R]):
         blob = notes.sealed(batch.session.sealer, batch.id, self.index, found.meta, found.progress)
         batch.session.ask(lambda broker: broker.save(batch.id, self.index, blob))
         batch.session.spool.keep_said(batch.watch, [(Kind.METAS, [(self.index, blob)])])
+
+    def save(self) -> None:
+        """As `save_meta`: all else of a job is written when it is submitted, and does not change."""
+        self.save_meta()
 
     @property
     def progress(self) -> tuple[float, float | None, str] | None:

@@ -30,6 +30,45 @@ class Jobs(Sequence[Job[R]], Generic[R]):
     def __len__(self) -> int:
         return len(self._jobs)
 
+    def __contains__(self, job: object) -> bool:
+        """Whether a job, or the job of an id, is among them."""
+        return any(job in (each, each.id) for each in self._jobs)
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Jobs | list | tuple) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        """How many there are, as RQ's registries say it."""
+        return len(self)
+
+    def get_job_ids(self, start: int = 0, end: int = -1) -> list[str]:
+        """Their ids, from `start` up to and with `end`, as RQ's registries give them."""
+        return [job.id for job in self._jobs][start : None if end == -1 else end + 1]
+
+    def get_job_count(self) -> int:
+        """As `len`."""
+        return len(self)
+
+    def remove(self, job: Job[R] | str, delete_job: bool = True) -> None:
+        """Deletes a job, or the job of an id, for good: what is failed here is nowhere else. Raises NoSuchJob.
+
+        `delete_job` is RQ's, and cannot be False: raises BadOption.
+        """
+        if not delete_job:
+            raise BadOption(message="remove(delete_job=False): a job is in no list that it could be taken out of.")
+        found = self._named(job)
+        found.delete()
+        self._jobs.remove(found)
+
+    def _named(self, job: Job[R] | str) -> Job[R]:
+        found = next((each for each in self._jobs if job in (each, each.id)), None)
+        if found is None:
+            raise NotThere(message=f"{job if isinstance(job, str) else job.id} is not among the {self._which}.")
+        return found
+
     @overload
     def __getitem__(self, index: int) -> Job[R]: ...
     @overload
@@ -38,11 +77,16 @@ class Jobs(Sequence[Job[R]], Generic[R]):
         found = self._jobs[index]
         return found if isinstance(found, Job) else Jobs(found, self._which)
 
-    def requeue(self) -> int:
-        """Runs all again, but for what has expired; answers how many. Raises BadInput if one has not ended yet."""
+    def requeue(self, job: Job[R] | str | None = None) -> int:
+        """Runs all (or one: a Job or its id) again, but for what has expired; answers how many.
+
+        Raises BadInput if one has not ended yet, NotThere for one that is not among them.
+        """
+        if job is not None:
+            return Jobs([self._named(job)], self._which).requeue()
         groups: dict[int, list[Job[R]]] = {}
-        for job in self._jobs:
-            groups.setdefault(id(job.batch.watch), []).append(job)
+        for each in self._jobs:
+            groups.setdefault(id(each.batch.watch), []).append(each)
         if self._jobs:
             # Another session may have run them again since: the latest outcome is the one to withdraw.
             looking.look(self._jobs, afresh=True, canceled=True)

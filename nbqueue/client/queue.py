@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nbqueue.checks import brief, check_name
+from nbqueue.checks import brief, check_queue
 from nbqueue.client import registry, session, terms
 from nbqueue.client.enqueuing import RESULT_TTL, TIMEOUT, Enqueuer, Prepared, pinned, positionals, split, time_limit
 from nbqueue.client.function import Function, describe
@@ -30,7 +30,8 @@ class Queue:
     """A named queue. `connection` is a `redis.Redis` or a URL; without one the session of this process is used.
 
     What is enqueued has a time limit of 180 s and keeps its result for 500 s, as in RQ, unless options say otherwise.
-    `is_async=False` runs calls at once in this process, without a worker or a server.
+    `is_async=False` runs calls at once in this process, without a worker or a server; only what has its time
+    (`enqueue_in`, `enqueue_at`) goes to the server of `connection`, as in RQ.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Queue:
     ) -> None:
         if hasattr(name, "connection_pool"):
             raise BadInput(message="Queue() takes its name first. Name the server so: Queue(connection=Redis()).")
-        self.name = check_name("queue", name)
+        self.name = check_queue("queue", name)
         self.connection, self.is_async, self._namespace = connection, is_async, namespace
         limit = time_limit("default_timeout", default_timeout)
         self.timeout_from = "Queue.enqueue's default" if default_timeout is None else f"the default of {self!r}"
@@ -202,7 +203,7 @@ class Queue:
     # ------------------------------------------------------------ what waits
 
     def __len__(self) -> int:
-        return self.session.ask(lambda broker: broker.length(self.name))
+        return registry.length(self.session, self.name)
 
     def __bool__(self) -> bool:
         return True  # an empty queue is a queue
@@ -292,6 +293,14 @@ class Queue:
         """Cancels all jobs that wait; answers how many. What runs goes on, what is deferred or scheduled stays."""
         refuse_inside("Queue.empty")
         return registry.empty(self.session, self.name)
+
+    def delete(self, delete_jobs: bool = True) -> None:
+        """Cancels all jobs that wait, and with `delete_jobs` removes every single job of this queue that has ended."""
+        self.empty()
+        if delete_jobs:
+            for job in [*self.failed, *self.finished, *self.canceled]:
+                if job.batch.single:
+                    job.delete()
 
     def remove(self, job: Job[Any] | str) -> bool:
         """Cancels one job, if it waits. True: it did."""

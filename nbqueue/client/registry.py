@@ -26,6 +26,15 @@ PART = 1_000
 _WORDS = {State.STARTED: "running", State.QUEUED: "waiting"}
 
 
+def length(session: Session, queue: str) -> int:
+    """How many jobs wait; what has waited longer than its ttl does not, also where no worker is up to say so."""
+    count, overdue = session.ask(lambda broker: broker.standing(queue))
+    if overdue:
+        session.ask(lambda broker: broker.promote())
+        count, _ = session.ask(lambda broker: broker.standing(queue))
+    return count
+
+
 def waiting_ids(session: Session, queue: str) -> list[str]:
     """The ids of the jobs that wait, in the order of claims."""
     found = session.ask(lambda broker: broker.queued(queue))

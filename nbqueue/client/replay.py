@@ -30,7 +30,7 @@ def replay(job: Job[Any], func: Callable[..., Any] | None) -> Any:
     payload = rows.payload(batch, index)
     if payload is None:
         raise Expired(what=f"The call of {job.id}", ttl="some time")
-    function = func or _sent(batch)
+    function = func or function_of(batch)
     args, kwargs, _ = perform.unpack(payload)
 
     def present() -> CurrentJob:
@@ -50,7 +50,7 @@ def replay(job: Job[Any], func: Callable[..., Any] | None) -> Any:
         return inline.awaited(value) if isinstance(value, CoroutineType) else value
 
 
-def _sent(batch: Batch[Any]) -> Callable[..., Any]:
+def function_of(batch: Batch[Any]) -> Callable[..., Any]:
     """The function as it was sent, with what it took along then; this kernel's own where the server has it no more."""
     if not batch.inline:
         gone = batch.watch.gone

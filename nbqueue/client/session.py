@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from nbqueue.client import spoolfile
 from nbqueue.client.collector import Collector
 from nbqueue.client.kernel import shell
 from nbqueue.client.spool import Spool
-from nbqueue.errors import BadInput, NbqueueError, NoServer, SetupError, WrongPassword
+from nbqueue.errors import BadInput, BadSecret, NbqueueError, NoServer, SetupError, WrongPassword
 from nbqueue.launch import local
 from nbqueue.model import LEASE, new_id
 from nbqueue.settings import Settings
@@ -54,7 +55,12 @@ class Session:
         self.spool = Spool(settings.spool, settings.spool_cap, tell)
         self.collector = Collector(self)
         self.here = weakref.WeakValueDictionary[str, "Batch[Any]"]()  # what ran inline: no server knows it
-        self.sealer = wire.Sealer(wire.Keyring.load(settings.home), settings.namespace)
+        self._no_secret: BadSecret | None = None  # raised where a server is asked: what runs at once needs none
+        try:
+            keyring = wire.Keyring.load(settings.home)
+        except BadSecret as why:
+            self._no_secret, keyring = why, wire.Keyring([secrets.token_bytes(32)], str(settings.home / "secret"))
+        self.sealer = wire.Sealer(keyring, settings.namespace)
         self._client = client
         self._lock = threading.RLock()
         self._broker: Broker | None = None
@@ -96,6 +102,8 @@ class Session:
     def broker(self) -> Broker:
         """The connected Broker. Raises NoServer, WrongPassword, ServerUnfit or NoServerProgram."""
         with self._lock:
+            if self._no_secret is not None:
+                raise self._no_secret
             if self._broker is None:
                 if self.local:
                     self._start_server()

@@ -183,6 +183,7 @@ def refuse_clash(verb: str, function: object, given: Mapping[str, Any], *, queue
             else:
                 mine = f"q.options().{verb}({label}, ..., {name}={value})"
                 ours = f"q.options({name}={value}).{verb}({label}, ...)"
+                ours += f". For both: q.{verb}({label}, args=(...), kwargs={{{name!r}: ...}}, {name}={value})"
             raise BadOption(
                 message=f"{name!r} is an option of nbqueue and a parameter of {label}. "
                 f"For the function: {mine}. For nbqueue: {ours}."

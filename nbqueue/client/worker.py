@@ -7,13 +7,16 @@ import logging
 import pkgutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from nbqueue.checks import check_name, seconds
+from nbqueue.checks import check_name, check_queue, seconds
+from nbqueue.client import handles
 from nbqueue.client import session as sessions
+from nbqueue.client.job import Job
 from nbqueue.client.session import Session
 from nbqueue.errors import BadInput, BadOption
-from nbqueue.model import BEAT, LEASE, WorkerInfo, worker_info
+from nbqueue.model import BEAT, LEASE, WorkerInfo, utc, worker_info
 from nbqueue.worker import mail
 from nbqueue.worker.parent import Parent
 from nbqueue.worker.plan import ALL_QUEUES, Plan
@@ -23,6 +26,15 @@ from nbqueue.worker.simple import Simple
 
 Handlers = Handler | Iterable[Handler] | None
 GRACE = 5.0  # seconds that running jobs get at a SIGTERM
+_RQ_HOOKS = frozenset(  # methods that RQ's workers call, and ours do not have
+    (
+        *("perform_job", "execute_job", "prepare_job_execution", "prepare_execution", "main_work_horse"),
+        *("fork_work_horse", "monitor_work_horse", "kill_horse", "setup_work_horse_signals", "handle_exception"),
+        *("handle_job_failure", "handle_job_success", "handle_job_retry", "handle_payload", "run_job"),
+        *("dequeue_job_and_maintain_ttl", "heartbeat", "maintain_heartbeats", "register_birth", "register_death"),
+        *("bootstrap", "teardown", "request_stop", "run_maintenance_tasks", "push_exc_handler", "move_to_failed_queue"),
+    )
+)
 
 
 class Worker:
@@ -33,6 +45,16 @@ class Worker:
     called there too, as `handler(job, type, value, traceback)`, so they must be functions of modules. To change what a
     worker does, make a subclass, and name it with `nbqueue worker --worker-class`.
     """
+
+    def __init_subclass__(cls, **facts: Any) -> None:
+        """Raises BadOption for a subclass with hooks of RQ's that nothing here would call."""
+        super().__init_subclass__(**facts)
+        if idle := sorted(_RQ_HOOKS & vars(cls).keys()):
+            raise BadOption(
+                message=f"{cls.__name__}.{idle[0]} would never be called: each job runs in a process of its "
+                "own. For failures: exception_handlers=[...] or on_failure=. For what jobs find set up: "
+                "preload=['mysetup'], a module that is imported before every function; the rest: work() and plan()."
+            )
 
     def __init__(
         self,
@@ -131,8 +153,9 @@ class Worker:
         return parent.served > 0
 
     @classmethod
-    def all(cls, connection: Any = None, *, namespace: str | None = None) -> list[WorkerHandle]:
-        """The workers that are up, of any host."""
+    def all(cls, connection: Any = None, queue: Any = None, *, namespace: str | None = None) -> list[WorkerHandle]:
+        """The workers that are up, of any host; of a `queue` (its name, or a Queue) those that serve it."""
+        wanted = None if queue is None else _queue(queue)
         session = sessions.of(connection, namespace)
         found = []
         suspended = session.ask(lambda broker: broker.suspended()) is not None
@@ -140,13 +163,15 @@ class Worker:
             info = worker_info(raw)
             if info is None or left <= 0:
                 continue  # someone else wrote there; or its lease has run out: others will take its jobs
+            if wanted is not None and wanted not in info.queues:
+                continue
             found.append(WorkerHandle(session, info, lease_s=left, held=held, suspended=suspended))
         return found
 
     @classmethod
-    def count(cls, connection: Any = None, *, namespace: str | None = None) -> int:
-        """How many workers are up."""
-        return len(cls.all(connection, namespace=namespace))
+    def count(cls, connection: Any = None, queue: Any = None, *, namespace: str | None = None) -> int:
+        """How many workers are up, as `all`."""
+        return len(cls.all(connection, queue, namespace=namespace))
 
 
 class SimpleWorker(Worker):
@@ -180,6 +205,8 @@ class WorkerHandle:
         self._session = session
         self.id, self.name, self.host, self.pid = info.id, info.name, info.host, info.pid
         self.slots, self.queue_names, self.version = info.slots, list(info.queues), info.version
+        self.birth_date = utc(round(info.born * 1e6)) if info.born else None
+        self.last_heartbeat = datetime.now(UTC) - timedelta(seconds=max(0.0, info.lease - lease_s))
         self.lease_s = lease_s  # seconds that its lease still lasts, unless it renews it
         self.held = held  # jobs in its name
         self.state = "busy" if held else "suspended" if suspended else "idle"
@@ -206,6 +233,15 @@ class WorkerHandle:
         """The ids of the jobs that it holds now: those that it runs, and a few ahead."""
         return self._session.ask(lambda broker: broker.held_by(self.id))
 
+    def get_current_job_id(self) -> str | None:
+        """The id of a job that it holds now; None if it holds none. `job_ids` are all."""
+        return next(iter(self.job_ids), None)
+
+    def get_current_job(self) -> Job[Any] | None:
+        """A job that it holds now; None if it holds none."""
+        found = self.get_current_job_id()
+        return None if found is None else handles.fetch(self._session, found)
+
     def shutdown(self) -> None:
         """Tells it to finish what it runs and leave. Raises NoSuchWorker when it has left already."""
         sealer = self._session.sealer
@@ -222,7 +258,7 @@ def _listed(queues: Any) -> list[Any]:
 
 def _queue(queue: Any) -> str:
     name = getattr(queue, "name", queue)
-    return name if name == ALL_QUEUES else check_name("queue", name)
+    return name if name == ALL_QUEUES else check_queue("queue", name)
 
 
 def _many(value: Any) -> Sequence[Any]:

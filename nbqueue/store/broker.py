@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any, Literal
 
-from nbqueue.checks import check_name, check_title
+from nbqueue.checks import check_name, check_queue, check_title
 from nbqueue.errors import BadInput, Damaged, LeaseEnded, NoSuchBatch
 from nbqueue.model import BEAT, LEASE, MAX_LOSSES, Rerun, State
 from nbqueue.store.door import FIELDS, loads_of, parts
@@ -46,7 +46,7 @@ class Broker(Uploads, Reads):
         """Enters a worker and answers Redis's time in us. Raises LeaseEnded for an id that was given up before."""
         check_name("worker", worker)
         for queue in queues:
-            check_name("queue", queue)
+            check_queue("queue", queue)
         if slots < 1 or not queues:
             raise BadInput(message="A worker needs at least one slot and one queue.")
         now = self._run("join", worker, info, slots, _ms(lease), _ms(beat), secrets.token_hex(8), host, *queues)

@@ -16,7 +16,8 @@ from redis.backoff import ExponentialBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
-from nbqueue.errors import BadInput, BadOption, NbqueueError, NoServer, ServerRefused, ServerUnfit, WrongPassword
+from nbqueue import errors
+from nbqueue.errors import BadInput, BadOption, NbqueueError, ServerUnfit
 from nbqueue.store.scripts import is_stand_in
 
 OLDEST = (6, 2)
@@ -48,6 +49,24 @@ _REFUSALS = {
 }
 
 
+class NoServer(errors.NoServer, wrong.ConnectionError):
+    """As those who wrap an enqueue in `except redis.ConnectionError` expect it."""
+
+    __doc__ = errors.NoServer.__doc__
+
+
+class ServerRefused(errors.ServerRefused, wrong.ResponseError):
+    """The same, for `except redis.RedisError`."""
+
+    __doc__ = errors.ServerRefused.__doc__
+
+
+class WrongPassword(errors.WrongPassword, wrong.AuthenticationError):
+    """The same."""
+
+    __doc__ = errors.WrongPassword.__doc__
+
+
 class Connection:
     """A redis-py client, with the URL (without its password) that messages name."""
 
@@ -60,6 +79,8 @@ class Connection:
         """Turns errors of redis-py into ours."""
         try:
             yield
+        except NbqueueError:
+            raise  # it has been translated
         except wrong.RedisError as why:
             raise translate(why, self.url) from why
 

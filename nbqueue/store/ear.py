@@ -19,8 +19,7 @@ from typing import Any
 import hiredis
 from redis import exceptions as wrong
 
-from nbqueue.errors import NoServer
-from nbqueue.store.connection import Connection, translate
+from nbqueue.store.connection import Connection, NoServer, translate
 
 _DEAF = 1.0  # seconds after a refusal
 _POLL = 0.02  # seconds between two looks, where nothing can be watched

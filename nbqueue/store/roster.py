@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nbqueue.checks import is_name
+from nbqueue.checks import is_queue
 from nbqueue.errors import Damaged
 from nbqueue.model import State, Tally
 from nbqueue.store import decoding
@@ -79,7 +79,7 @@ class Roster(Door):
         """All queues seen, with their counts over all batches that are kept."""
         found = self._read([("SMEMBERS", self.keys.at("queues"))])[0]
         # What someone else wrote there is no queue of ours.
-        names = sorted(filter(is_name, (name.decode("utf-8", "replace") for name in found)))
+        names = sorted(filter(is_queue, (name.decode("utf-8", "replace") for name in found)))
         return dict(zip(names, self._tallies(names), strict=True))
 
     def _tallies(self, names: Sequence[str]) -> list[Tally]:
@@ -93,8 +93,15 @@ class Roster(Door):
 
     def length(self, queue: str) -> int:
         """How many jobs wait in a queue."""
+        return self.standing(queue)[0]
+
+    def standing(self, queue: str) -> tuple[int, bool]:
+        """How many jobs wait in a queue, and whether something is overdue that may change that: see promote."""
+        commands = [("TIME",), ("ZRANGE", self.keys.at("later"), 0, 0, "WITHSCORES")]
+        now, first, count = self._read([*commands, ("HGET", self.keys.at("tally", queue), "queued")])
+        overdue = any(float(at) <= us(now) for _, at in decoding.pairs(first))
         with decoding.sound(f"The tally of {queue}"):
-            return max(0, decoding.number(self._read([("HGET", self.keys.at("tally", queue), "queued")])[0] or b"0"))
+            return max(0, decoding.number(count or b"0")), overdue
 
     def queued(self, queue: str) -> list[QueuedBatch]:
         """The batches that have jobs to hand out, in the order of claims, 1,000 in a round trip."""
@@ -135,6 +142,21 @@ class Roster(Door):
         found = self._read([("HMGET", self.keys.at("b", batch_id), "python", "host")], each=True)[0]
         values = [None, None] if isinstance(found, Damaged) else found
         return tuple((value or b"").decode("utf-8", "replace") for value in values)  # type: ignore[return-value]
+
+    def ttl(self, batch_id: str) -> float | None:
+        """After how many seconds of waiting the jobs of a batch are canceled."""
+        found = self._read([("HGET", self.keys.at("b", batch_id), "ttl")])[0]
+        return None if found is None else float(found)
+
+    def used(self, batch_id: str, field: str) -> int:
+        """How many retries of a job (its index) or repeats (`r` and its index) have been used."""
+        return decoding.number(self._read([("HGET", self.keys.part(batch_id, "used"), field)])[0] or b"0")
+
+    def dependents(self, batch_id: str, index: int) -> list[str]:
+        """What depends on a job, or on the whole of its batch."""
+        found = self._read([("ZRANGE", self.keys.part(batch_id, "then"), 0, -1)])[0]
+        entries = [entry.decode("utf-8", "replace").split(":", 2) for entry in found]
+        return [each[2] for each in entries if len(each) == 3 and each[0] in {"*", "=", str(index)}]
 
     def left_behind(self, worker: str) -> list[str]:
         """The batches that a worker could not run, when it last asked for jobs."""

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from nbqueue.checks import YEAR, check_name, check_title
+from nbqueue.checks import YEAR, check_name, check_queue, check_title
 from nbqueue.errors import BadInput, InUse, NoSuchBatch, NoSuchDependency, TooManyOpen
 from nbqueue.model import State
 from nbqueue.store.door import FIELDS, Door, loads_of, parts
@@ -173,7 +173,8 @@ def _need(need: Need) -> str:
 
 def _check(batch: NewBatch, args: Sequence[bytes], *, last: bool) -> None:
     """What becomes part of a key, or of a list of words in a script, is checked here once more."""
-    named = {"id": batch.id, "queue": batch.queue, "session": batch.session, "nonce": batch.nonce}
+    check_queue("queue", batch.queue)
+    named = {"id": batch.id, "session": batch.session, "nonce": batch.nonce}
     named |= {"key": batch.key, "signer": batch.signer, "host": batch.host}
     for what, name in named.items():
         check_name(what, name)

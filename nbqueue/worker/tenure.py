@@ -144,4 +144,6 @@ def describe(plan: Plan, worker: str, slots: int, queues: tuple[str, ...], keyri
         keys=keyring.ids,
         version=metadata.version("nbqueue"),
         local=plan.local,
+        born=time.time(),
+        lease=plan.lease,
     )

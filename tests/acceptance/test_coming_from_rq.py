@@ -1,5 +1,7 @@
 """The page "Coming from RQ": every snippet runs, every command and every test that it names exists."""
 
+import os
+import pickle
 import re
 import shlex
 import subprocess
@@ -8,6 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+import redis
 from helpers import eventually
 from redis import Redis
 
@@ -17,7 +20,9 @@ from nbqueue.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/coming-from-rq.md").read_text()
-KNOWN, COMMANDS, LOSSES = (table.strip().splitlines()[2:] for table in re.findall(r"(?:^\|.*\n)+", PAGE, re.MULTILINE))
+KNOWN, COMMANDS, SILENT, LOSSES = (
+    table.strip().splitlines()[2:] for table in re.findall(r"(?:^\|.*\n)+", PAGE, re.MULTILINE)
+)
 TESTS = (ROOT / "tests/acceptance/test_losses.py").read_text()
 
 
@@ -78,6 +83,23 @@ def test_every_command_of_the_page_exists(tmp_path):
             assert command is not None, line
             flags = {flag for option in command.params for flag in option.opts}
             assert {word for word in words if word.startswith("-")} <= flags, line
+
+
+def test_what_differs_in_silence_has_a_way_that_works(names, monkeypatch):
+    assert len(SILENT) >= 14
+    known = (ROOT / "docs/settings.md").read_text()
+    for row in SILENT:
+        way = re.findall(r"`([^`]*)`", cells(row)[2])
+        assert way, row
+        for word in way:
+            if re.fullmatch(r"NBQUEUE_\w+", word):
+                assert word in known, word
+            elif word.startswith("nbqueue "):
+                name, *words = shlex.split(word)[1:]
+                flags = {flag for option in cli.get_command(None, name).params for flag in option.opts}
+                assert {each for each in words if each.startswith("-")} <= flags, word
+            else:
+                eval(word, names)
 
 
 def test_the_sample_config_is_one(tmp_path):
@@ -192,3 +214,198 @@ def test_what_is_pinned_runs_with_its_code_or_waits(session, fleet, shop):
     assert free.wait(20) == "new"
     eventually(lambda: "is not the one that the function was submitted with" in worker.log)
     assert [job.get_status() for job in pinned] == ["queued", "queued"]
+
+
+# ---------------------------------------------------------------- the same name, the same kind
+
+
+def boom(x):
+    raise KeyError(x)
+
+
+def test_what_has_rqs_name_is_of_rqs_kind(session, fleet):
+    q = nbqueue.Queue("low")
+    assert q.jobs == []
+    job = q.enqueue(boom, 1)
+    assert q.jobs == [job]
+    fleet.start("low").up()
+    assert job.latest_result(timeout=20).type == "failed"
+    assert "KeyError" in job.latest_result().exc_string
+    failed = q.failed
+    assert job.id in failed
+    assert job in failed
+    assert "another" not in failed
+    assert (failed.count, failed.get_job_ids(), failed.get_job_count()) == (1, [job.id], 1)
+    assert failed.requeue(job.id) == 1
+    eventually(lambda: job.get_status() == "failed")
+    with pytest.raises(nbqueue.NbqueueError, match="not among"):
+        q.failed.requeue("another")
+    q.failed.remove(job)
+    assert q.failed.count == 0
+    good = q.enqueue(f, "a b")
+    assert good.latest_result(timeout=20).return_value == 2
+    q.delete()
+    eventually(lambda: not q.finished)
+
+
+def test_the_attributes_of_a_job(session, fleet):
+    q = nbqueue.Queue("low")
+    first = q.enqueue(f, "a", ttl=90, result_ttl=50, failure_ttl=70, retry=nbqueue.Retry(max=3), meta={"a": 1})
+    second = q.enqueue(f, "a", depends_on=first, repeat=nbqueue.Repeat(times=2))
+    assert (first.ttl, first.result_ttl, first.failure_ttl, first.retries_left, first.repeats_left) == (
+        90,
+        50,
+        70,
+        3,
+        None,
+    )
+    assert (second.ttl, second.retries_left, second.repeats_left) == (None, None, 2)
+    assert (first.dependent_ids, second.dependent_ids) == ([second.id], [])
+    assert first.func("a b c") == 3
+    first.meta["b"] = 2
+    first.save()
+    assert nbqueue.Job.fetch(first.id).meta == {"a": 1, "b": 2}
+    bad = q.enqueue(boom, 1, retry=nbqueue.Retry(max=2))
+    fleet.start("low").up()
+    assert isinstance(bad.exception(20), KeyError)
+    assert bad.retries_left == 0
+
+
+def tell():
+    job = nbqueue.get_current_job()
+    return job.get_status(), job.started_at
+
+
+def test_a_job_knows_itself_and_workers_know_theirs(session, fleet):
+    began = datetime.now().astimezone()
+    fleet.start("low", "-n", "me").up()
+    status, at = nbqueue.Queue("low").enqueue(tell).wait(20)
+    assert status == "started"
+    assert began < at < datetime.now().astimezone()
+    (worker,) = nbqueue.Worker.all(queue="low")
+    assert nbqueue.Worker.all(queue="other") == []
+    assert nbqueue.Worker.count(queue=nbqueue.Queue("low")) == 1
+    assert began < worker.birth_date <= worker.last_heartbeat + timedelta(seconds=5)
+    assert worker.get_current_job() is None
+
+
+def test_the_functions_on_ids(session, fleet):
+    connection = Redis.from_url(session.settings.url)
+    q = nbqueue.Queue("low")
+    job = q.enqueue(f, "a b")
+    assert nbqueue.cancel_job(job.id)
+    job = nbqueue.requeue_job(job.id)
+    assert job.get_status() == "queued"
+    nbqueue.suspend()
+    assert nbqueue.is_suspended()
+    worker = fleet.start("low", "-n", "me").up()
+    nbqueue.resume()
+    assert not nbqueue.is_suspended()
+    assert job.wait(20) == 2
+    assert not nbqueue.send_stop_job_command(connection, job.id, namespace=session.settings.namespace)
+    nbqueue.send_shutdown_command(None, "me")
+    assert worker.process.wait(20) == 0
+    with pytest.raises(nbqueue.NbqueueError, match="No live worker"):
+        nbqueue.send_shutdown_command(None, "nobody")
+    connection.close()
+
+
+@pytest.mark.parametrize("name", ["emails:high", "my queue", "q/1", "größe"])
+def test_a_queue_may_be_called_as_in_rq(session, fleet, name):
+    q = nbqueue.Queue(name)
+    job = q.enqueue(f, "a b c")
+    fleet.start(name, "--burst").process.wait(30)
+    assert job.wait(20) == 3
+    assert nbqueue.Queue.all() == [q]
+    for wrong in ("a,b", "*", " a", "", "a\nb"):
+        with pytest.raises(ValueError, match="cannot be used"):
+            nbqueue.Queue(wrong)
+
+
+def test_hooks_that_nobody_would_call_are_refused():
+    with pytest.raises(nbqueue.NbqueueError, match="perform_job would never be called"):
+
+        class Mine(nbqueue.Worker):
+            def perform_job(self, *given):
+                return bool(given)
+
+    class Fine(nbqueue.Worker):
+        def work(self, *args, **kwargs):
+            return super().work(*args, **kwargs)
+
+
+def wants_meta(x, meta=None):
+    return x, meta
+
+
+def test_the_way_out_of_a_clash_is_rqs_own(session, fleet):
+    q = nbqueue.Queue("low")
+    with pytest.raises(nbqueue.NbqueueError, match=r"kwargs=\{'meta'"):
+        q.enqueue(wants_meta, 1, meta={"a": 1})
+    job = q.enqueue(wants_meta, args=(1,), kwargs={"meta": "mine"}, meta={"a": 1})
+    fleet.start("low").up()
+    assert (job.wait(20), job.get_meta()) == ([1, "mine"], {"a": 1}) or job.wait(20) == (1, "mine")
+
+
+def test_what_has_waited_too_long_is_not_counted_where_no_worker_is_up(session):
+    q = nbqueue.Queue("low")
+    job = q.enqueue(f, "a", ttl=0.05)
+    stays = q.enqueue(f, "b")
+    eventually(lambda: q.job_ids == [stays.id])
+    assert (len(q), q.jobs, job.get_status()) == (1, [stays], "canceled")
+
+
+def test_at_once_needs_no_home_and_what_has_its_time_waits(server, session, home):
+    connection = Redis.from_url(server.url)
+    q = nbqueue.Queue("low", connection=connection, is_async=False, namespace=session.settings.namespace)
+    assert q.enqueue(f, "a b").result == 2
+    assert q.enqueue_in(60, f, "a b").get_status() == "scheduled"
+    connection.close()
+    script = "import nbqueue; print(nbqueue.Queue(is_async=False).enqueue(len, 'abc').result)"
+    env = {name: value for name, value in os.environ.items() if name != "NBQUEUE_SECRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=env | {"NBQUEUE_HOME": "/proc/none", "NBQUEUE_SPOOL": "0"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "3\n", done.stderr
+
+
+def test_without_a_home_a_secret_will_do(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.delenv("NBQUEUE_HOME", raising=False)
+    monkeypatch.delenv("NBQUEUE_SECRET", raising=False)
+    with pytest.raises(nbqueue.NbqueueError, match="NBQUEUE_SECRET"):
+        settings.load()
+    monkeypatch.setenv("NBQUEUE_SECRET", "s" * 40)
+    assert settings.load().home.name.startswith("nbqueue-")
+
+
+def test_an_enqueue_that_finds_no_server_is_redis_pys_error_too(home):
+    for kind in (redis.exceptions.ConnectionError, redis.exceptions.RedisError, ConnectionError, nbqueue.NbqueueError):
+        with pytest.raises(kind) as caught:
+            nbqueue.Queue(connection=Redis(port=1)).enqueue(f, "a")
+        assert "No Redis server answers" in str(caught.value)
+        assert type(pickle.loads(pickle.dumps(caught.value))) is type(caught.value)
+
+
+def test_rqs_options_of_the_command(session, fleet, tmp_path):
+    pid = tmp_path / "pid"
+    words = ("--with-scheduler", "-v", "--results-ttl", "5", "--max-idle-time", "60", "--logging_level", "INFO")
+    worker = fleet.start("low", *words, "--pid", str(pid), "--dequeue-strategy", "default").up()
+    assert int(pid.read_text()) == worker.pid
+    assert "--with-scheduler changes nothing here: every worker is a scheduler too" in worker.log
+    assert "--results-ttl changes nothing" in worker.log
+
+
+def test_rqs_own_address_is_tried_last(server, home):
+    env = {**os.environ, "RQ_REDIS_URL": server.url}
+    told = subprocess.run(
+        [sys.executable, "-m", "nbqueue", "info"], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert server.url in told.stdout.replace("\n", "") + told.stderr

@@ -59,7 +59,7 @@ def test_every_way_to_a_value_leads_there(session, fleet, root):
     assert [len(value) for value in batch.results()] == [0, 3 * MB]
     assert [len(value) for value in batch.to_frame().result] == [0, 3 * MB]
     assert sorted(len(job.result) for job in batch.as_completed()) == [0, 3 * MB]
-    assert len(batch[1].latest_result().return_value()) == 3 * MB
+    assert len(batch[1].latest_result().return_value) == 3 * MB
     again = nbqueue.attach(batch.id)
     assert len(again[1].result) == 3 * MB
 

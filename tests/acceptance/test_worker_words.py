@@ -131,7 +131,7 @@ def test_a_repeat_runs_again_after_its_success(session, fleet):
     worker = fleet.start("--burst")
     job = nbqueue.options(repeat=Repeat(2, interval=0.1)).submit(abs, -2)
     assert worker.process.wait(20) == 0
-    assert [run.return_value() for run in job.results()] == [2, 2, 2]
+    assert [run.return_value for run in job.results()] == [2, 2, 2]
 
 
 # ---------------------------------------------------------------- what jobs say of themselves

@@ -80,7 +80,7 @@ def test_retries_repeats_and_earlier_runs(q, tmp_path):
     assert third.wait(20) == 3
     assert [run.attempt for run in third.results()] == [3, 2, 1]
     assert [run.status for run in third.results()] == ["finished", "failed", "failed"]
-    assert third.latest_result().return_value() == 3
+    assert third.latest_result().return_value == 3
     assert "ValueError: 1" in third.results()[-1].exc_info
     again = q.enqueue(count, tmp_path / "b", good=True, repeat=Repeat(2))
     wait_until(lambda: len(told(tmp_path / "b")) == 3)

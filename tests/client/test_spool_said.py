@@ -78,7 +78,7 @@ def test_earlier_runs_are_there_too_also_of_single_jobs(server, session, hands):
     new = another_kernel(server, session)
     runs = nbqueue.attach(batch.id)[1].results()
     assert [(run.status, run.attempt) for run in runs] == [("finished", 3), ("failed", 2), ("failed", 1)]
-    assert runs[0].return_value() == 7
+    assert runs[0].return_value == 7
     assert "ValueError: 1" in runs[2].exc_info
     found = nbqueue.Job.fetch(job.id)
     assert [run.attempt for run in found.results()] == [2, 1]

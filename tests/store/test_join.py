@@ -45,8 +45,9 @@ def test_the_epoch_stays(broker):
 def test_bad_names(broker, name):
     with pytest.raises(BadName):
         broker.join(name, b"", ["default"], 1)
-    with pytest.raises(BadName):
-        broker.join("w", b"", [name], 1)
+    if name not in {"a b", "a:b", "a/b", "{x}"}:  # a queue may be called so, as in RQ
+        with pytest.raises(BadName):
+            broker.join("w", b"", [name], 1)
 
 
 def test_no_slots_or_queues(broker):

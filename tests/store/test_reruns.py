@@ -133,3 +133,15 @@ def test_others_of_its_batch_go_on(broker):
     bring_forward(broker, "run:b1:1")
     assert finish_all(broker) == 1
     assert broker.view("b1").done
+
+
+def test_a_retry_at_the_front_of_a_single_job_comes_before_the_others_of_its_queue(broker):
+    join(broker)
+    for front in (True, False):
+        first, second = f"first-{front}", f"second-{front}"
+        submit(broker, first, n=1, single=True)
+        submit(broker, second, n=1, single=True)
+        assert settle(broker, State.FAILED, rerun=Rerun(1, front=front)) == "AGAIN"
+        order = [lease.batch for lease in (*leases(claim(broker, want=1)), *leases(claim(broker, want=1)))]
+        assert order == ([first, second] if front else [second, first])
+        broker.cancel_many([first, second])

@@ -7,7 +7,7 @@ local info = call('HMGET', K.w(worker), 'queues', 'dead')
 if not info[1] then return 1 end
 if info[2] then return 1 end -- it is being reaped
 local mine = {}
-for queue in string.gmatch(info[1], '%S+') do mine[queue] = true end
+for queue in string.gmatch(info[1], '[^\n]+') do mine[queue] = true end
 
 -- Whether a queue has work, but for what this worker has seen all of, while it held nothing, and cannot run.
 local function has_work(queue)

@@ -30,7 +30,10 @@ local function handed_back(batch)
 end
 
 local function look(batch)
-  local v = call('HMGET', K.b(batch), 'n', 'cur', 'hold')
+  local v = call('HMGET', K.b(batch), 'n', 'cur', 'hold', 'ttl')
+  -- What has waited longer than its ttl waits no more, though nobody may have been up to cancel it.
+  local due = v[4] and call('ZSCORE', K.later, 'ttl:' .. batch)
+  if due and tonumber(due) <= now then return end
   if v[1] and not v[3] and waiting(batch, tonumber(v[1]), tonumber(v[2])) > 0 then
     rows[#rows + 1] = {batch, call('HMGET', K.b(batch), unpack(names)), call('LLEN', part(batch, 'log')),
       handed_back(batch), tonumber(v[2]), call('SMEMBERS', part(batch, 'skip'))}

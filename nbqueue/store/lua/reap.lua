@@ -45,7 +45,7 @@ local more = #due > 1
 if safe and call('EXISTS', held) == 1 then
   more = true
 else
-  for queue in string.gmatch(info[3] or '', '%S+') do call('HDEL', K.slots(queue), worker) end
+  for queue in string.gmatch(info[3] or '', '[^\n]+') do call('HDEL', K.slots(queue), worker) end
   if safe then
     call('ZREM', K.workers, worker)
     call('UNLINK', K.w(worker), K.claim(worker), K.mail(worker))

@@ -64,6 +64,7 @@ local function run_again(list)
       parked = parked + 1
     else
       call(one.front and 'LPUSH' or 'RPUSH', part(batch, 'again'), one.index .. ' ' .. entry)
+      if one.front and whole.single == '1' then whole.front = '1' end
       queued = queued + 1
     end
   end

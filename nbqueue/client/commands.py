@@ -1,0 +1,54 @@
+"""RQ's functions on jobs and workers by their ids: cancel, requeue, stop, shut down; suspend and resume all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbqueue.checks import seconds
+from nbqueue.client import session as sessions
+from nbqueue.client.job import Job
+from nbqueue.client.submission import refuse_inside
+from nbqueue.client.worker import Worker
+from nbqueue.errors import NoSuchWorker
+
+
+def cancel_job(job_id: str, connection: Any = None, *, namespace: str | None = None) -> bool:
+    """Cancels the job with this id, also while it runs; True: it was canceled. Raises NoSuchJob, Expired."""
+    return Job.fetch(job_id, connection, namespace=namespace).cancel()
+
+
+def requeue_job(job_id: str, connection: Any = None, *, namespace: str | None = None) -> Job[Any]:
+    """Runs the job with this id again. Raises NoSuchJob, Expired, BadInput while it has not ended."""
+    return Job.fetch(job_id, connection, namespace=namespace).requeue()
+
+
+def send_stop_job_command(connection: Any, job_id: str, *, namespace: str | None = None) -> bool:
+    """Tells the worker that runs a job to stop it; False where it does not run. Raises NoSuchJob, Expired."""
+    return Job.fetch(job_id, connection, namespace=namespace).stop()
+
+
+def send_shutdown_command(connection: Any, worker_name: str, *, namespace: str | None = None) -> None:
+    """Tells the workers of this name or id to finish what they run and leave. Raises NoSuchWorker."""
+    named = [each for each in Worker.all(connection, namespace=namespace) if worker_name in (each.id, each.name)]
+    if not named:
+        raise NoSuchWorker(name=worker_name, server=sessions.of(connection, namespace).server)
+    for each in named:
+        each.shutdown()
+
+
+def suspend(connection: Any = None, ttl: Any = None, *, namespace: str | None = None) -> None:
+    """Lets no worker begin another job, for `ttl` seconds or until `resume`; what runs, runs on. Raises BadOption."""
+    refuse_inside("suspend")
+    lasting = None if ttl is None else seconds("ttl", ttl)
+    sessions.of(connection, namespace).ask(lambda broker: broker.suspend(lasting))
+
+
+def resume(connection: Any = None, *, namespace: str | None = None) -> None:
+    """Lets the workers go on after `suspend`."""
+    refuse_inside("resume")
+    sessions.of(connection, namespace).ask(lambda broker: broker.resume())
+
+
+def is_suspended(connection: Any = None, *, namespace: str | None = None) -> bool:
+    """Whether the workers are suspended."""
+    return sessions.of(connection, namespace).ask(lambda broker: broker.suspended()) is not None
