@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nbqueue.checks import is_queue
+from nbqueue.checks import is_name, is_queue
 from nbqueue.errors import Damaged
 from nbqueue.model import State, Tally
 from nbqueue.store import decoding
