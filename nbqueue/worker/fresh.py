@@ -74,6 +74,8 @@ class Copies:
         self._take(load() if function is None else function)
 
     def _take(self, function: Callable[..., Any]) -> None:
+        if self._alone:
+            notebook.reveal(function)
         self.function = function
         self._classes = wire.known_classes()
         self._held = Held(function, [vars(sys.modules["__main__"])] if self._alone else [])
@@ -103,7 +105,6 @@ class Copies:
         function = self._load()
         if self._alone:
             notebook.leave_main()
-            notebook.reveal(function)
         self._take(function)
         self.seconds = time.perf_counter() - began
         return True

@@ -72,7 +72,6 @@ def load(record: FunctionRecord, preload: Sequence[str] = ()) -> Callable[..., A
     if not callable(function):
         raise _unfit(record, f"it is no function but a {type(function).__name__}")
     found: Callable[..., Any] = function
-    notebook.reveal(found)
     return found
 
 

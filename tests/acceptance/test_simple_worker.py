@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import sys
 import threading
 import time
 from pathlib import Path
@@ -52,6 +53,18 @@ def test_what_a_function_took_along_is_fresh_in_each_job(session, simple):
     simple().work(burst=True)
     assert batch.results() == [1] * 5
     assert seen == []
+
+
+def test_it_leaves_the_names_of_the_users_main_alone(session, simple, monkeypatch):
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "seen", [], raising=False)
+    names = {"__name__": "__main__", "seen": main.seen}
+    exec("def f(x):\n    seen.append(x)\n    return len(seen)", names)
+    batch = nbqueue.map(names["f"], range(3))
+    simple().work(burst=True)
+    assert batch.results() == [1] * 3
+    assert main.seen is names["seen"]
+    assert not hasattr(main, "f")
 
 
 def away_at(monkeypatch, verb, which):
