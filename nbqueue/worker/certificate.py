@@ -43,7 +43,7 @@ class Obituary:
         code = os.waitstatus_to_exitcode(status)
         begun = mount.slot.board.last_began()
         cause, failure = self._judge(mount, code)
-        alone = mount.reported == 0
+        alone = not mount.shared
         spent = usage.ru_utime + usage.ru_stime
         now = time.monotonic()
         if cause is Cause.TIMEOUT:

@@ -45,6 +45,17 @@ class Clock:
         due = math.inf if self.fence is None else self.fence - limits.fence_clock()
         return min([due, *(mount.check_at - now for mount in mounts)])
 
+    def room(self, mounts: Sequence[Mount]) -> float:
+        """Seconds in which no time limit and no fence falls due."""
+        found = math.inf if self.fence is None else self.fence - limits.fence_clock()
+        for mount in mounts:
+            if (going := mount.slot.board.read()) is not None and mount.busy:
+                position, since = going
+                steps = mount.errand.steps if mount.errand is not None else [call.run for call in mount.calls]
+                limit = steps[position].timeout if position < len(steps) else None
+                found = min(found, math.inf if limit is None else limit - (mount.slot.board.now() - since))
+        return found
+
     def keep_fence(self, mounts: Sequence[Mount]) -> None:
         """At the fence, freezes all horses and what is under them."""
         if self._frozen_at is None and self.fence is not None and limits.fence_clock() >= self.fence:
@@ -75,6 +86,10 @@ class Clock:
     def _check(self, mount: Mount, now: float) -> None:
         """Does what is due for the call that goes on, and says when to look again."""
         going = mount.slot.board.read()
+        if mount.waits:
+            self._listen(mount)
+            mount.check_at = math.inf  # until it is given more
+            return
         if mount.stays_since is not None:
             self._attend(mount, mount.stays_since, going, now)
             return

@@ -9,8 +9,9 @@ stable stays lean until it loads its function; the codecs of records import msgs
                        FENCE f64 on limits.fence_clock()   THAW seqs   KILL seqs   DRAIN -
     stable -> parent   READY f64 seconds   UNFIT model.Failure   BEGUN seqs   BACK seqs   DONE Done
                        NOTE Note   GONE seqs   ECHO seq and list of model.Echo   FILES list of File
-    horse -> stable    DONE with flags in place of the tail; NOTE; ECHO; FILES
-    stable -> horse    AFTER with the name of the hook, to a horse that waits for it
+                       LEARNT Learnt
+    horse -> stable    DONE with flags in place of the tail; NOTE; ECHO; FILES; LEARNT
+    stable -> horse    RUN with further calls, once their tickets are there; AFTER with the name of the hook
 
 A frame sent with a descriptor carries it by SCM_RIGHTS, and the highest bit of its kind says so: a DONE whose value is
 over 1 MB has None for it in its Ride, and the value in a memfd. So may an AFTER.
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from nbqueue.model import Echo, Ride
 
 LOAD, LOAD_BARE, RUN, FENCE, THAW, KILL, DRAIN, SETUP, AFTER, HELLO = range(1, 11)
-READY, UNFIT, BEGUN, BACK, DONE, NOTE, GONE, ECHO, FILES = range(16, 25)
+READY, UNFIT, BEGUN, BACK, DONE, NOTE, GONE, ECHO, FILES, LEARNT = range(16, 26)
 WITH_FD = 0x80
 
 PROTOCOL = (
@@ -130,6 +131,13 @@ class File(NamedTuple):
     size: int
 
 
+class Learnt(NamedTuple):
+    """LEARNT: modules that calls have imported, in the order of that, and the seconds that it took at most."""
+
+    seconds: float
+    modules: list[str]
+
+
 class FrameError(Exception):
     """A peer sent what is no frame."""
 
@@ -154,7 +162,7 @@ def stranger(payload: bytes) -> str:
     return f"the notebook's interpreter has nbqueue {mine}, the worker {version}: {remedy}"
 
 
-def encode(record: Setup | Run | After | list[File]) -> bytes:
+def encode(record: Setup | Run | After | Learnt | list[File]) -> bytes:
     """A record as msgpack."""
     import msgspec
 
@@ -183,6 +191,12 @@ def decode_files(payload: bytes) -> list[File]:
     """The payload of FILES, validated; raises FrameError."""
     files: list[File] = _decode(list[File], payload)
     return files
+
+
+def decode_learnt(payload: bytes) -> Learnt:
+    """The payload of LEARNT, validated; raises FrameError."""
+    learnt: Learnt = _decode(Learnt, payload)
+    return learnt
 
 
 def decode_ride(payload: bytes) -> Ride:

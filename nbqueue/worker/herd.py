@@ -35,6 +35,7 @@ class Herd:
         self.draining = False
         self.busy = False  # whether a horse that reports will soon report again
         self.kept: set[int] = set()  # children that loading started
+        self.learnt = frames.Learnt(0.0, [])  # what horses had to import, and the next ones should not
         self.unburied = False  # whether strays of a dead horse may still live
         self.spares = spare.Spares(selector)
         self._gone: list[int] = []  # killed on request, and to be told when no stray lives
@@ -75,11 +76,26 @@ class Herd:
             self._slot(run.slot).queue.extend(calls)
 
     def drain(self) -> None:
-        """Gives back all that has not begun."""
+        """From now on makes no more calls than have begun."""
         self.draining = True
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Gives back all that has not begun, and ends the horses that wait for more."""
         for slot in self.slots.values():
             rest = slot.mount.take_back() if slot.mount is not None else []
             self._take_back([*rest, *slot.clear()])
+            if slot.mount is not None and slot.mount.waits:
+                self._dismiss(slot.mount)
+
+    def errands(self) -> list[Errand]:
+        """Those that no horse attends to."""
+        return [errand for slot in self.slots.values() for errand in slot.errands]
+
+    @staticmethod
+    def _dismiss(mount: Mount) -> None:
+        mount.leaving = True
+        tree.kill_group(mount.pid)
 
     def thaw(self, standing: set[int]) -> None:
         """The lease was renewed for these: they go on, all others end. What is settled is none of its business."""
@@ -133,8 +149,7 @@ class Herd:
         errand = Errand(after, steps, value)
         if not steps:
             if mount is not None:
-                mount.leaving = True
-                tree.kill_group(mount.pid)
+                self._dismiss(mount)
             if after.hook or after.handlers:
                 self._echo(errand)
         elif mount is None:
@@ -171,6 +186,23 @@ class Herd:
         if mount.pidfd is not None:
             self._selector.register(mount.pidfd, selectors.EVENT_READ, (mount, self._bury))
 
+    def give(self, mount: Mount, calls: list[Call]) -> None:
+        """Further calls for a horse that waits for them."""
+        mount.give(calls)
+        self._tend(mount)
+
+    def make_way(self, slot: Slot) -> bool:
+        """Whether the slot's horse, which waits, can have what comes next; else it is ended: that must be alone."""
+        if slot.mount is None or not (slot.errands or slot.queue[0].solo):
+            return True
+        self._dismiss(slot.mount)
+        return False
+
+    def _tend(self, mount: Mount) -> None:
+        """Listens to a horse, and goes on to send it what it has not taken yet."""
+        write = selectors.EVENT_WRITE if mount.channel.wants_write else 0
+        self._selector.modify(mount.channel, selectors.EVENT_READ | write, (mount, self._report))
+
     def keep(self) -> None:
         """Does what is due."""
         if self.unburied:
@@ -193,6 +225,9 @@ class Herd:
     def _report(self, mount: Mount) -> None:
         from nbqueue.errors import BadSignature
 
+        if mount.channel.wants_write:
+            mount.channel.flush()
+            self._tend(mount)
         try:
             self._heard(mount, mount.channel.receive())
             if mount.channel.spoiled:
@@ -220,11 +255,20 @@ class Herd:
             elif kind == frames.ECHO:
                 self._pass_on(notes)
                 self._stepped(mount, payload)
-            elif kind == frames.FILES:
-                frames.decode_files(payload)
-                self.channel.queue(kind, payload)
+            else:
+                self._imported(kind, payload)
         if notes:
             self._pass_on(notes)
+
+    def _imported(self, kind: int, payload: bytes) -> None:
+        """What a horse says of the modules that it has imported."""
+        if kind == frames.FILES:
+            frames.decode_files(payload)
+            self.channel.queue(kind, payload)
+        elif kind == frames.LEARNT:
+            seconds, names = frames.decode_learnt(payload)
+            known = dict.fromkeys([*self.learnt.modules, *names])
+            self.learnt = frames.Learnt(max(self.learnt.seconds, seconds), list(known))
 
     def _pass_on(self, notes: dict[tuple[int, int], bytes]) -> None:
         for payload in notes.values():
@@ -246,6 +290,7 @@ class Herd:
         self.busy = self.busy or mount.reported < len(mount.calls)
         flags = payload[-1]
         tail = mount.output.last() if flags & horse.UNMARKED else mount.output.take()
+        mount.lasts = bool(flags & horse.LASTS)
         if flags & horse.STAYS:
             mount.slot.put_back(mount.take_back())
             mount.stay()
@@ -259,6 +304,8 @@ class Herd:
         self.channel.queue(frames.DONE, payload[:-1] + tail, fd)
         if not mount.busy:
             self.spares.want()
+        if mount.waits and self.draining:
+            self._dismiss(mount)
 
     def _stepped(self, mount: Mount, payload: bytes) -> None:
         """A horse has taken a step of its errand; an empty word means that the errand is over."""
@@ -300,7 +347,7 @@ class Herd:
             self._mourn_errand(mount, mount.stays_for, status)
         elif mount.unfinished:
             self._mourn(mount, status, usage)
-        elif not mount.calls and not mount.killed:
+        elif not (mount.killed or mount.leaving):
             self.obituary.pass_over(status)
         self.spares.want()
         if self.draining:
@@ -321,7 +368,7 @@ class Herd:
             mount.slot.put_back([call])  # it had begun just as its horse was killed for the sake of the one before
             return
         ride = self.obituary.certify(mount, status, usage)
-        if mount.reported and not mount.overdue:
+        if mount.shared and not mount.overdue:
             # It shared its process with others, who may have brought it down: once more, alone.
             call.solo = True
             mount.slot.put_back([call])

@@ -1,7 +1,8 @@
 """The forked child: it takes a ticket, makes the call, says at once what became of it, and takes the next.
 
-It ends by itself when it is older than its slice, when a call left threads or children behind, or when there are no
-tickets. A spare one is forked before there is a call for it, and waits for one. After a call that has callbacks a horse
+It ends by itself when it is old enough, or when a call left threads or children behind; until then it waits for more
+calls. It is old enough when it is older than its slice, and what it had to do to get ready is a small part of that. A
+spare one is forked before there is a call for it, and waits for the first. After a call that has callbacks a horse
 waits until the outcome is settled, runs them, and ends. It owns nothing but its report socket, the pipe that it prints
 to, and the pipe that its tickets come from.
 """
@@ -11,14 +12,17 @@ from __future__ import annotations
 import _thread
 import fcntl
 import functools
+import math
 import os
 import resource
+import select
 import signal
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple, NoReturn
 
 import msgspec
@@ -30,11 +34,12 @@ from nbqueue.worker import frames, fresh, hooks, loading, restore, tree
 from nbqueue.worker.limits import ALARM, Alarm, Board, overdue
 from nbqueue.worker.slots import Call, Errand
 
-FAILED, UNMARKED, STAYS = 1, 2, 4  # flags of a DONE
+FAILED, UNMARKED, STAYS, LASTS = 1, 2, 4, 8  # flags of a DONE
 MUTE = 71  # exit code: the call closed the descriptor that its outcome would have gone to
 
 _HIGH = 1_000  # descriptors from here on survive a call that closes "all" of them
 _SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_SHARE = 0.05  # of a horse's life that its setting up may take
 _KB = 1 if sys.platform == "linux" else 1024
 
 
@@ -71,7 +76,7 @@ class Saddle(NamedTuple):
     output: int
     tickets: int
     stable: int
-    slice: float
+    refused: AbstractSet[str]  # modules that the stable could not import
 
 
 def ride(saddle: Saddle) -> NoReturn:
@@ -89,6 +94,38 @@ def ride(saddle: Saddle) -> NoReturn:
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+class Life:
+    """How long a horse lives: as long as its slice, and so long that getting ready was a small part of it."""
+
+    def __init__(self) -> None:
+        self.setup = 0.0  # seconds spent on what calls after the first have for nothing
+        self._born = math.inf  # when the first call began
+        self._calls = 0
+        self._first = self._later = 0.0  # CPU seconds of the first call, and of all after it
+
+    def begins(self) -> bool:
+        """Called before every call; says whether it is the first."""
+        if self._born < math.inf:
+            return False
+        self._born = time.monotonic()
+        return True
+
+    def lived(self, cpu: float) -> bool:
+        """Takes a call in, by its CPU seconds; says whether it was the first."""
+        self._calls += 1
+        if self._calls == 1:
+            self._first = cpu
+        else:
+            self._later += cpu
+        return self._calls == 1
+
+    def left(self, least: float) -> float:
+        """Seconds until it is over, for one that takes `least`; never less than 0."""
+        # What the first call has to do and later ones have not: memory is copied at its first use, caches are filled.
+        warming = max(0.0, self._first - self._later / (self._calls - 1)) if self._calls > 1 else 0.0
+        return max(0.0, self._born + max(least, (self.setup + warming) / _SHARE) - time.monotonic())
 
 
 class Horse:
@@ -111,7 +148,11 @@ class Horse:
         self._seq = 0
         self._modules = len(sys.modules) if saddle.copies is not None else 0  # that whoever watches them knows of
         self._error: BaseException | None = None  # of the last call
-        self._keep: Callable[[BaseException], None] | None = None
+        self._calls: Sequence[Call] = saddle.calls
+        self._gift = 0  # which calls these are
+        self._made = 0  # of them
+        self._life = Life()
+        self._lasts = False  # whether it takes further calls
         current.here.note = self._note
         spill.here(saddle.setup.spill)
 
@@ -121,25 +162,21 @@ class Horse:
         if saddle.errand is not None:
             self._take_over(saddle.errand)
             return
-        if not saddle.calls:
-            saddle = self._saddle = saddle._replace(calls=[self._first()])
-        if saddle.calls[0].run.hooks or saddle.setup.handlers:  # calls that have callbacks are alone in a horse
-            self._keep = self._note_error
         wall = time.time()
-        copies, loaded = self._loaded()
-        limit = max(saddle.slice, loaded)
-        shared = len(saddle.calls) > 1
-        scene = restore.Scene(self._output, ALARM, loading.own_modules(saddle.record)) if shared else None
-        born = time.monotonic()
-        for position, call in enumerate(saddle.calls):
-            if not os.read(self._tickets, 1):
-                return
-            if (outcome := self._call(position, call, copies)) is not None:
+        copies = self._loaded()
+        self._imported = len(sys.modules)
+        alone = bool(saddle.calls) and saddle.calls[0].solo
+        scene = None if alone else restore.Scene(self._output, ALARM, loading.own_modules(saddle.record))
+        if not saddle.calls:
+            tree.rename(tree.SPARE)
+            _rehearse()
+        while (call := self._next()) is not None:
+            if (outcome := self._call(call, copies)) is not None:
                 self._stay(call, outcome)
                 return
-            if scene is None or time.monotonic() - born >= limit or not scene.restore():
+            if not self._lasts or scene is None or not scene.restore():
                 return
-            if isinstance(copies, fresh.Copies) and not copies.renew(fresh.FORK + loaded):
+            if isinstance(copies, fresh.Copies) and not copies.renew(fresh.FORK + self._life.setup):
                 return
             self._tell_files(copies, wall)
 
@@ -151,32 +188,54 @@ class Horse:
         if files := loading.loaded_files(copies.function, since):
             self._send(frames.FILES, frames.encode(files))
 
-    def _first(self) -> Call:
-        """The call of a spare horse, for which it waits."""
-        tree.rename(tree.SPARE)
-        _rehearse()
-        run = frames.decode_run(self._word())
-        tree.rename(tree.HORSE)
-        return Call(run, *run.jobs[0])
+    def _next(self) -> Call | None:
+        """The next call, with its ticket; None when this process is old enough and has none, or its stable is gone."""
+        while True:
+            try:
+                ticket = os.read(self._tickets, 1)
+            except BlockingIOError:
+                if not self._wait():
+                    return None
+                continue
+            if not ticket:
+                return None
+            if self._life.begins() and not self._calls:
+                tree.rename(tree.HORSE)
+            while self._gift != ticket[0]:
+                run = frames.decode_run(self._word())
+                self._calls, self._made = [Call(run, *job) for job in run.jobs], 0
+                self._gift = (self._gift + 1) % 256
+            self._made += 1
+            return self._calls[self._made - 1]
 
-    def _loaded(self) -> tuple[fresh.Copies | Failure, float]:
-        """What calls are made with, and the seconds that this process spent on it."""
+    def _wait(self) -> bool:
+        """Whether there may be a ticket before this process is old enough; a spare horse waits for ever."""
+        poll = select.poll()
+        poll.register(self._tickets, select.POLLIN)
+        return bool(poll.poll(1e3 * self._left() if self._made else None))
+
+    def _left(self) -> float:
+        return self._life.left(self._calls[self._made - 1].run.slice)
+
+    def _loaded(self) -> fresh.Copies | Failure:
+        """What calls are made with."""
         saddle = self._saddle
         if saddle.copies is not None:
-            return saddle.copies, 0.0
+            return saddle.copies
         began = time.monotonic()
         try:
             function = loading.load(saddle.record, saddle.setup.preload)
         except LoadError as why:
-            return loading.failure_of(why), 0.0
-        took = time.monotonic() - began
-        return loading.copies(saddle.record, function), took
+            return loading.failure_of(why)
+        self._life.setup += time.monotonic() - began
+        return loading.copies(saddle.record, function)
 
-    def _call(self, position: int, call: Call, copies: fresh.Copies | Failure) -> Ride | None:
+    def _call(self, call: Call, copies: fresh.Copies | Failure) -> Ride | None:
         """Makes one call and tells its outcome; gives it back if this process stays for what follows."""
         run, saddle = call.run, self._saddle
         self._seq = call.seq
-        since = saddle.board.begin(position)
+        keep = self._note_error if run.hooks or saddle.setup.handlers else None
+        since = saddle.board.begin(self._made - 1)
         if isinstance(copies, Failure):
             now = time.monotonic()
             outcome = Ride(State.FAILED, Cause.LOAD, now, now, failure=copies)
@@ -196,19 +255,39 @@ class Horse:
                 max_result=run.max_result,
                 spill_to=self._place(call),
                 clock=saddle.alarm,
-                keep=self._keep,
+                keep=keep,
             )
         if os.getpid() != self._pid:
             _end_fork(failed=outcome.state is State.FAILED)
         saddle.board.end()
-        alone = position == 0 and (len(saddle.calls) == 1 or outcome.ended - outcome.started >= saddle.slice)
-        weighed = self._weighed(outcome, alone=alone)
-        if self._keep is not None and self._stays(run, outcome):
+        spent = outcome.ended - outcome.started
+        first = self._life.lived(outcome.cpu_s)
+        weighed = self._weighed(outcome, alone=first and (len(self._calls) == 1 or spent >= run.slice))
+        if keep is not None and self._stays(run, outcome):
             self._tell(call.seq, weighed, STAYS)
             return outcome
         current.leave()
-        self._tell(call.seq, weighed)
+        learnt = self._learnt(spent)
+        self._lasts = not call.solo and self._left() > 0
+        self._tell(call.seq, weighed, LASTS if self._lasts else 0)
+        if learnt is not None:
+            self._send(frames.LEARNT, frames.encode(learnt))
         return None
+
+    def _learnt(self, spent: float) -> frames.Learnt | None:
+        """What the stable should import before it forks again, after a call of so many seconds.
+
+        What it should not, or could not, makes this process one that lives longer.
+        """
+        if len(sys.modules) <= self._imported:
+            return None
+        names = list(sys.modules)[self._imported :]
+        self._imported = len(sys.modules)
+        own, others = loading.repeatable(names, self._saddle.record.modules)
+        bare = self._saddle.copies is None or bool(loading.must_fork_bare())
+        if bare or others or not self._saddle.refused.isdisjoint(own):
+            self._life.setup += spent
+        return None if bare or not own else frames.Learnt(spent, own)
 
     def _place(self, call: Call) -> spill.Place | None:
         """Where the result goes if it is large."""

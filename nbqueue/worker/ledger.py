@@ -66,11 +66,15 @@ class Pace:
     mean: float | None = None
 
     def saw(self, seconds: float) -> None:
-        """Takes one more call in. Rising is believed faster than falling: a chunk too large hurts more."""
+        """Takes one more call in. Rising is believed faster than falling: a chunk too large hurts more.
+
+        But a far shorter call is believed, too: the one before it may have paid for what all have since.
+        """
         if self.mean is None:
             self.mean = seconds
         else:
-            self.mean += (seconds - self.mean) * (0.3 if seconds > self.mean else 0.05)
+            slowly = self.mean / 4 < seconds <= self.mean
+            self.mean += (seconds - self.mean) * (0.05 if slowly else 0.3)
 
     def chunk(self) -> int:
         """How many calls make up TARGET seconds of work."""

@@ -91,6 +91,27 @@ def import_ahead(names: Iterable[str]) -> list[str]:
     return failed
 
 
+def repeatable(names: Iterable[str], own: Collection[str]) -> tuple[list[str], list[str]]:
+    """Of modules that a call has imported, those that may be imported ahead of others, and those that may not.
+
+    They may if they are of the standard library or installed, or among the function's `own`: others can be edited.
+    """
+    found: tuple[list[str], list[str]] = ([], [])
+    for name in names:
+        module = sys.modules.get(name)
+        spec = getattr(module, "__spec__", None)
+        if spec is None or (spec.origin is None and spec.loader is None):
+            continue  # made by a program, or a folder that is there with the first module in it
+        top = name.partition(".")[0]
+        may = top in sys.stdlib_module_names or top == "nbqueue" or name in own or _installed(str(spec.origin))
+        found[0 if may else 1].append(name)
+    return found
+
+
+def _installed(path: str) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(path).parts)
+
+
 _known: set[str] = set()  # modules that loaded_files has looked at
 _own: set[str] = set()  # those of them that are the user's own
 
@@ -113,11 +134,10 @@ def loaded_files(function: Callable[..., Any], began: float) -> list[frames.File
         path, top = getattr(sys.modules.get(name), "__file__", None), name.partition(".")[0]
         if not isinstance(path, str) or top in sys.stdlib_module_names or top in {"nbqueue", "__main__"}:
             continue
-        installed = {"site-packages", "dist-packages"} & set(Path(path).parts)
-        if not installed:
+        if not _installed(path):
             _own.add(name)
         with contextlib.suppress(OSError):
-            facts = Path(path).stat() if top == package or not installed else None
+            facts = Path(path).stat() if top == package or not _installed(path) else None
             if facts is not None:
                 # One that was written while we loaded may have been read before.
                 torn = began <= facts.st_ctime <= time.time()

@@ -1,5 +1,8 @@
 """What a stable knows of its slots: the calls that wait, the horse that rides, and what follows when a call is over.
 
+A horse takes a ticket before each call, a byte from a pipe, which says to which gift of calls it belongs. Gift 0 it had
+when it was forked. Those that follow are sent to a horse that has made all its calls, and waits for more.
+
 A horse whose call has callbacks *stays*: it waits for the parent's word that the outcome is settled, and runs them. The
 errand for this is done by a fresh horse where that one is gone.
 """
@@ -19,7 +22,7 @@ from nbqueue.model import Echo
 from nbqueue.perform import unpack
 from nbqueue.worker.capture import Output
 from nbqueue.worker.channel import Channel
-from nbqueue.worker.frames import After, Run
+from nbqueue.worker.frames import RUN, After, Job, Run, encode
 from nbqueue.worker.hooks import Step
 from nbqueue.worker.limits import Board
 
@@ -91,7 +94,7 @@ class Forked:
 
     def descriptors(self) -> list[int]:
         """Those that another horse must not inherit."""
-        fds = [self.gear.report_in, self.gear.output_in, self.gear.tickets]
+        fds = [self.gear.report_in, self.gear.output_in, self.gear.tickets, self.gear.feed]
         return fds if self.pidfd is None else [*fds, self.pidfd]
 
     def close(self) -> None:
@@ -109,23 +112,18 @@ class Mount:
         self.slot = slot
         slot.board = forked.board
         self.pid = forked.pid
-        self.calls = calls  # those whose tickets it took, or may still take
         self.channel = Channel(socket.socket(fileno=gear.report_in), _REPORT_LIMIT)
         self.output = Output(gear.output_in, gear.mark)
         self.pidfd = forked.pidfd
-        self.reported = 0  # calls that have their outcome
-        self.begun: int | None = None  # position of the call that outlasted the slice
-        self.alarmed: int | None = None  # position of the call that was told of its limit
+        self.served = 0  # calls made before the last gift
+        self.lasts = not calls  # whether it waits for more when it has made its calls
         self.overdue = False  # killed, because the grace was over
         self.garbled = False  # killed, because its call wrote what is no frame of ours
         self.kills = 0  # by the kernel, for memory, before it was there
         self.killed: set[int] = set()  # seqs of calls that nobody wants to hear of
         self.gone = False
-        self._tickets = gear.tickets
-        limits = [call.run.timeout for call in calls if call.run.timeout is not None]
-        self.patience = max(PATIENCE, calls[0].run.slice)
-        self.rhythm = min(self.patience, *limits) if limits else self.patience
-        self.check_at = time.monotonic() + min(self.rhythm, 0.005)
+        self._tickets, self._feed, self._gift = gear.tickets, gear.feed, 0
+        self._expect(calls)
         self.heard = False  # whether the selector watches its output
         self.errand: Errand | None = None
         self.stays_since: float | None = (
@@ -136,6 +134,35 @@ class Mount:
             self.reported = len(calls)
             self.stay()
             self.errand = errand
+
+    def _expect(self, calls: list[Call]) -> None:
+        self.calls = calls  # those whose tickets it took, or may still take
+        self.reported = 0  # calls that have their outcome
+        self.begun: int | None = None  # position of the call that outlasted the slice
+        self.alarmed: int | None = None  # position of the call that was told of its limit
+        limits = [call.run.timeout for call in calls if call.run.timeout is not None]
+        self.patience = max(PATIENCE, calls[0].run.slice if calls else 0.0)
+        self.rhythm = min(self.patience, *limits) if limits else self.patience
+        self.check_at = time.monotonic() + min(self.rhythm, 0.005)
+
+    def give(self, calls: list[Call]) -> None:
+        """Has it make these calls, all of one RUN. Only while it waits for more."""
+        self.served += self.reported
+        self._expect(calls)
+        self._gift = (self._gift + 1) % 256
+        os.write(self._feed, bytes([self._gift]) * len(calls))
+        jobs = [Job(call.seq, call.index, call.attempt, call.payload, call.meta) for call in calls]
+        self.channel.send(RUN, encode(calls[0].run._replace(jobs=jobs)))
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has made all its calls, and waits for more."""
+        return self.lasts and not self.busy and not self.leaving
+
+    @property
+    def shared(self) -> bool:
+        """Whether its process has made other calls before the one that goes on."""
+        return self.served + self.reported > 0
 
     def stay(self) -> None:
         """Its call is over, and it waits for what is to be done about that."""
@@ -175,12 +202,13 @@ class Mount:
         self.channel.close()
         self.output.close()
         os.close(self._tickets)
+        os.close(self._feed)
         if self.pidfd is not None:
             os.close(self.pidfd)
 
     def descriptors(self) -> list[int]:
         """Those that another horse must not inherit."""
-        fds = [self.channel.fileno(), self.output.fileno(), self._tickets]
+        fds = [self.channel.fileno(), self.output.fileno(), self._tickets, self._feed]
         return fds if self.pidfd is None else [*fds, self.pidfd]
 
 
@@ -201,11 +229,10 @@ class Gear:
         try:
             self.report_in, self.report = self._keep(end.detach() for end in socket.socketpair())
             self.output_in, self.output = self._keep(os.pipe())
-            self.tickets, feed = self._keep(os.pipe())
-            os.set_blocking(self.output_in, False)
-            os.write(feed, bytes(count))
-            self._open.remove(feed)
-            os.close(feed)
+            self.tickets, self.feed = self._keep(os.pipe())
+            for fd in (self.output_in, self.tickets):  # either side may find no ticket: the other one was faster
+                os.set_blocking(fd, False)
+            os.write(self.feed, bytes(count))
         except OSError:
             self.__exit__()
             raise
@@ -217,7 +244,7 @@ class Gear:
 
     def keep_ours(self) -> None:
         """Leaves the stable's ends open."""
-        self._open -= {self.report_in, self.output_in, self.tickets}
+        self._open -= {self.report_in, self.output_in, self.tickets, self.feed}
 
     def __enter__(self) -> Self:
         return self
@@ -239,17 +266,19 @@ class Slot:
 
     @property
     def waits(self) -> bool:
-        """Whether there is something to do and no horse for it."""
-        return self.mount is None and bool(self.queue or self.errands)
+        """Whether there is something to do, and no horse that has something else to do."""
+        return (self.mount is None or self.mount.waits) and bool(self.queue or self.errands)
 
-    def pick(self) -> list[Call]:
-        """The next horse's calls: one that must be alone, or all up to such a one."""
+    def pick(self, *, gift: bool = False) -> list[Call]:
+        """The next horse's calls: one that must be alone, or all up to such a one; of a gift, those of one RUN."""
         first = self.queue.popleft()
         calls = [first]
-        if first.solo or first.run.slice <= 0:
+        if first.solo:
             return calls
-        queue = self.queue
-        while queue and len(calls) < MOST_CALLS and not queue[0].solo and queue[0].run.slice == first.run.slice:
+        queue, run = self.queue, first.run
+        while queue and len(calls) < MOST_CALLS and not queue[0].solo and queue[0].run.slice == run.slice:
+            if gift and queue[0].run is not run:
+                break
             calls.append(queue.popleft())
         return calls
 

@@ -1,7 +1,6 @@
 """The spare horse of a stable: forked while nothing else is to be done, so that the next call need not wait for a fork.
 
-It has done all that comes before a call, and waits on its socket for one. Its ticket lies in its pipe from the start:
-whoever takes that back has taken back the call, as with any other horse.
+It has done all that comes before a call, and waits for one as any horse does that has made its calls.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import selectors
 import time
 from typing import TYPE_CHECKING
 
-from nbqueue.worker import frames, tree
+from nbqueue.worker import tree
 
 if TYPE_CHECKING:
     from nbqueue.worker.certificate import Obituary
@@ -58,18 +57,15 @@ class Spares:
         self._selector.register(forked.pidfd, selectors.EVENT_READ, (forked, self._bury))
 
     def give(self, slot: Slot, calls: list[Call]) -> Mount | None:
-        """Has it make these calls, if it is there and can: its ticket is for one call."""
+        """Has it make this call, if it is there, and if it is one."""
         from nbqueue.worker.slots import Mount
 
         forked, call = self.horse, calls[0]
         if forked is None or len(calls) > 1 or len(call.payload) + len(call.meta) > _LIGHT:
             return None
         self._let_go(forked)
-        mount = Mount(slot, forked, calls)
-        job = frames.Job(call.seq, call.index, call.attempt, call.payload, call.meta)
-        mount.channel.send(frames.RUN, frames.encode(call.run._replace(jobs=[job])))
-        if mount.channel.wants_write:
-            tree.kill_group(mount.pid)  # a full socket: its call goes back, to a horse that is forked for it
+        mount = Mount(slot, forked, [])
+        mount.give(calls)
         return mount
 
     def drop(self) -> None:

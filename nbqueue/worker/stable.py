@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import selectors
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NoReturn
 
 from nbqueue.worker import frames, herd, limits, tree
 from nbqueue.worker.channel import Channel, Frame
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from nbqueue.worker.slots import Call, Errand, Forked, Slot
 
 _NAP = 0.0003  # seconds in which short calls add up: waking for each would cost more than it is worth
+_LONG = 5.0  # seconds that an import takes, at most, for whoever must know how long to be away
 _RETRY = 0.1  # seconds until the next try, after the system refused a process
 _LOOK = 0.02  # seconds between looks for the dead, where nothing tells of them
 _LAST_LOOK = 5.0  # seconds in which all below us must be dead at the end
@@ -35,6 +38,8 @@ class Stable:
         self.alarm = limits.Alarm()
         self.copies: fresh.Copies | None = None
         self._loaded = False
+        self._refused: set[str] = set()  # modules that could not be imported here
+        self._outgrown = False  # what was imported since forbids to fork: it starts over once nothing runs
         self._retry_at = 0.0
         self._setup = b""
         self._selector = selectors.DefaultSelector()
@@ -61,6 +66,7 @@ class Stable:
                 elif not key.data[0].gone:
                     key.data[1](key.data[0])
             self._herd.keep()
+            self._learn()
             self._start()
             self._flush()
             self._keep_spare()
@@ -138,7 +144,7 @@ class Stable:
         began, since = time.monotonic(), time.time()
         record = self._herd.record = decode(FunctionRecord, payload, "The function")
         setup = self._herd.setup = frames.decode_setup(self._setup) if self._setup else frames.Setup()
-        start = os.getcwd()  # noqa: PTH109 - a str for execve
+        self._payload, self._cwd = payload, os.getcwd()  # noqa: PTH109 - a str for execve
         capture.open_streams()
         loading.settle_in(record, setup.paths)
         if not bare:
@@ -153,10 +159,7 @@ class Stable:
             finally:
                 tree.die_with(None)
             if loading.must_fork_bare():
-                again = [(frames.LOAD_BARE, payload, None), *map(_folded, later)]
-                if self._setup:
-                    again.insert(0, (frames.SETUP, self._setup, None))
-                loading.start_over(self.channel, again, start, self._environ)
+                self._start_over(map(_folded, later))
             if not record.pinned:
                 self.channel.queue(frames.FILES, frames.encode(loading.loaded_files(function, since)))
             self.copies = loading.copies(record, function)
@@ -171,16 +174,72 @@ class Stable:
         # Sent at once: a first call may kill this process, and must then be blamed for it, not the loading.
         self.channel.send(frames.READY, frames.pack_seconds(time.monotonic() - began))
 
+    def _start_over(self, more: Iterable[Frame]) -> NoReturn:
+        """Loads nothing from now on: every horse does that itself. What the parent has sent by now goes along."""
+        from nbqueue.worker import loading
+
+        again = [(frames.LOAD_BARE, self._payload, None), *more]
+        if self._setup:
+            again.insert(0, (frames.SETUP, self._setup, None))
+        loading.start_over(self.channel, again, self._cwd, self._environ)
+
+    # ------------------------------------------------------------ learning
+
+    def _learn(self) -> None:
+        """Imports what calls had to import, so that the next horses have it; when nothing falls due meanwhile."""
+        seconds, names = self._herd.learnt
+        if self._outgrown and not self._herd.mounts():
+            self._begin_bare()
+        if not names or self._outgrown or self._herd.clock.frozen:
+            return
+        if self._herd.clock.room(self._herd.mounts()) < 2 * min(seconds, _LONG):
+            return
+        from nbqueue.worker import loading
+
+        self._herd.learnt = frames.Learnt(0.0, [])
+        fresh = [name for name in names if name not in sys.modules and name not in self._refused]
+        if not fresh:
+            return
+        since = time.time()
+        tree.die_with(os.getppid())  # as while loading
+        self._refused.update(loading.import_ahead(fresh))
+        tree.die_with(None)
+        if not self._herd.record.pinned and self.copies is not None:
+            self.channel.queue(frames.FILES, frames.encode(loading.loaded_files(self.copies.function, since)))
+        self.channel.queue(frames.LEARNT, frames.encode(frames.Learnt(seconds, fresh)))
+        self._herd.spares.drop()  # it was forked without them
+        self._outgrown = bool(loading.must_fork_bare())
+        if not self._outgrown:
+            loading.freeze_memory()
+
+    def _begin_bare(self) -> NoReturn:
+        """What waits here is given back; the parent sends it again."""
+        herd = self._herd
+        herd.give_back()
+        while self.channel.wants_write:
+            select.select([], [self.channel], [])
+            self.channel.flush()
+        afters = [errand.after._replace(value=errand.value) for errand in herd.errands()]
+        more: list[Frame] = [(frames.AFTER, frames.encode(after), None) for after in afters]
+        if herd.clock.fence is not None:
+            more.append((frames.FENCE, frames.pack_fence(herd.clock.fence), None))
+        if herd.draining:
+            more.append((frames.DRAIN, b"", None))
+        self._start_over(more)
+
     # ------------------------------------------------------------ horses
 
     def _start(self) -> None:
-        if not self._loaded or self._herd.clock.frozen:
+        if not self._loaded or self._outgrown or self._herd.clock.frozen:
             return
         if self._retry_at > time.monotonic():
             return
         self._retry_at = 0.0
         for slot in self._herd.slots.values():
-            if slot.waits:
+            if slot.waits and self._herd.make_way(slot):
+                if slot.mount is not None:
+                    self._herd.give(slot.mount, slot.pick(gift=True))
+                    continue
                 errand = slot.errands.popleft() if slot.errands else None
                 calls = slot.pick() if errand is None else [errand.call]
                 if errand is None and (mount := self._herd.spares.give(slot, calls)) is not None:
@@ -212,12 +271,12 @@ class Stable:
             return
         tree.make_way()  # for the parent, which hears of an outcome just now, and wakes where we run
         try:
-            self._herd.spares.take(self._horse(limits.Board(), [], None, tickets=1))
+            self._herd.spares.take(self._horse(limits.Board(), [], None, tickets=0))
         except OSError:
             self._herd.spares.put_off()  # no process to be had: it can wait
 
     def _horse(self, board: limits.Board, calls: list[Call], errand: Errand | None, *, tickets: int) -> Forked:
-        """Forks a horse; without calls or an errand it waits for its one call."""
+        """Forks a horse; without calls or an errand it waits for its first."""
         from nbqueue.worker import horse, slots
 
         with slots.Gear(tickets) as gear:
@@ -234,12 +293,12 @@ class Stable:
                 output=gear.output,
                 tickets=gear.tickets,
                 stable=os.getpid(),
-                slice=0.0 if not calls or calls[0].solo else calls[0].run.slice,
+                refused=self._refused,
             )
             pid = os.fork()
             if pid == 0:
                 try:
-                    self._close_in_child(gear.report_in, gear.output_in)
+                    self._close_in_child(gear.report_in, gear.output_in, gear.feed)
                     horse.ride(saddle)
                 finally:
                     os._exit(70)  # whatever happens, the child is no second stable

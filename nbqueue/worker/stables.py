@@ -16,7 +16,7 @@ from nbqueue.model import CALLBACK_TIMEOUT, MAX_LOSSES, Cause, Failure, Function
 from nbqueue.worker import frames
 from nbqueue.worker.aftermath import Aftermath
 from nbqueue.worker.intake import Intake, failed, refused
-from nbqueue.worker.ledger import SHORT, Ledger, Pace, Task
+from nbqueue.worker.ledger import MOST_PACES, SHORT, Ledger, Pace, Task
 from nbqueue.worker.refusals import Refusals
 from nbqueue.worker.score import Score
 from nbqueue.worker.settling import Settler
@@ -49,6 +49,7 @@ class Stables:
     fence: float | None = None
     _stalls: dict[str, Stall] = field(default_factory=dict)
     _retired: int = 0  # stables that were found to run old code
+    _ahead: dict[str, tuple[str, ...] | None] = field(default_factory=dict)  # learnt to be imported; None: nothing is
     _kills: Counter[str] = field(default_factory=Counter)  # how often the process that loads a function was killed
 
     # ------------------------------------------------------------ to the stables
@@ -155,8 +156,10 @@ class Stables:
             return None
 
     def _start(self, key: str, record: FunctionRecord, *, preload: bool) -> Stall:
+        ahead = self._ahead.get(key.partition("#")[0], ())
+        imports = () if ahead is None else (*record.imports, *ahead)
         stall = Stall(
-            record,
+            msgspec.structs.replace(record, imports=imports),
             key=key,
             mark=self.mark,
             host=self.host,
@@ -286,6 +289,8 @@ class Stables:
         elif kind == frames.READY:
             stall.ready = True
             self._kills.pop(stall.key.partition("#")[0], None)
+        elif kind == frames.LEARNT:
+            self._learn(stall, frames.decode_learnt(payload).modules)
         elif kind == frames.FILES:
             # Of what a horse and its stable have loaded, and at different times, the first tells.
             stall.files = {file.path: file for file in frames.decode_files(payload)} | stall.files
@@ -295,6 +300,14 @@ class Stables:
             known = map(self.ledger.tasks.get, reversed(frames.unpack_seqs(payload)))
             for task in filter(None, known):
                 self._moved(task, kind)
+
+    def _learn(self, stall: Stall, names: list[str]) -> None:
+        """A stable that is started later for the same function has from the beginning what calls had to import."""
+        key = stall.key.partition("#")[0]
+        if (known := self._ahead.get(key, ())) is not None:
+            if len(self._ahead) >= MOST_PACES:
+                del self._ahead[next(iter(self._ahead))]
+            self._ahead[key] = tuple(dict.fromkeys([*known, *names]))
 
     def _noted(self, note: frames.Note) -> None:
         task = self.ledger.tasks.get(note.seq) or self.ledger.trailing.get(note.seq)
@@ -354,6 +367,10 @@ class Stables:
             self._kills[key] += 1
             if how == _KILLED and self._kills[key] < MAX_LOSSES:
                 self.score.line("--", f"the process that loaded {stall.label} was killed; it is loaded again")
+                return
+            if stall.imports:
+                self._ahead[key] = None  # calls may never come to what ended it
+                self.score.line("--", f"the process that loaded {stall.label} died with {how}; it now imports less")
                 return
             stall.failure = Failure("LoadError", f"the process that loaded {stall.label} died with {how}")
         if stall.failure is not None:

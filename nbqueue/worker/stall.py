@@ -34,6 +34,7 @@ class Stall:
     ) -> None:
         self.key = key
         self.label = record.label
+        self.imports = record.imports  # that come on top of what the function needs to be loaded
         self.ready = False
         self.failure: Failure | None = None  # why it cannot load its function
         self.files: dict[str, frames.File] = {}  # what it runs, where that is to be the code as it is now

@@ -98,6 +98,7 @@ class Driver:
         self.echoes: dict[int, list[Echo]] = {}
         self.runs: dict[int, frames.Run] = {}
         self.order: list[tuple[str, int]] = []
+        self.learnt: list[str] = []
         self.ready: float | None = None
         self.unfit: Failure | None = None
         self.files: list[frames.File] = []
@@ -185,6 +186,8 @@ class Driver:
             self.ready = frames.unpack_seconds(payload)
         elif kind == frames.FILES:
             self.files += frames.decode_files(payload)
+        elif kind == frames.LEARNT:
+            self.learnt += frames.decode_learnt(payload).modules
         elif kind == frames.UNFIT:
             self.unfit = decode(Failure, payload)
         else:

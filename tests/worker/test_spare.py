@@ -20,10 +20,11 @@ def state_of(pid):
 
 
 def spare_of(driver, *, but=None):
-    """The spare horse that follows a call, once it waits; not the one named."""
+    """The spare horse that follows a call, once it waits, and no other does; not the one named."""
     if not driver.rides:
         driver.values(0)
     driver.until(lambda: driver.spare() not in (None, but) and state_of(driver.spare()) == "S")
+    driver.until(lambda: not driver.horses())
     return driver.spare()
 
 
@@ -146,11 +147,10 @@ def test_a_call_that_it_has_not_begun_is_killed_or_given_back():
         pid, seqs = given_to_a_stopped_one(driver)
         driver.kill(*seqs)
         driver.until(lambda: driver.gone == seqs)
-        pid, later = given_to_a_stopped_one(driver, but=pid)
+        _, later = given_to_a_stopped_one(driver, but=pid)
         driver.drain()
         driver.until(lambda: driver.back == later)
-        os.kill(pid, signal.SIGCONT)
-        wait_until(lambda: not driver.horses() and driver.spare() is None)  # while a stable drains there is no other
+        wait_until(lambda: not driver.horses() and driver.spare() is None)  # while a stable drains there is none
         assert not {*seqs, *later} & set(driver.rides)
 
 
