@@ -385,6 +385,7 @@ counts = {"calls": 0}
 rng = random.Random(1)
 generator = np.random.default_rng(1)
 legacy = np.random.RandomState(1)
+system = random.SystemRandom()
 
 def rebind(_):
     global n
@@ -412,10 +413,16 @@ def warn(_):
     import warnings
     warnings.warn("something")
     return 1
+
+def draw_from_the_system(_):
+    return system.random() < 1
 """
 
 
-@pytest.mark.parametrize("name", ["rebind", "append", "count", "draw", "generate", "generate_as_before", "warn"])
+NAMES = re.findall(r"^def (\w+)", STATEFUL, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_module_of_the_users_that_a_call_has_changed_ends_with_the_process(name, tmp_path):
     (tmp_path / "stateful.py").write_text(STATEFUL)
     digest = hashlib.sha256(STATEFUL.encode()).hexdigest()
