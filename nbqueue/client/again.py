@@ -57,7 +57,10 @@ def retry(
     batch.spec = spec
     if count and ("function" in changes or "spec" in changes):
         session.spool.function(watch, changes.get("function", b""), changes.get("spec", b""))
-    _withdrawn(watch, indexes, count, queue)
+    moved = queue if count else None
+    _withdrawn(watch, indexes, moved, known=count == len(indexes))
+    if count:
+        _tell_others(batch, seen, moved, known=count == len(indexes))
     if count < len(indexes):
         # Others ran them again, or the server went back and they ran anew: the next retry must name what stands now.
         looking.look([Job(batch, index) for index in indexes], afresh=True)
@@ -66,18 +69,30 @@ def retry(
     return count
 
 
-def _withdrawn(watch: Watch, indexes: list[int], count: int, queue: str | None) -> None:
-    """Takes in that `count` of these jobs run again."""
+def _tell_others(batch: Batch[Any], seen: list[tuple[int, int]], queue: str | None, *, known: bool) -> None:
+    """Takes in the same for this process's other handles on the batch: theirs are the outcomes that were withdrawn."""
+    collector = batch.session.collector
+    for watch in collector.known(batch.id):
+        if watch is batch.watch or watch.gone:
+            continue
+        ended = [index for index, attempt in seen if watch.has(index) and watch.attempt(index) == attempt]
+        _withdrawn(watch, ended, queue, known=known)
+        if watch.followed:
+            collector.follow(watch)
+
+
+def _withdrawn(watch: Watch, indexes: list[int], queue: str | None, *, known: bool) -> None:
+    """Takes in that these jobs run again, or some of them: which, is `known` only of all."""
     with watch.changed:
         watch.reopen()
-        if queue is not None and count:
+        if queue is not None:
             watch.queue = queue
-        if count == len(indexes) or not watch.followed:
+        if known or not watch.followed:
             # The log says so too, but `job.wait()` right after this must not find the old outcome.
             before, tally = Counter(watch.state(index) for index in indexes), watch.tally
             for index in indexes:
                 watch.withdraw(index)
-            if count == len(indexes) and watch.tally is tally:  # else it has counted these itself
+            if known and watch.tally is tally:  # else it has counted these itself
                 _moved(watch, before)
 
 

@@ -57,6 +57,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         self.told = ""  # what became of a submission under a name that was there already
         self.source: Batch[Any] | None = None  # whose results are the arguments
         self.hooks: dict[str, Hook] = {}  # the callbacks of an inline run
+        session.collector.know(watch)
 
     # ------------------------------------------------------------ what it is
 

@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
-from nbqueue.client.singles import Singles
+from nbqueue.client.singles import Singles, Watches
 from nbqueue.client.spoolfile import Kind
 from nbqueue.errors import Damaged, NbqueueError, NoServer, ServerRefused, WrongPassword
 
@@ -50,6 +50,7 @@ class Collector:
         self._lock = threading.Lock()
         self._watches: dict[Watch, None] = {}  # in the order of their arrival; one batch may be watched twice
         self._singles = Singles()  # the batches of one
+        self._known = Watches()  # of all handles, also of what is settled, or was never followed
         self._wake = threading.Event()
         self._pause = threading.Event()
         self._thread: threading.Thread | None = None
@@ -58,6 +59,17 @@ class Collector:
         self._named: dict[str, None] = {}  # batches of one that the session's log has named
         self._position = self._round = 0
         self.outage: NbqueueError | None = None  # why the store cannot be read at the moment
+
+    def know(self, watch: Watch) -> None:
+        """There is a handle on `watch`."""
+        with self._lock:
+            len(self._known)  # forgets those that are gone
+            self._known.add(watch)
+
+    def known(self, batch: str) -> list[Watch]:
+        """What the handles of this process on a batch know of it."""
+        with self._lock:
+            return self._known.of(batch)
 
     def follow(self, watch: Watch) -> None:
         """Follows `watch` from now on (again, after a retry)."""

@@ -1,6 +1,7 @@
-"""The batches of one that a collector follows, by name: a session may have a million of them.
+"""What is known of batches in this process, by their names, and of them the batches of one that a collector follows.
 
-They are held weakly. Who enqueues and drops the Job can ask nothing of it any more, so there is nothing to bring.
+They are held weakly: a session may have a million. Who enqueues and drops the Job can ask nothing of it any more, so
+there is nothing to bring.
 """
 
 from __future__ import annotations
@@ -22,13 +23,11 @@ class _Ref(weakref.ref["Watch"]):
     foreign: bool
 
 
-class Singles:
-    """Watches of batches of one; one batch may be watched twice. Whoever calls holds the collector's lock."""
+class Watches:
+    """Watches by the name of their batch, which may be watched twice. Whoever calls holds the collector's lock."""
 
     def __init__(self) -> None:
         self._named: dict[str, list[_Ref]] = {}
-        self._kinds: dict[bool, dict[_Ref, None]] = {False: {}, True: {}}  # of our own session, and of others
-        self._turns: dict[bool, list[_Ref]] = {False: [], True: []}  # whose turn is to come
         self._lost: deque[_Ref] = deque()  # those whose watch is gone; filled wherever a thread happens to be
 
     def __len__(self) -> int:
@@ -44,19 +43,37 @@ class Singles:
         return [watch for ref in self._named.get(batch, ()) if (watch := ref()) is not None]
 
     def add(self, watch: Watch) -> None:
-        """Follows a watch, once."""
-        if watch in self.of(watch.batch):
-            return
+        """Takes a watch in, once."""
+        if watch not in self.of(watch.batch):
+            self._add(watch)
+
+    def _add(self, watch: Watch) -> _Ref:
         ref = _Ref(watch, self._lost.append)
         ref.batch, ref.foreign = watch.batch, watch.foreign
         self._named.setdefault(ref.batch, []).append(ref)
-        self._kinds[ref.foreign][ref] = None
+        return ref
 
     def drop(self, watch: Watch) -> None:
-        """Follows it no more."""
+        """Lets go of a watch."""
         for ref in list(self._named.get(watch.batch, ())):
             if ref() is watch:
                 self._remove(ref)
+
+    def _remove(self, ref: _Ref) -> None:
+        left = [each for each in self._named.get(ref.batch, ()) if each is not ref]
+        if left:
+            self._named[ref.batch] = left
+        else:
+            self._named.pop(ref.batch, None)
+
+
+class Singles(Watches):
+    """The batches of one that are followed: those of our own session, and of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[bool, dict[_Ref, None]] = {False: {}, True: {}}  # of our own session, and of others
+        self._turns: dict[bool, list[_Ref]] = {False: [], True: []}  # whose turn is to come
 
     def some(self, size: int, *, foreign: bool) -> list[Watch]:
         """Up to `size` of those of our own session, or of others: not again before all have had their turn."""
@@ -70,10 +87,11 @@ class Singles:
                 found.append(watch)
         return found
 
+    def _add(self, watch: Watch) -> _Ref:
+        ref = super()._add(watch)
+        self._kinds[ref.foreign][ref] = None
+        return ref
+
     def _remove(self, ref: _Ref) -> None:
         self._kinds[ref.foreign].pop(ref, None)
-        left = [each for each in self._named.get(ref.batch, ()) if each is not ref]
-        if left:
-            self._named[ref.batch] = left
-        else:
-            self._named.pop(ref.batch, None)
+        super()._remove(ref)

@@ -162,12 +162,42 @@ def test_fix_deploy_requeue(session, fleet, shop):
     assert all(isinstance(job.exception(20), ValueError) for job in jobs)
     shop("return x + 1")
     assert q.failed.requeue() == 4
-    eventually(lambda: all(job.get_status() == "finished" for job in jobs[:4]))
-    assert [job.return_value(refresh=True) for job in jobs[:4]] == [2, 3, 4, 5]
+    assert [job.wait(20) for job in jobs[:4]] == [2, 3, 4, 5]
     words = [sys.executable, "-m", "nbqueue", "requeue", "--all", "--url", session.settings.url]
     subprocess.run([*words, "--namespace", session.settings.namespace], check=True, timeout=60, capture_output=True)
     eventually(lambda: jobs[4].get_status() == "finished")
     assert "has changed" in worker.log
+
+
+def test_what_was_requeued_here_has_no_old_outcome_on_any_handle(session, fleet, tmp_path):
+    gate = tmp_path / "gate"
+
+    def judge(path):
+        return path.stat() and "fine"
+
+    fleet.start("low").up()
+    q = nbqueue.Queue("low")
+    job = q.enqueue(judge, gate)
+    seen, unseen = nbqueue.Job.fetch(job.id), nbqueue.Job.fetch(job.id)
+    batch = nbqueue.map(judge, [gate] * 3, queue="low")
+    ended = nbqueue.attach(batch.id)
+    handles = [job, seen, batch[0], ended[0]]
+    assert batch.wait(20)
+    assert ended.wait(20)
+    assert all(isinstance(each.exception(20), FileNotFoundError) for each in handles)
+    session.broker.suspend(None)
+    assert q.failed.requeue() == 4
+    for each in [*handles, unseen]:
+        assert each.get_status(refresh=False) == "queued"
+        assert each.result is None
+    assert (batch.tally.failed, batch.done, ended.done) == (0, False, False)
+    gate.touch()
+    session.broker.resume()
+    assert [each.wait(20) for each in [*handles, unseen]] == ["fine"] * 5
+    assert batch.results() == ended.results() == ["fine"] * 3
+    nbqueue.requeue_job(job.id)
+    assert job.wait(20) == seen.wait(20) == "fine"
+    assert job.attempt == seen.attempt == 3
 
 
 def test_an_edit_never_runs_as_old_code(session, fleet, shop):

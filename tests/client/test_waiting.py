@@ -205,7 +205,7 @@ def test_whatever_a_result_raises_when_it_is_opened_here_costs_its_row_and_no_ot
     assert (first, last) == (0, 2)
     assert isinstance(error, CannotOpen)
     assert f"The result of {batch[1].id} cannot be opened here: {kind.__name__}: not here." in str(error)
-    for ask in (batch.results, batch[1].wait, lambda: batch[1].result, batch[1].results()[0].return_value):
+    for ask in (batch.results, batch[1].wait, lambda: batch[1].result, lambda: batch[1].results()[0].return_value):
         with pytest.raises(CannotOpen, match=batch[1].id):
             ask()
     assert sorted(job.result for job in batch.as_completed(10) if job.index != 1) == [0, 2]
