@@ -6,7 +6,7 @@ What the job says of itself goes to `here.note`, so that it needs no connection 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -45,9 +45,15 @@ class CurrentJob:
         queue: str = "",
         timeout: float | None = None,
         meta: bytes = b"",
+        left: Sequence[int | None] = (),
+        worker: str = "",
+        began: float | None = None,
         arguments: Callable[[], tuple[Any, ...]] | None = None,
     ) -> None:
-        """`meta` is what `pack_meta` made; `arguments()` gives args, kwargs, and what else may come behind them."""
+        """`meta` is what `pack_meta` made; `arguments()` gives args, kwargs, and what else may come behind them.
+
+        `left` is how many more runs there are after failures, and after successes; None: it was given none.
+        """
         self.id = id
         self.batch = batch or id.partition(":")[0]
         self.index = index
@@ -56,7 +62,10 @@ class CurrentJob:
         self.description = description or func_name
         self.queue = queue
         self.timeout = timeout
-        self.started_at = datetime.now(UTC)
+        self.retries_left, self.repeats_left = left or (None, None)
+        self.worker_name = worker or None
+        self.started_at = datetime.now(UTC) if began is None else datetime.fromtimestamp(began, UTC)
+        self._state = State.STARTED
         self._packed = meta
         self._meta: dict[str, Any] | None = None
         self._arguments = arguments
@@ -66,9 +75,13 @@ class CurrentJob:
         return f"<Job {self.id} of {self.func_name}, attempt {self.attempt}>"
 
     def get_status(self, refresh: bool = True) -> State:
-        """`started`: it runs. `refresh` is RQ's, and means nothing while it does."""
+        """`started` while it runs; in a callback how this run ended. `refresh` is RQ's, and means nothing here."""
         del refresh
-        return State.STARTED
+        return self._state
+
+    def ended(self, state: State) -> None:
+        """A callback is told how its run ended."""
+        self._state = state
 
     @property
     def origin(self) -> str:

@@ -127,6 +127,11 @@ class Rerun(msgspec.Struct, frozen=True, array_like=True):
     front: bool = False
 
 
+def runs_left(rerun: Rerun | None, used: int) -> int | None:
+    """How many runs are left when so many were used; None where there were none to begin with."""
+    return None if rerun is None else max(0, rerun.times - used)
+
+
 class Hook(msgspec.Struct, frozen=True, array_like=True):
     """A callback on its way: its pickle, its name for people, its time limit in seconds."""
 

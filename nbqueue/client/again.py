@@ -57,10 +57,7 @@ def retry(
     batch.spec = spec
     if count and ("function" in changes or "spec" in changes):
         session.spool.function(watch, changes.get("function", b""), changes.get("spec", b""))
-    moved = queue if count else None
-    _withdrawn(watch, indexes, moved, known=count == len(indexes))
-    if count:
-        _tell_others(batch, seen, moved, known=count == len(indexes))
+    _take_in(batch, seen, count, queue)
     if count < len(indexes):
         # Others ran them again, or the server went back and they ran anew: the next retry must name what stands now.
         looking.look([Job(batch, index) for index in indexes], afresh=True)
@@ -69,14 +66,15 @@ def retry(
     return count
 
 
-def _tell_others(batch: Batch[Any], seen: list[tuple[int, int]], queue: str | None, *, known: bool) -> None:
-    """Takes in the same for this process's other handles on the batch: theirs are the outcomes that were withdrawn."""
-    collector = batch.session.collector
-    for watch in collector.known(batch.id):
+def _take_in(batch: Batch[Any], seen: list[tuple[int, int]], count: int, queue: str | None) -> None:
+    """Takes in that `count` of these jobs run again, for all handles of this session on the batch."""
+    collector, known, moved = batch.session.collector, count == len(seen), queue if count else None
+    _withdrawn(batch.watch, [index for index, _ in seen], moved, known=known)
+    for watch in collector.known(batch.id) if count else ():
         if watch is batch.watch or watch.gone:
             continue
         ended = [index for index, attempt in seen if watch.has(index) and watch.attempt(index) == attempt]
-        _withdrawn(watch, ended, queue, known=known)
+        _withdrawn(watch, ended, moved, known=known)
         if watch.followed:
             collector.follow(watch)
 

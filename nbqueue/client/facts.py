@@ -17,7 +17,7 @@ from nbqueue.client.spoolfile import Kind
 from nbqueue.client.waiting import lifetime
 from nbqueue.client.watch import opened
 from nbqueue.errors import BadSignature, Expired
-from nbqueue.model import Cause, Echo, Notes, Outcome, Rerun, Spec, State, utc
+from nbqueue.model import Cause, Echo, Notes, Outcome, Rerun, Spec, State, runs_left, utc
 from nbqueue.store.records import past
 
 if TYPE_CHECKING:
@@ -174,9 +174,9 @@ class Facts(Generic[R]):
 
     def _left(self, rerun: Rerun | None, mark: str) -> int | None:
         if rerun is None or self.batch.inline:
-            return None if rerun is None else rerun.times
+            return runs_left(rerun, 0)
         batch, field = self.batch, f"{mark}{self.index}"
-        return max(0, rerun.times - batch.session.ask(lambda broker: broker.used(batch.id, field)))
+        return runs_left(rerun, batch.session.ask(lambda broker: broker.used(batch.id, field)))
 
     @property
     def dependent_ids(self) -> list[str]:

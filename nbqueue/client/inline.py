@@ -20,7 +20,21 @@ from nbqueue import current, perform, settings, wire
 from nbqueue.client.watch import Watch
 from nbqueue.current import CurrentJob
 from nbqueue.errors import BadInput
-from nbqueue.model import MAX_RESULT, Cause, Echo, Hook, Notes, Outcome, Rerun, Ride, Spec, State, Tally, job_id
+from nbqueue.model import (
+    MAX_RESULT,
+    Cause,
+    Echo,
+    Hook,
+    Notes,
+    Outcome,
+    Rerun,
+    Ride,
+    Spec,
+    State,
+    Tally,
+    job_id,
+    runs_left,
+)
 from nbqueue.worker import hooks as callbacks
 
 if TYPE_CHECKING:
@@ -95,7 +109,7 @@ class Inline:
         attempt, retried, repeated = 0, 0, 0
         while True:
             attempt += 1
-            outcome, rerun = self._run(index, attempt, retried)
+            outcome, rerun = self._run(index, attempt, retried, repeated)
             if outcome.state is State.FAILED and _left(rerun, retried):
                 retried += 1
             elif outcome.state is State.FINISHED and _left(self.spec.repeat, repeated):
@@ -104,9 +118,11 @@ class Inline:
                 return outcome
             self.watch.past.setdefault(index, []).append(outcome)
 
-    def _run(self, index: int, attempt: int, retried: int) -> tuple[Outcome, Rerun | None]:
+    def _run(self, index: int, attempt: int, retried: int, repeated: int) -> tuple[Outcome, Rerun | None]:
         spec, payloads = self.spec, self.watch.payloads
         assert payloads is not None
+        left = runs_left(spec.retry, retried), runs_left(spec.repeat, repeated)
+        began = time.time()
         job = self.watch.batch if spec.single else job_id(self.watch.batch, index)
 
         def present() -> CurrentJob:
@@ -120,6 +136,9 @@ class Inline:
                 queue=self.watch.queue,
                 timeout=spec.timeout,
                 meta=current.pack_meta(notes.meta) if (notes := self.watch.notes.get(index)) else spec.meta,
+                left=left,
+                worker="inline",
+                began=began,
                 arguments=lambda: perform.unpack(payloads[index]),
             )
 
@@ -185,7 +204,7 @@ def noted(before: Notes | None, kind: int, payload: bytes, meta: bytes = b"") ->
 
 
 def _left(rerun: Rerun | None, used: int) -> bool:
-    return rerun is not None and used < rerun.times
+    return bool(runs_left(rerun, used))
 
 
 def _allowed(watch: Watch, n: int) -> float | None:

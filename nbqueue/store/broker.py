@@ -294,6 +294,10 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "replace")
 
 
+def _number(text: bytes | None) -> int:
+    return int(text) if text and text.isdigit() else 0
+
+
 def _seconds(us: int) -> float | None:
     return None if us < 0 else us / 1e6
 
@@ -320,6 +324,7 @@ def _grant(
     solos: list[int],
     source: bytes,
     metas: list[bytes | None],
+    used: list[list[bytes | None]],
 ) -> Grant:
     # Arguments that someone removed come as None: empty bytes carry no signature, so that job alone will fail.
     rows = zip(
@@ -328,7 +333,11 @@ def _grant(
         payloads,
         solos or repeat(0),
         metas or repeat(None),
+        *(map(_number, each) for each in used or (repeat(None), repeat(None))),
         strict=False,
     )
-    jobs = [Held(index, attempt, args or b"", bool(solo), meta or b"") for index, attempt, args, solo, meta in rows]
+    jobs = [
+        Held(index, attempt, args or b"", bool(solo), meta or b"", *spent)
+        for index, attempt, args, solo, meta, *spent in rows
+    ]
     return Grant(_text(batch), _text(queue), spec or b"", _text(key or b""), token, jobs, _text(source))

@@ -86,6 +86,8 @@ class Held(NamedTuple):
     args: bytes
     solo: bool
     meta: bytes = b""  # sealed, where there is one
+    retried: int = 0  # runs that failures have cost,
+    repeated: int = 0  # and successes
 
 
 class Grant(msgspec.Struct, frozen=True):

@@ -33,7 +33,7 @@ READY, UNFIT, BEGUN, BACK, DONE, NOTE, GONE, ECHO, FILES, LEARNT = range(16, 26)
 WITH_FD = 0x80
 
 PROTOCOL = (
-    1  # one more with each change of a frame: on one machine the notebook's nbqueue may be another than the worker's
+    2  # one more with each change of a frame: on one machine the notebook's nbqueue may be another than the worker's
 )
 
 META, PROGRESS = 1, 2  # kinds of NOTE, as in current.py, which a lean stable must not import
@@ -65,6 +65,8 @@ class Job(NamedTuple):
     attempt: int
     payload: bytes
     meta: bytes = b""  # a msgpack map: what is kept with the job
+    retries_left: int | None = None
+    repeats_left: int | None = None
 
 
 class Run(NamedTuple):
@@ -86,6 +88,7 @@ class Run(NamedTuple):
     description: str = ""
     hooks: tuple[str, ...] = ()  # which callbacks the function record has: success, failure, stopped
     spill: str = ""  # the batch's own folder or URL for large results; "off": none
+    worker: str = ""  # the id of the worker
 
 
 class After(NamedTuple):
@@ -100,6 +103,7 @@ class After(NamedTuple):
     value: bytes | None = None  # the pickled result, where it does not come in a descriptor
     failure: bytes = b""  # an encoded model.Failure
     spilled: bytes = b""  # an encoded model.Spilled
+    began: float | None = None  # when the call began, in seconds since the epoch
 
     @property
     def seq(self) -> int:

@@ -13,9 +13,10 @@ import msgspec
 
 from nbqueue import current, perform, spill, wire
 from nbqueue.errors import CannotOpen, JobFailed, RemoteTraceback
-from nbqueue.model import CALLBACK_TIMEOUT, Echo, Failure, Hook, Spilled
+from nbqueue.model import CALLBACK_TIMEOUT, Echo, Failure, Hook, Spilled, State
 
 SUCCESS, FAILURE, STOPPED, HANDLER = "success", "failure", "stopped", "handler"
+_ENDS = {SUCCESS: State.FINISHED, FAILURE: State.FAILED, STOPPED: State.CANCELED, HANDLER: State.FAILED}
 _KINDS = {SUCCESS: "success callback", FAILURE: "failure callback", STOPPED: "stopped callback", HANDLER: "handler"}
 
 
@@ -91,6 +92,8 @@ def take(
 
 def _call(step: Step, ending: Ending) -> Any:
     function, job = _function(step.function), current.get_current_job()
+    if job is not None:
+        job.ended(_ENDS[step.kind])
     if step.kind == HANDLER:
         answer = function(job, *_raised(ending))
     elif step.kind == FAILURE:

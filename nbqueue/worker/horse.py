@@ -247,6 +247,7 @@ class Horse:
                 saddle.alarm.set(saddle.board.now, since, None, str)
             if run.seed is not None:
                 restore.sow(run.seed, call.index)
+            call.began = time.time()
             current.enter(call.job, run.seed, call.index, call.present)
             outcome = perform.perform(
                 copies.function,

@@ -91,6 +91,8 @@ class Intake:
             since=time.monotonic(),
             queue=grant.queue,
             meta=meta,
+            retried=job.retried,
+            repeated=job.repeated,
         )
 
     def _spec(self, grant: Grant) -> Spec:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nbqueue.model import Spec
+from nbqueue.model import Spec, runs_left
 from nbqueue.store.records import Lease
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Task:
     since: float  # monotonic; when it was claimed, came back from a stable, or went to one
     queue: str = ""
     meta: bytes = b""  # a msgpack map: what is kept with the job
+    retried: int = 0  # runs that failures have cost,
+    repeated: int = 0  # and successes
     alone: bool = False  # its stable died under it: it gets a stable of its own
     deaths: int = 0  # how many stables died under it
     begun: bool = False  # known to be running
@@ -52,6 +54,16 @@ class Task:
     def lease(self) -> Lease:
         """What names this claim in the store."""
         return Lease(self.batch, self.index, self.token)
+
+    @property
+    def left(self) -> tuple[int | None, int | None]:
+        """How many more runs there are after failures, and after successes."""
+        return runs_left(self.spec.retry, self.retried), runs_left(self.spec.repeat, self.repeated)
+
+    @property
+    def worker(self) -> str:
+        """The id of the worker that claimed it."""
+        return self.token.rpartition(":")[0]
 
     @property
     def label(self) -> str:

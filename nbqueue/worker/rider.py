@@ -141,6 +141,8 @@ class Rider:
             queue=task.queue,
             timeout=spec.timeout,
             meta=task.meta,
+            left=task.left,
+            worker=task.worker,
             arguments=lambda: perform.unpack(task.payload),
         )
 

@@ -34,15 +34,20 @@ _REPORT_LIMIT = 1 << 28
 class Call:
     """One call of a RUN, on its way through the stable."""
 
-    __slots__ = ("attempt", "index", "meta", "payload", "run", "seq", "solo")
+    __slots__ = ("attempt", "began", "index", "left", "meta", "payload", "run", "seq", "solo")
 
-    def __init__(self, run: Run, seq: int, index: int, attempt: int, payload: bytes, meta: bytes = b"") -> None:
+    def __init__(
+        self, run: Run, seq: int, index: int, attempt: int, payload: bytes, meta: bytes = b"", *left: int | None
+    ) -> None:
+        """`left`: how many more runs there are after failures, and after successes."""
         self.run = run
         self.seq = seq
         self.index = index
         self.attempt = attempt
         self.payload = payload
         self.meta = meta
+        self.left = left
+        self.began: float | None = None  # when it was made, in seconds since the epoch
         self.solo = run.isolate or bool(run.hooks)  # alone in its process
 
     @property
@@ -63,6 +68,9 @@ class Call:
             queue=run.queue,
             timeout=run.timeout,
             meta=self.meta,
+            left=self.left,
+            worker=run.worker,
+            began=self.began,
             arguments=functools.partial(unpack, self.payload),
         )
 
@@ -75,6 +83,7 @@ class Errand:
     def __init__(self, after: After, steps: list[Step], value: bytes | None) -> None:
         self.after = after
         self.call = Call(after.run, *after.run.jobs[0])
+        self.call.began = after.began
         self.steps = steps
         self.value = value  # the pickled result
         self.echoes: list[Echo] = []  # of the steps taken
@@ -151,7 +160,7 @@ class Mount:
         self._expect(calls)
         self._gift = (self._gift + 1) % 256
         os.write(self._feed, bytes([self._gift]) * len(calls))
-        jobs = [Job(call.seq, call.index, call.attempt, call.payload, call.meta) for call in calls]
+        jobs = [Job(call.seq, call.index, call.attempt, call.payload, call.meta, *call.left) for call in calls]
         self.channel.send(RUN, encode(calls[0].run._replace(jobs=jobs)))
 
     @property

@@ -91,7 +91,8 @@ class Stall:
             value = None
         failure = b"" if ride.failure is None else encode(ride.failure)
         spilled = b"" if ride.spilled is None else encode(ride.spilled)
-        after = frames.After(_run(slot, [task]), hook, handlers, value, failure, spilled)
+        began = time.time() - time.monotonic() + ride.started
+        after = frames.After(_run(slot, [task]), hook, handlers, value, failure, spilled, began)
         self.channel.send(frames.AFTER, frames.encode(after), fd)
         self.used = time.monotonic()
 
@@ -140,11 +141,12 @@ def _run(slot: int, tasks: Sequence[Task]) -> frames.Run:
         slice=spec.slice,
         max_result=spec.max_result,
         seed=spec.seed,
-        jobs=[frames.Job(task.seq, task.index, task.attempt, task.payload, task.meta) for task in tasks],
+        jobs=[frames.Job(task.seq, task.index, task.attempt, task.payload, task.meta, *task.left) for task in tasks],
         single=spec.single,
         timeout_from=spec.timeout_from,
         queue=first.queue,
         description=spec.description,
         hooks=spec.hooks,
         spill=spec.spill,
+        worker=first.worker,
     )

@@ -303,14 +303,61 @@ def test_the_attributes_of_a_job(session, fleet):
 
 def tell():
     job = nbqueue.get_current_job()
-    return job.get_status(), job.started_at
+    return job.get_status(), job.started_at, job.worker_name
+
+
+def fail_until_the_last(folder):
+    job = nbqueue.get_current_job()
+    (folder / f"run {job.attempt}").write_text(f"{job.get_status()} {job.retries_left} {job.repeats_left}")
+    (folder / f"at {job.attempt}").write_text(job.started_at.isoformat())
+    if job.retries_left:
+        raise ValueError("again")
+
+
+def note_down(job, connection, *given):
+    folder = job.args[0]
+    told = f"{job.get_status()} {job.retries_left} {job.repeats_left} {job.worker_name}"
+    (folder / f"end {job.attempt}").write_text(told)
+    assert job.started_at.isoformat() == (folder / f"at {job.attempt}").read_text()
+
+
+@pytest.mark.parametrize("simple", [False, True])
+def test_jobs_and_callbacks_know_what_is_left_of_their_runs(session, fleet, tmp_path, simple):
+    q = nbqueue.Queue("low")
+    again = {"retry": nbqueue.Retry(max=2), "repeat": nbqueue.Repeat(times=1)}
+    job = q.enqueue(fail_until_the_last, tmp_path, on_success=note_down, on_failure=note_down, **again)
+    if simple:
+        nbqueue.SimpleWorker([q]).work(burst=True)
+    else:
+        fleet.start("low", "--burst").process.wait(60)
+    assert job.wait(20) is None
+    runs, ends = ([(tmp_path / f"{what} {n}").read_text() for n in range(1, 7)] for what in ("run", "end"))
+    left = ["2 1", "1 1", "0 1", "2 0", "1 0", "0 0"]
+    assert runs == [f"started {each}" for each in left]
+    states = ["failed", "failed", "finished"] * 2
+    assert ends == [f"{state} {each} {job.worker_name}" for state, each in zip(states, left, strict=True)]
+    assert [echo.failure for echo in job.echoes] == [None]
+
+
+def test_a_failure_callback_in_a_fresh_process_is_told_the_same(session, fleet, tmp_path):
+    def overrun(folder):
+        (folder / "at 1").write_text(nbqueue.get_current_job().started_at.isoformat())
+        os.kill(os.getpid(), 9)
+
+    fleet.start("low").up()
+    job = nbqueue.Queue("low").enqueue(overrun, tmp_path, on_failure=note_down)
+    assert isinstance(job.exception(20), nbqueue.NbqueueError)
+    eventually((tmp_path / "end 1").exists)
+    assert (tmp_path / "end 1").read_text() == f"failed None None {job.worker_name}"
 
 
 def test_a_job_knows_itself_and_workers_know_theirs(session, fleet):
     began = datetime.now().astimezone()
     fleet.start("low", "-n", "me").up()
-    status, at = nbqueue.Queue("low").enqueue(tell).wait(20)
+    told = nbqueue.Queue("low").enqueue(tell)
+    status, at, name = told.wait(20)
     assert status == "started"
+    assert name == told.worker_name
     assert began < at < datetime.now().astimezone()
     (worker,) = nbqueue.Worker.all(queue="low")
     assert nbqueue.Worker.all(queue="other") == []

@@ -21,7 +21,13 @@ local function gift(batch, indexes, attempts, solos)
   local v = call('HMGET', K.b(batch), 'queue', 'spec', 'key', 'src', 'meta')
   local payloads = call('HMGET', v[4] and part(v[4], 'out') or part(batch, 'args'), unpack(indexes))
   local metas = v[5] and call('HMGET', part(batch, 'meta'), unpack(indexes)) or {}
-  return {batch, v[1], v[2], v[3], indexes, payloads, attempts, solos, v[4] or '', metas}
+  local used = {}
+  if call('EXISTS', part(batch, 'used')) == 1 then
+    local fields = {}
+    for i, index in ipairs(indexes) do fields[i] = 'r' .. index end
+    used = {call('HMGET', part(batch, 'used'), unpack(indexes)), call('HMGET', part(batch, 'used'), unpack(fields))}
+  end
+  return {batch, v[1], v[2], v[3], indexes, payloads, attempts, solos, v[4] or '', metas, used}
 end
 
 local suspended = call('EXISTS', K.suspended)
