@@ -57,6 +57,7 @@ def _queues(_context: click.Context, _option: click.Parameter, value: tuple[str,
 @click.option("--results-ttl", hidden=True)
 @click.option("-ds", "--dequeue-strategy", hidden=True)
 @click.option("-S", "--serializer", hidden=True)
+@click.option("--sentry-dsn", envvar="RQ_SENTRY_DSN", hidden=True)
 @click.option("--disable-default-exception-handler", is_flag=True, hidden=True)
 @click.option("--disable-job-desc-logging", is_flag=True, hidden=True)
 @server_options
@@ -87,6 +88,7 @@ _RQS = {  # options of `rq worker` that there is nothing to choose in, and why
     "with_scheduler": "every worker is a scheduler too",
     "results_ttl": "how long results are kept is said where a job is enqueued: result_ttl=",
     "dequeue_strategy": "queues are served in the order given, and the batches of one queue in turns",
+    "sentry_dsn": "call sentry_sdk.init in a module, and name it with --preload: each job has a process of its own",
     "serializer": "calls are cloudpickle, signed; meta is msgpack",
     "disable_default_exception_handler": "a failure is always kept with its job; --exception-handler adds to that",
     "disable_job_desc_logging": "arguments are never logged",

@@ -28,9 +28,15 @@ LIMITS = ("timeout", "grace", "isolate", "slice", "preload", "max_result", "spil
 
 
 def retry(
-    batch: Batch[Any], rows: Any, func: Callable[..., Any] | str | None, limits: dict[str, Any], *, warn: bool = True
+    batch: Batch[Any],
+    rows: Any,
+    func: Callable[..., Any] | str | None,
+    limits: dict[str, Any],
+    *,
+    warn: bool = True,
+    front: bool = False,
 ) -> int:
-    """Runs rows of `batch` again; answers how many. Raises BadInput or BadOption."""
+    """Runs rows of `batch` again, before others if `front`; answers how many. Raises BadInput or BadOption."""
     lost = _revived(batch) if batch.watch.gone else None
     indexes = chosen(batch, rows)
     if lost and rows is None:
@@ -53,7 +59,7 @@ def retry(
     seen = [(index, watch.attempt(index)) for index in indexes]
     nonce = new_id("retry", 12)
     session.attend()
-    count = session.ask(lambda broker: broker.retry(batch.id, seen, nonce=nonce, **changes))
+    count = session.ask(lambda broker: broker.retry(batch.id, seen, nonce=nonce, front=front, **changes))
     batch.spec = spec
     if count and ("function" in changes or "spec" in changes):
         session.spool.function(watch, changes.get("function", b""), changes.get("spec", b""))

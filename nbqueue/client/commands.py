@@ -8,7 +8,7 @@ from nbqueue.checks import seconds
 from nbqueue.client import session as sessions
 from nbqueue.client.job import Job
 from nbqueue.client.submission import refuse_inside
-from nbqueue.client.worker import Worker
+from nbqueue.client.worker import Worker, WorkerHandle
 from nbqueue.errors import NoSuchWorker
 
 
@@ -29,11 +29,21 @@ def send_stop_job_command(connection: Any, job_id: str, *, namespace: str | None
 
 def send_shutdown_command(connection: Any, worker_name: str, *, namespace: str | None = None) -> None:
     """Tells the workers of this name or id to finish what they run and leave. Raises NoSuchWorker."""
-    named = [each for each in Worker.all(connection, namespace=namespace) if worker_name in (each.id, each.name)]
-    if not named:
-        raise NoSuchWorker(name=worker_name, server=sessions.of(connection, namespace).server)
-    for each in named:
+    for each in _workers(connection, worker_name, namespace):
         each.shutdown()
+
+
+def send_kill_horse_command(connection: Any, worker_name: str, *, namespace: str | None = None) -> None:
+    """Tells the workers of this name or id to kill what runs there, which fails as in a crash. Raises NoSuchWorker."""
+    for each in _workers(connection, worker_name, namespace):
+        each.kill_horse()
+
+
+def _workers(connection: Any, name: str, namespace: str | None) -> list[WorkerHandle]:
+    named = [each for each in Worker.all(connection, namespace=namespace) if name in (each.id, each.name)]
+    if not named:
+        raise NoSuchWorker(name=name, server=sessions.of(connection, namespace).server)
+    return named
 
 
 def suspend(connection: Any = None, ttl: Any = None, *, namespace: str | None = None) -> None:

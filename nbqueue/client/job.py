@@ -295,8 +295,10 @@ class Job(Facts[R]):
             return False  # it has just gone, and gave the job back
         return True
 
-    def requeue(self) -> Job[R]:
-        """Runs it again, after it has failed, was canceled, or finished.
+    def requeue(self, at_front: bool = False) -> Job[R]:
+        """Runs it again, after it has failed, was canceled, or finished; with `at_front` before others of its queue.
+
+        A job of a batch of many comes before the others of that.
 
         Raises BadInput while it has not ended, Expired when the store has it no more.
         """
@@ -306,7 +308,7 @@ class Job(Facts[R]):
             raise self._absence()
         looking.look([self], afresh=True, canceled=True)
         try:
-            count = again.retry(self.batch, [self.index], None, {})
+            count = again.retry(self.batch, [self.index], None, {}, front=at_front)
         except NoSuchBatch:
             raise self._absence() from None
         if not count:

@@ -77,13 +77,15 @@ class Jobs(Sequence[Job[R]], Generic[R]):
         found = self._jobs[index]
         return found if isinstance(found, Job) else Jobs(found, self._which)
 
-    def requeue(self, job: Job[R] | str | None = None) -> int:
+    def requeue(self, job: Job[R] | str | None = None, at_front: bool = False) -> int:
         """Runs all (or one: a Job or its id) again, but for what has expired; answers how many.
+
+        With `at_front` before what waits, as `Job.requeue`.
 
         Raises BadInput if one has not ended yet, NotThere for one that is not among them.
         """
         if job is not None:
-            return Jobs([self._named(job)], self._which).requeue()
+            return Jobs([self._named(job)], self._which).requeue(at_front=at_front)
         groups: dict[int, list[Job[R]]] = {}
         for each in self._jobs:
             groups.setdefault(id(each.batch.watch), []).append(each)
@@ -93,7 +95,7 @@ class Jobs(Sequence[Job[R]], Generic[R]):
         count = 0
         for jobs in groups.values():
             try:
-                count += again.retry(jobs[0].batch, jobs, None, {})
+                count += again.retry(jobs[0].batch, jobs, None, {}, front=at_front)
             except NotThere:
                 continue  # it has expired since these jobs were listed, and the others need not wait for that
         return count

@@ -244,8 +244,18 @@ class WorkerHandle:
 
     def shutdown(self) -> None:
         """Tells it to finish what it runs and leave. Raises NoSuchWorker when it has left already."""
+        self._told(mail.SHUTDOWN)
+
+    def kill_horse(self) -> None:
+        """Tells it to kill the processes of what runs there: it fails, as in a crash, and may be retried.
+
+        A SimpleWorker has no process but its own, and kills nothing. Raises NoSuchWorker when it has left.
+        """
+        self._told(mail.KILL)
+
+    def _told(self, verb: str) -> None:
         sealer = self._session.sealer
-        self._session.ask(lambda broker: mail.send(broker, sealer, self.id, mail.SHUTDOWN))
+        self._session.ask(lambda broker: mail.send(broker, sealer, self.id, verb))
 
 
 def _listed(queues: Any) -> list[Any]:

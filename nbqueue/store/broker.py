@@ -157,8 +157,9 @@ class Broker(Uploads, Reads):
         python: str | None = None,
         host: str | None = None,
         queue: str | None = None,
+        front: bool = False,
     ) -> int:
-        """Withdraws outcomes (rows = index and the attempt seen); answers how many run again.
+        """Withdraws outcomes (rows = index and the attempt seen); answers how many run again, before others if `front`.
 
         `queue` moves a done batch there, `function` is another one for a done batch. Raises NoSuchBatch; BadInput where
         it still runs.
@@ -168,7 +169,7 @@ class Broker(Uploads, Reads):
         number = 0
         for start in range(0, max(1, len(rows)), FIELDS):
             flat = [fact for row in rows[start : start + FIELDS] for fact in row]
-            answer = self._run("retry", batch_id, f"{nonce}.{start}", *kept, queue or "", *flat)
+            answer = self._run("retry", batch_id, f"{nonce}.{start}", *kept, queue or "", int(front), *flat)
             if answer == -2:
                 raise BadInput(
                     message=f"{batch_id} still runs, and its other jobs must not change under it: wait() for it, or "

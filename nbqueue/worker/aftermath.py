@@ -66,7 +66,7 @@ class Aftermath:
     handlers: bool  # whether there are exception handlers
     _next: list[tuple[Task, Ride, str, bool]] = field(default_factory=list)  # settled, and to begin
     _sent: dict[int, str] = field(default_factory=dict)  # seq -> the hook that an echo is to come of
-    _stopping: set[int] = field(default_factory=set)  # to be settled as canceled once they are dead
+    _stopping: dict[int, State] = field(default_factory=dict)  # to be settled so once they are dead
     _fallen: set[int] = field(default_factory=set)  # killed, because the store no longer counts them as ours
     _canceled: list[Task] = field(default_factory=list)  # dead, and perhaps canceled by someone
     _echoes: list[tuple[Task, list[Echo]]] = field(default_factory=list)  # to be saved
@@ -145,10 +145,17 @@ class Aftermath:
         if task is None:
             return False
         task.stopped = self._runs(task)
-        self._stopping.add(task.seq)
+        self._stopping[task.seq] = State.CANCELED
         self.stables.kill([task])
         self._sweep()
         return True
+
+    def kill_running(self) -> list[str]:
+        """Kills the processes of all jobs that run: these fail, as when they crash. Answers their ids."""
+        tasks = [task for task in self.ledger.begun() if self._runs(task)]
+        self._stopping |= {task.seq: State.FAILED for task in tasks}
+        self.stables.kill(tasks)
+        return [task.label for task in tasks]
 
     def fallen(self, tasks: Iterable[Task]) -> None:
         """Ends tasks that the store no longer counts as ours: someone canceled them, as a rule."""
@@ -165,10 +172,12 @@ class Aftermath:
 
     def gone(self, task: Task) -> None:
         """A task has been killed."""
-        if task.seq in self._stopping:
-            self._stopping.discard(task.seq)
-            now = time.monotonic()
-            self.settler.add(task, Ride(State.CANCELED, Cause.USER, task.since if task.stopped else now, now), b"")
+        now = time.monotonic()
+        if (state := self._stopping.pop(task.seq, None)) is State.FAILED:
+            failure = Failure("Crashed", "its process was killed, as its worker was told to")
+            self.settler.add(task, Ride(state, Cause.CRASHED, task.since, now, failure=failure), b"")
+        elif state is not None:
+            self.settler.add(task, Ride(state, Cause.USER, task.since if task.stopped else now, now), b"")
         elif task.seq in self._fallen:
             self._fallen.discard(task.seq)
             self._canceled.append(task)
@@ -177,10 +186,10 @@ class Aftermath:
 
     def _sweep(self) -> None:
         """Tasks to be stopped that were in no stable, or came back from it before they began."""
-        for seq in list(self._stopping):
+        for seq, state in list(self._stopping.items()):
             task = self.ledger.tasks.get(seq)
-            if task is None:
-                self._stopping.discard(seq)  # its end came first
+            if task is None or (task.stall is None and state is State.FAILED):
+                del self._stopping[seq]  # its end came first, or it had not begun
             elif task.stall is None:
                 self.ledger.drop(task)
                 task.stopped = False

@@ -19,12 +19,12 @@ from nbqueue.wire import MAIL, Sealer
 from nbqueue.worker.score import Score
 
 LOOK = b"look"
-STOP, SHUTDOWN = "stop", "shutdown"
+STOP, SHUTDOWN, KILL = "stop", "shutdown", "kill-horse"
 LATE = 300.0  # seconds after which a message counts no more
 
 
 class Message(msgspec.Struct, frozen=True):
-    """What a worker is told: `stop` the job with this id, or `shutdown`."""
+    """What a worker is told: `stop` the job with this id, `shutdown`, or `kill-horse`: whatever runs."""
 
     verb: str
     job: str

@@ -202,6 +202,8 @@ class Parent:
         if message.verb == mail.SHUTDOWN:
             self.score.line("--", "told to shut down")
             self.signals.finish()
+        elif message.verb == mail.KILL:
+            self.score.line("--", f"told to kill what runs: {', '.join(self.aftermath.kill_running()) or 'nothing'}")
         elif message.verb != mail.STOP:
             self.score.line("!!", f"a message was refused: there is no {message.verb!r}")
         elif self.aftermath.stop(message.job):

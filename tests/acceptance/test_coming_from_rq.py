@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -366,6 +367,26 @@ def test_a_job_knows_itself_and_workers_know_theirs(session, fleet):
     assert worker.get_current_job() is None
 
 
+def test_what_is_requeued_at_the_front_comes_first(session, fleet, tmp_path):
+    q = nbqueue.Queue("low")
+    jobs = [q.enqueue(boom, n) for n in range(3)]
+    batch = nbqueue.map(boom, [7, 8, 9], queue="low")
+    fleet.start("low", "--burst").process.wait(60)
+    assert batch.wait(20)
+    assert all(isinstance(job.exception(20), KeyError) for job in jobs)
+    waits = q.enqueue(f, "a")
+    jobs[0].requeue()
+    jobs[1].requeue(at_front=True)
+    assert q.failed.requeue(jobs[2].id, at_front=True) == 1
+    batch.retry([0, 1])
+    batch[2].requeue(at_front=True)
+    order = [jobs[2], jobs[1], waits, jobs[0], batch[2], batch[0], batch[1]]
+    assert q.job_ids == [job.id for job in order]
+    waits.cancel()
+    waits.requeue(at_front=True)
+    assert q.job_ids[0] == waits.id
+
+
 def test_the_functions_on_ids(session, fleet):
     connection = Redis.from_url(session.settings.url)
     q = nbqueue.Queue("low")
@@ -385,6 +406,32 @@ def test_the_functions_on_ids(session, fleet):
     with pytest.raises(nbqueue.NbqueueError, match="No live worker"):
         nbqueue.send_shutdown_command(None, "nobody")
     connection.close()
+
+
+def held(folder):
+    (folder / f"run {nbqueue.get_current_job().attempt}").touch()
+    while not (folder / "gate").exists():
+        time.sleep(0.01)
+    return "done"
+
+
+def test_a_worker_that_kills_its_horses_goes_on(session, fleet, tmp_path):
+    worker = fleet.start("low", "-n", "me").up()
+    q = nbqueue.Queue("low")
+    job = q.enqueue(held, tmp_path, retry=1)
+    eventually((tmp_path / "run 1").exists)
+    nbqueue.send_kill_horse_command(None, "me")
+    eventually((tmp_path / "run 2").exists)
+    nbqueue.send_kill_horse_command(None, "me")
+    with pytest.raises(nbqueue.JobFailed, match="its process was killed, as its worker was told to"):
+        job.wait(20)
+    assert [run.type for run in job.results()] == ["failed", "failed"]
+    assert job.cause == "crashed"
+    assert "told to kill what runs" in worker.log
+    (tmp_path / "gate").touch()
+    assert job.requeue().wait(20) == "done"
+    nbqueue.send_kill_horse_command(None, "me")
+    assert q.enqueue(f, "a b").wait(20) == 2
 
 
 @pytest.mark.parametrize("name", ["emails:high", "my queue", "q/1", "größe"])
@@ -474,10 +521,12 @@ def test_an_enqueue_that_finds_no_server_is_redis_pys_error_too(home):
 def test_rqs_options_of_the_command(session, fleet, tmp_path):
     pid = tmp_path / "pid"
     words = ("--with-scheduler", "-v", "--results-ttl", "5", "--max-idle-time", "60", "--logging_level", "INFO")
-    worker = fleet.start("low", *words, "--pid", str(pid), "--dequeue-strategy", "default").up()
+    words += ("--dequeue-strategy", "default", "--sentry-dsn", "https://key@sentry.example/1")
+    worker = fleet.start("low", *words, "--pid", str(pid)).up()
     assert int(pid.read_text()) == worker.pid
     assert "--with-scheduler changes nothing here: every worker is a scheduler too" in worker.log
     assert "--results-ttl changes nothing" in worker.log
+    assert "--sentry-dsn changes nothing here: call sentry_sdk.init in a module" in worker.log
 
 
 def test_rqs_own_address_is_tried_last(server, home):

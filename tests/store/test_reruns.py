@@ -42,6 +42,20 @@ def test_a_failure_is_retried_until_the_runs_are_used_up(broker):
     assert settle(broker, State.FAILED, rerun=rerun) == "AGAIN"
 
 
+def test_a_claim_tells_how_many_runs_were_used(broker):
+    join(broker)
+    submit(broker, n=2)
+    used = []
+    for state in (State.FAILED, State.FINISHED, State.FAILED):
+        claimed = claim(broker)
+        used += [(job.index, job.retried, job.repeated) for job in claimed.grants[0].jobs]
+        held = next(lease for lease in leases(claimed) if lease.index == 0)
+        how = {"rerun": Rerun(2)} if state is State.FAILED else {"repeat": Rerun(1)}
+        broker.settle("w1", [ended(held, state)._replace(**how)])
+    used += [(job.index, job.retried, job.repeated) for job in claim(broker).grants[0].jobs]
+    assert used == [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)]
+
+
 def test_a_lost_reply(broker):
     join(broker)
     submit(broker, n=1)

@@ -154,3 +154,19 @@ def test_another_function_for_more_jobs_than_one_script_takes(broker):
     seen = [(row, 1) for row in range(1_500)]
     assert broker.retry("b1", seen, nonce="n1", function=b"new", key="k9") == 1_500
     assert broker.function("b1") == b"new"
+
+
+def test_at_the_front_they_come_before_the_others(broker):
+    failed_batch(broker)
+    broker.retry("b1", [(0, 1)], nonce="n1")
+    broker.retry("b1", [(1, 1), (2, 1)], nonce="n2", front=True)
+    assert [job.index for job in claim(broker, want=3).grants[0].jobs] == [2, 1, 0]
+
+
+def test_at_the_front_a_job_of_its_own_comes_before_its_queue_wherever_it_stood(broker):
+    join(broker)
+    for batch in ("b1", "b2", "b3"):
+        submit(broker, batch, n=1, single=True)
+    broker.cancel("b3")
+    assert broker.retry("b3", [(0, 0)], nonce="n1", front=True) == 1
+    assert [grant.batch for grant in claim(broker, want=3, free=3).grants] == ["b3", "b1", "b2"]

@@ -65,11 +65,11 @@ local function attempts_of(f, index)
 end
 
 -- A job waits again in the queue, or wherever its batch is held.
-local function put_back(f, index, attempt)
+local function put_back(f, index, attempt, front)
   if call('SREM', part(f.batch, 'skip'), index) == 1 then
     call('SADD', part(f.batch, 'redo'), index)
   elseif call('SREM', part(f.batch, 'void'), index) == 0 then
-    call('RPUSH', part(f.batch, 'again'), index .. ' ' .. attempt .. ' 0 0')
+    call(front and 'LPUSH' or 'RPUSH', part(f.batch, 'again'), index .. ' ' .. attempt .. ' 0 0')
   end
 end
 

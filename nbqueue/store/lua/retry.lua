@@ -1,8 +1,9 @@
 -- retry: withdraws outcomes, which opens a new run of their jobs. Names the attempts that the caller saw, and a nonce:
 -- the same one again answers as before. Another function or queue is for a batch that is done. Answers how many, -1 (no
--- such batch), or -2 (it runs, and stays as and where it is).
+-- such batch), or -2 (it runs, and stays as and where it is). With `front` they come before the other jobs of the batch,
+-- and a job of its own before all of its queue.
 -- WITH: cutting dependents pairs
--- ARGV: batch nonce fn key spec signer python host queue rows...
+-- ARGV: batch nonce fn key spec signer python host queue front rows...
 make_room()
 local f = facts(batch)
 if not f then return -1 end
@@ -34,7 +35,7 @@ local function again(index, letter, attempt, blob)
   from[letter] = from[letter] + 1
   number = number + 1
   told[number], items[number] = 'r' .. index, {index, 'r'}
-  if not f.src or call('GETBIT', part(batch, 'ready'), index) == 1 then put_back(f, index, attempt) end
+  if not f.src or call('GETBIT', part(batch, 'ready'), index) == 1 then put_back(f, index, attempt, front == '1') end
 end
 
 for i = rows, #ARGV, 2 do
@@ -48,18 +49,23 @@ for i = rows, #ARGV, 2 do
   end
 end
 
+local function leave_line()
+  for _, list in ipairs({K.q(f.queue), K.front(f.queue)}) do call('LREM', list, 0, batch) end
+  call('HDEL', K.b(batch), 'inq')
+  f.inq = nil
+end
+
 -- All that is done of it is counted in the other queue from now on.
 local function change_queue()
   for field, word in pairs({nfin = 'finished', nfail = 'failed', ncan = 'canceled'}) do
     move(f.queue, word, nil, f[field])
     move(queue, nil, word, f[field])
   end
-  for _, list in ipairs({K.q(f.queue), K.front(f.queue)}) do call('LREM', list, 0, batch) end
+  leave_line()
   for _, set in ipairs({K.ended(f.queue), K.failed(f.queue)}) do call('ZREM', set, batch) end
-  call('HDEL', K.b(batch), 'inq')
   call('HSET', K.b(batch), 'queue', queue)
   know(queue)
-  f.queue, f.inq = queue, nil
+  f.queue = queue
 end
 
 -- Named no rows, the change is all that is asked for: new arguments follow.
@@ -85,6 +91,10 @@ if number > 0 then
   if not f.hold and number > deferred then
     call('HSET', K.b(batch), 'queued', int(now))
     arm_ttl(f)
+    if front == '1' and f.single == '1' then
+      leave_line() -- it may stand there from before it was canceled
+      f.front = '1'
+    end
     offer(f)
   end
 end
