@@ -108,7 +108,8 @@ def look(
     tally, n = total([watch.tally for watch in watches]), sum(watch.n for watch in watches)
     over = all(ended(watch) for watch in watches)
     missing = sum(map(_missing, watches))
-    pace.see(tally.over, ended=over, missing=missing)
+    # The race is over with the last job. What is left then is to copy, of a batch that was attached all of it.
+    pace.see(tally.over, ended=not any(map(_runs, watches)), missing=missing)
     first = batches[0]
     about = f"and {len(batches) - 1} more" if len(batches) > 1 else first.id if first.name else ""
     kinds = groups.kinds()
@@ -157,6 +158,10 @@ def _notes(batches: Sequence[Batch[Any]]) -> tuple[tuple[str, str], ...]:
 def ended(watch: Watch) -> bool:
     """Whether nothing more will be heard of a batch."""
     return bool(watch.settled or watch.gone or watch.fault)
+
+
+def _runs(watch: Watch) -> bool:
+    return not ended(watch) and (watch.open or watch.tally.over < watch.n)
 
 
 def trouble_of(batch: Batch[Any]) -> str:

@@ -304,6 +304,32 @@ def test_what_ended_before_it_was_seen_has_no_pace():
     assert (pace.elapsed, pace.rate) == (None, None)
 
 
+def test_an_attached_batch_whose_jobs_ended_before_is_not_said_to_have_taken_until_now(session, hands):
+    batch = nbqueue.map(abs, range(3), name="yesterday")
+    hands.work()
+    assert batch.wait(30)
+    again = nbqueue.attach("yesterday")
+    watch = again.watch
+    watch.over = False  # as it stands until the collector has come round
+    pace = Pace(age=86_400.0)
+    view.look([again], pace, Groups(str), ())
+    watch.over = True
+    seen = view.look([again], pace, Groups(str), ())
+    assert (seen.ended, seen.elapsed, seen.pace) == (True, None, "3 of 3")
+
+
+def test_what_is_left_to_copy_is_no_part_of_the_time_that_jobs_took(session, hands):
+    batch, pace = nbqueue.map(abs, range(3)), Pace()
+    view.look([batch], pace, Groups(str), ())
+    hands.work()
+    assert batch.wait(30)
+    batch.watch.over = False
+    elapsed = view.look([batch], pace, Groups(str), ()).elapsed
+    assert elapsed > 0
+    batch.watch.over = True
+    assert view.look([batch], pace, Groups(str), ()).elapsed == elapsed
+
+
 class Handle:
     """An output of a cell that nobody looks at."""
 
