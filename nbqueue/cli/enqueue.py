@@ -61,10 +61,20 @@ def enqueue(
     sys.path[:0] = [each for each in found if each not in sys.path]
     at, after = typed.pop("schedule_at"), typed.pop("schedule_in")
     options = _options(**typed)
+    if at is not None and after is not None:
+        raise BadOption(message="Give --schedule-in or --schedule-at, not both.")
+    _check(function)
     session(url, namespace, config, start=True)
     job = _send(function, args, kwargs, options, at, after)
     if not quiet:
         click.echo(job.id)
+
+
+def _check(function: str) -> None:
+    """Raises BadInput for what is no function's name: before a server is started for it."""
+    from nbqueue.client.function import describe
+
+    describe(function)
 
 
 def _send(
@@ -73,8 +83,6 @@ def _send(
     from nbqueue.client.queue import Queue
 
     queue = Queue(options.pop("queue")).options(**options)
-    if at is not None and after is not None:
-        raise BadOption(message="Give --schedule-in or --schedule-at, not both.")
     if at is not None:
         return queue.enqueue_at(at, function, *args, **kwargs)
     if after is not None:

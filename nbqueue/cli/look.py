@@ -27,7 +27,7 @@ _COUNTS = ("deferred", "scheduled", "queued", "started", "finished", "failed", "
 _EVERY = 1.0  # seconds between two looks of --watch
 
 
-@click.command()
+@click.command(short_help="Show queues, workers and running batches.")
 @click.argument("queues", nargs=-1, cls=Words)
 @click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option("-i", "--interval", callback=duration, help="Seconds between refreshes [default: 1]; implies --watch.")

@@ -33,7 +33,7 @@ def _each(names: tuple[str, ...], act: Callable[[str], Any]) -> int:
     return failed
 
 
-@click.command()
+@click.command(short_help="Run failed or canceled jobs again.")
 @click.argument("job_ids", nargs=-1)
 @click.option("-q", "--queue", "queues", multiple=True, help="With --all: only this queue.")
 @click.option("-a", "--all", "everything", is_flag=True, help="All failed jobs.")
@@ -97,7 +97,7 @@ def empty(
         click.echo(f"{counted(Queue(name).empty(), 'job')} canceled in {name}")
 
 
-@click.command()
+@click.command(short_help="Cancel batches or jobs.")
 @click.argument("ids", nargs=-1, required=True)
 @click.option("--keep-running", is_flag=True, help="Do not stop running jobs.")
 @server_options
@@ -120,7 +120,7 @@ def cancel(
     sys.exit(bool(_each(ids, act)))
 
 
-@click.command()
+@click.command(short_help="Stop running jobs.")
 @click.argument("job_ids", nargs=-1, required=True)
 @server_options
 def stop(job_ids: tuple[str, ...], *, url: str | None, namespace: str | None, config: Path | None) -> None:
@@ -139,7 +139,7 @@ def stop(job_ids: tuple[str, ...], *, url: str | None, namespace: str | None, co
     sys.exit(bool(_each(job_ids, act)))
 
 
-@click.command()
+@click.command(short_help="Tell workers to leave.")
 @click.argument("workers", nargs=-1, required=True)
 @server_options
 def shutdown(workers: tuple[str, ...], *, url: str | None, namespace: str | None, config: Path | None) -> None:
@@ -160,7 +160,7 @@ def shutdown(workers: tuple[str, ...], *, url: str | None, namespace: str | None
     sys.exit(bool(_each(workers, act)))
 
 
-@click.command()
+@click.command(short_help="Pause: running jobs finish, and no new ones start.")
 @click.option("--duration", callback=duration, help="End the pause after this long, as 600, 10m or 2h.")
 @server_options
 def suspend(*, duration: float | None, url: str | None, namespace: str | None, config: Path | None) -> None:
@@ -170,7 +170,7 @@ def suspend(*, duration: float | None, url: str | None, namespace: str | None, c
     click.echo(f"paused {until}: running jobs finish, no new ones start")
 
 
-@click.command()
+@click.command(short_help="End the pause.")
 @server_options
 def resume(*, url: str | None, namespace: str | None, config: Path | None) -> None:
     """End the pause of `nbqueue suspend`: workers start jobs again."""

@@ -40,7 +40,7 @@ def _older(context: click.Context, option: click.Parameter, value: str | float) 
     return duration(context, option, value)
 
 
-@click.command()
+@click.command(short_help="Remove old results, from the server and from this disk.")
 @click.option("--older", callback=_older, default="30d", show_default=True, help="Only what is older, as 5d or 12h.")
 @click.option("-n", "--dry-run", is_flag=True, help="Only list it.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask before removing (only a terminal is asked).")

@@ -10,12 +10,12 @@ from nbqueue.store import server as program
 from nbqueue.store.connection import shown
 
 
-@click.group()
+@click.group(short_help="Start, stop or look at a server of your own.")
 def server() -> None:
     """Start, stop or look at a Redis or Valkey server of your own, without being its administrator."""
 
 
-@server.command()
+@server.command(short_help="Make the private server reachable from other machines.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port [default: a free one].")
 @click.option("--bind", default="0.0.0.0", show_default=True, help="The address to listen on.")  # noqa: S104 - other nodes must reach it; it has a password
 def start(port: int, bind: str) -> None:
@@ -32,7 +32,7 @@ def start(port: int, bind: str) -> None:
     click.echo("Stop it with `nbqueue server stop`.")
 
 
-@server.command()
+@server.command(short_help="Stop the private server; its data stay on disk.")
 def stop() -> None:
     """Stop this machine's private server; its data stay on disk for the next start."""
     found = settings.load()
@@ -42,7 +42,7 @@ def stop() -> None:
         click.echo("No private server runs on this machine.")
 
 
-@server.command()
+@server.command(short_help="Say whether the private server runs, and where.")
 def status() -> None:
     """Say whether this machine's private server runs, and where."""
     found = settings.load()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nbqueue.store.records import BatchView
 
 
-@click.command()
+@click.command(short_help="Show a job or a batch: how it went, what went wrong.")
 @click.argument("job_id", metavar="ID")
 @click.option("--args", "with_args", is_flag=True, help="Show its arguments too (unpickles them).")
 @click.option("--result", "with_result", is_flag=True, help="Show its result too (unpickles it).")

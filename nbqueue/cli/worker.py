@@ -24,7 +24,7 @@ def _queues(_context: click.Context, _option: click.Parameter, value: tuple[str,
     return tuple(name if name == ALL_QUEUES else check_queue("queue", name) for name in dict.fromkeys(names))
 
 
-@click.command()
+@click.command(short_help="Run jobs of QUEUES, in this order of priority.")
 @click.argument("queues", nargs=-1, cls=Words, callback=_queues)
 @click.option("-b", "--burst", is_flag=True, help="Exit when no jobs are left.")
 @click.option("-j", "--slots", type=click.IntRange(1, 4096), help="Jobs at a time [default: the CPUs it may use].")
@@ -52,7 +52,7 @@ def _queues(_context: click.Context, _option: click.Parameter, value: tuple[str,
 @click.option("-q", "--quiet", is_flag=True, help="Log only warnings.")
 @click.option("--logging-level", "--logging_level", help="WARNING or more is as --quiet.")
 @click.option("--pid", type=click.Path(path_type=Path, dir_okay=False), help="Write the process id into this file.")
-@click.option("-v", "--verbose", is_flag=True, expose_value=False, help="As always.")
+@click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Changes nothing: without --quiet all is told.")
 @click.option("-s", "--with-scheduler", is_flag=True, hidden=True)
 @click.option("--results-ttl", hidden=True)
 @click.option("-ds", "--dequeue-strategy", hidden=True)

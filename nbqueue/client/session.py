@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NAMED = 5  # variables that a message names
+_LIBRARIES = ("KMP_",)  # variables that libraries set as they are imported, as scikit-learn does: no news to the user
 ATTEND = 1.0  # seconds between two looks for a local worker: 3,000 submits need not look 3,000 times
 
 
@@ -65,7 +66,8 @@ class Session:
         self._lock = threading.RLock()
         self._broker: Broker | None = None
         self._url = settings.url
-        self._told = self._environment_told = False
+        self._told = False
+        self._named: set[str] = set()  # variables that a message has named
         self._environment: tuple[Any, dict[str, str | None]] | None = None  # what it was told for, and the answer
         self._server_was_there = False
         self.filed = client is None and settings_module.filed_url(settings.home) == settings.url
@@ -212,7 +214,7 @@ class Session:
     def environment(self) -> dict[str, str | None]:
         """In local mode: what jobs must be told of this process's environment, since their worker began with another.
 
-        Name -> value, None for what is not set here. Names them once.
+        Name -> value, None for what is not set here. Names each of them once.
         """
         if not self.local:
             return {}
@@ -220,11 +222,12 @@ class Session:
         if self._environment is None or self._environment[0] != now:
             self._environment = now, local.differing(self.settings.local)
         found = self._environment[1]
-        if found and not self._environment_told:
-            self._environment_told = True
-            more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        fresh = [name for name in found if not (name in self._named or name.startswith(_LIBRARIES))]
+        if fresh:
+            self._named.update(fresh)
+            more = f" and {len(fresh) - NAMED} more" if len(fresh) > NAMED else ""
             tell(
-                f"nbqueue: jobs see {', '.join([*found][:NAMED])}{more} as in this process now; the local worker was "
+                f"nbqueue: jobs see {', '.join(fresh[:NAMED])}{more} as in this process now; the local worker was "
                 "started with other values."
             )
         return found

@@ -104,6 +104,8 @@ def test_help_reads_well(words):
     assert "Usage: nbqueue" in shown
     assert "\b" not in shown
     assert all(len(line) <= 100 for line in shown.splitlines())
+    _usage, *lines = shown.splitlines()
+    assert not [line for line in lines if line.endswith("...")]  # cut in the middle of a sentence
 
 
 def test_a_private_server_by_hand(home):
@@ -123,7 +125,12 @@ def test_a_private_server_by_hand(home):
 
 def test_what_is_typed_wrong_is_said_plainly(home):
     assert "redis://" in command("worker", "--url", "http://nowhere", code=1)
-    assert "cannot be used" in command("worker", "a:b", code=1)
+    assert "cannot be used" in command("worker", "a*", code=1)
     assert "is not a duration" in command("worker", "--max-idle", "soon", code=1)
     assert "No Redis server answers" in command("info", "--url", "redis://127.0.0.1:1", code=1)
+    assert "no dotted name" in command("enqueue", "count", code=1)
+    assert "not both" in command(
+        "enqueue", "os.getcwd", "--schedule-in", "5s", "--schedule-at", "2030-12-24T18:00:00", code=1
+    )
+    assert not (home / "local").exists()  # nothing was started for them
     assert "There is no config file" in command("info", "--config", "/nowhere.toml", code=1)

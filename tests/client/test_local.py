@@ -233,6 +233,11 @@ def test_jobs_see_the_environment_as_it_is_at_their_submission(home, capfd, monk
     assert again.wait(30)[:2] == [None, None]
     monkeypatch.setenv("API_KEY", "at first")
     assert session_module.current().environment() == {"GONE": None}
+    monkeypatch.setenv("KMP_INIT_AT_FORK", "FALSE")  # as an import of scikit-learn does
+    monkeypatch.setenv("LATER", "new")
+    capfd.readouterr()
+    assert nbqueue.submit(read, ["KMP_INIT_AT_FORK", "LATER"]).wait(30) == ["FALSE", "new"]
+    assert "nbqueue: jobs see LATER as in this process now" in capfd.readouterr().err
 
 
 def test_an_unchanged_environment_adds_nothing(home, capfd):
