@@ -184,7 +184,7 @@ def static(view: View, examples: Mapping[int, Told] | None = None, *, asof: str 
         parts.append(_page(f"<div>{code} runs what failed again.</div>"))
     kinds = f"<div class='nbq-kinds'>{''.join(parts)}</div>" if parts else ""
     below = _page(f"<div style='{_MUTED}'>{_told(asof, again)}</div>") if asof else ""
-    return f"<div style='max-width:860px;padding:3px 6px;border-radius:4px;{PAIR}'>{head(view)}{kinds}{below}</div>"
+    return f"<div style='max-width:860px;padding:3px 8px;border-radius:4px;{PAIR}'>{head(view)}{kinds}{below}</div>"
 
 
 def _kind(each: Failures, job: Told | None) -> str:

@@ -21,6 +21,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 _STYLE = (
     f"<style>.nbq-controls{{{markup.PAIR};padding:3px 6px;border-radius:4px}}"
+    # JupyterLab keeps so much free at the right of HTML, as which the bar stays at the end: it does not jump then.
+    ".jp-OutputArea-output .nbq-controls{margin-right:20px}"
     ".nbq-controls .jupyter-button{height:auto;min-height:26px;line-height:1.6;padding:1px 10px}"
     ".nbq-controls .jupyter-button:focus-visible{outline:2px solid var(--jp-brand-color1,#1976d2);outline-offset:1px}"
     ".nbq-controls .nbq-kind{text-align:left;white-space:normal;overflow-wrap:anywhere;"

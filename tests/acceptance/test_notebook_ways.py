@@ -193,9 +193,14 @@ def test_nothing_moves_beneath_running_jobs_that_come_and_go(notebook, fleet):
     page.shot("steady-light")
     wide = page.cell(2).locator(".nbq-head").first.evaluate("e => [e.scrollWidth, e.clientWidth]")
     assert wide[0] <= wide[1], "a long word of a job makes the panel no wider"
+    spans = "all => all.map(e => e.getBoundingClientRect()).filter(r => r.width).map(r => [r.left, r.right])"
+    bar = page.cell(2).locator("[role=progressbar]")
+    [running] = bar.evaluate_all(spans)
     page.sees(2, "8 finished")
     assert page.page.evaluate("[...window.seen]") == [page.page.evaluate("[...window.seen][0]")]
     page.sees(2, "12 of 12")
+    until(lambda: page.button(2, "Cancel").count() == 0)
+    assert bar.evaluate_all(spans) == [running], "the bar that stays is where the moving one was"
 
 
 LAB = Path(sys.prefix) / "share/jupyter/lab/themes/@jupyterlab"
