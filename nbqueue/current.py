@@ -125,6 +125,10 @@ class CurrentJob:
         """Shows `meta` to everyone who looks at the job. Raises BadInput where it is no plain data."""
         note(META, pack_meta(self.meta))
 
+    def save(self) -> None:
+        """As `save_meta`: all else of a job does not change."""
+        self.save_meta()
+
     def progress(self, done: float, total: float | None = None, text: str = "") -> None:
         """Says how far the job is: `done` of `total`, and a few words."""
         progress(done, total, text)

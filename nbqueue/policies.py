@@ -66,6 +66,11 @@ class Retry(_Policy):
         """How often at most."""
         return self.rerun.times
 
+    @property
+    def enqueue_at_front(self) -> bool:
+        """Whether it comes before all others that wait then."""
+        return self.rerun.front
+
 
 class Repeat(_Policy):
     """Run a job again when it has finished: `times` more, after `interval` seconds (one number, or one for each).

@@ -62,6 +62,11 @@ class Run:
         return None if failure is None else failure.traceback or str(failure)
 
     @property
+    def worker_name(self) -> str | None:
+        """The worker that ran it; None for a job that was canceled before."""
+        return self.outcome.worker or None
+
+    @property
     def type(self) -> str:
         """`successful`, `failed`, `stopped` or `canceled`."""
         words = {State.FINISHED: "successful", State.FAILED: "failed"}
@@ -87,6 +92,10 @@ class Run:
 def parents_of(spec: Spec) -> list[str]:
     """Ids of the jobs and batches that a job, or each of a batch, depends on."""
     return [*spec.depends_on, *([spec.source] if spec.source else [])]
+
+
+def _intervals(rerun: Rerun | None) -> list[float] | None:
+    return None if rerun is None else list(rerun.intervals)
 
 
 def echoes_in(data: bytes) -> list[Echo]:
@@ -173,10 +182,26 @@ class Facts(Generic[R]):
         return self._left(self.batch.spec.repeat, "r")
 
     def _left(self, rerun: Rerun | None, mark: str) -> int | None:
-        if rerun is None or self.batch.inline:
-            return runs_left(rerun, 0)
+        return runs_left(rerun, 0 if rerun is None else self._used(mark))
+
+    def _used(self, mark: str) -> int:
         batch, field = self.batch, f"{mark}{self.index}"
-        return runs_left(rerun, batch.session.ask(lambda broker: broker.used(batch.id, field)))
+        return 0 if batch.inline else batch.session.ask(lambda broker: broker.used(batch.id, field))
+
+    @property
+    def number_of_retries(self) -> int:
+        """How many of its runs came of a failure before them. Asks the store."""
+        return self._used("")
+
+    @property
+    def retry_intervals(self) -> list[float] | None:
+        """Seconds before each run after a failure; None where it was submitted without retries."""
+        return _intervals(self.batch.spec.retry)
+
+    @property
+    def repeat_intervals(self) -> list[float] | None:
+        """Seconds before each run after a success; None where it does not repeat."""
+        return _intervals(self.batch.spec.repeat)
 
     @property
     def dependent_ids(self) -> list[str]:

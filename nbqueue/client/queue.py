@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -159,6 +160,7 @@ class Queue:
         refuse_inside("Queue.enqueue_many")
         known: dict[Any, tuple[list[Any], Function]] = {}
         ready = [self._prepared(call, known) for call in calls]
+        _refuse_twice([one.options.job_id for one in ready if one.options.job_id is not None])
         if any(one.mode for one in ready):
             return [one.run()[0] for one in ready]
         sent = [one.prepared() for one in ready]
@@ -283,6 +285,14 @@ class Queue:
         """The jobs that wait for what they depend on."""
         return registry.in_state(self.session, self.name, State.DEFERRED)
 
+    # The same by RQ's names: as they are now, whenever they are asked for.
+    failed_job_registry = failed
+    finished_job_registry = finished
+    canceled_job_registry = canceled
+    started_job_registry = started
+    scheduled_job_registry = scheduled
+    deferred_job_registry = deferred
+
     def to_frame(self) -> pd.DataFrame:
         """One row per job of this queue, waiting or ended, the latest submitted first. Nothing is unpickled for it."""
         return registry.to_frame(self.session, self.name)
@@ -323,6 +333,12 @@ class Queue:
 def _same(function: Any) -> Any:
     """What is equal for the same function; its name, or its id while someone holds it."""
     return function if isinstance(function, str) else id(function)
+
+
+def _refuse_twice(ids: list[str]) -> None:
+    twice = next((name for name, count in Counter(ids).items() if count > 1), None)
+    if twice is not None:
+        raise BadOption(message=f"job_id={twice!r} is there more than once: each job has an id of its own.")
 
 
 def _submit_many(batches: list[tuple[Any, bytes]], broker: Broker) -> list[Any]:

@@ -299,11 +299,16 @@ def test_the_attributes_of_a_job(session, fleet):
     bad = q.enqueue(boom, 1, retry=nbqueue.Retry(max=2))
     fleet.start("low").up()
     assert isinstance(bad.exception(20), KeyError)
-    assert bad.retries_left == 0
+    assert (bad.retries_left, bad.number_of_retries, bad.retry_intervals, bad.repeat_intervals) == (0, 2, [0], None)
+    assert second.repeat_intervals == [0]
+    assert bad.latest_result().worker_name == bad.worker_name
+    assert list(q.failed_job_registry) == list(q.failed) == [bad]
 
 
 def tell():
     job = nbqueue.get_current_job()
+    job.meta["told"] = True
+    job.save()
     return job.get_status(), job.started_at, job.worker_name
 
 
@@ -357,6 +362,7 @@ def test_a_job_knows_itself_and_workers_know_theirs(session, fleet):
     fleet.start("low", "-n", "me").up()
     told = nbqueue.Queue("low").enqueue(tell)
     status, at, name = told.wait(20)
+    assert told.get_meta() == {"told": True}
     assert status == "started"
     assert name == told.worker_name
     assert began < at < datetime.now().astimezone()
