@@ -32,9 +32,8 @@ LOAD, LOAD_BARE, RUN, FENCE, THAW, KILL, DRAIN, SETUP, AFTER, HELLO = range(1, 1
 READY, UNFIT, BEGUN, BACK, DONE, NOTE, GONE, ECHO, FILES, LEARNT = range(16, 26)
 WITH_FD = 0x80
 
-PROTOCOL = (
-    2  # one more with each change of a frame: on one machine the notebook's nbqueue may be another than the worker's
-)
+# One more with each change of a frame: on one machine the notebook's nbqueue may be another than the worker's.
+PROTOCOL = 2
 
 META, PROGRESS = 1, 2  # kinds of NOTE, as in current.py, which a lean stable must not import
 

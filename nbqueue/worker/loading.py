@@ -46,10 +46,10 @@ def settle_in(record: FunctionRecord, paths: Sequence[str] = ()) -> None:
     if record.pinned:
         # In a notebook its folder stands behind the standard library, in a script before it.
         ahead = record.path[: record.path.index("")] if "" in record.path else wanted
-        fresh = [path for path in dict.fromkeys(wanted) if path not in sys.path]
+        new = [path for path in dict.fromkeys(wanted) if path not in sys.path]
         place = next((place for place, path in enumerate(sys.path) if path.endswith("-packages")), len(sys.path))
-        sys.path[place:place] = [path for path in fresh if path not in ahead]
-        sys.path[:0] = [path for path in fresh if path in ahead]
+        sys.path[place:place] = [path for path in new if path not in ahead]
+        sys.path[:0] = [path for path in new if path in ahead]
     else:
         # Behind PYTHONPATH, before the standard library.
         place = next((place for place, path in enumerate(sys.path) if path.startswith(sys.base_prefix)), len(sys.path))

@@ -117,7 +117,6 @@ class Tenure:
         self.settler.notes.clear()
         for task in list(self.ledger.tasks.values()):
             self.ledger.drop(task)
-
         self.ledger.parting.clear()
         self.id = self.settler.worker = new_id(self.name)
         self.estranged = False
