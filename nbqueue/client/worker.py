@@ -177,8 +177,8 @@ class Worker:
 class SimpleWorker(Worker):
     """A Worker that makes every call in this very process and thread, one at a time: for tests, and for debugging.
 
-    A job that crashes takes this process along, and only Python code can be told of its time limit. Exception handlers
-    may be any functions.
+    A job that crashes takes this process along, and only Python code can be told of its time limit. Modules that it has
+    imported stay: after an edit, start it anew. Exception handlers may be any functions.
     """
 
     def _handler_names(self) -> tuple[str, ...]:
@@ -232,6 +232,25 @@ class WorkerHandle:
     def job_ids(self) -> list[str]:
         """The ids of the jobs that it holds now: those that it runs, and a few ahead."""
         return self._session.ask(lambda broker: broker.held_by(self.id))
+
+    @property
+    def successful_job_count(self) -> int:
+        """How many runs have finished there, as of its last heartbeat."""
+        return self._work[0]
+
+    @property
+    def failed_job_count(self) -> int:
+        """How many runs have failed there, as of its last heartbeat."""
+        return self._work[1]
+
+    @property
+    def total_working_time(self) -> float:
+        """The seconds of all these runs; with several slots, more than have passed."""
+        return self._work[2]
+
+    @property
+    def _work(self) -> tuple[int, int, float]:
+        return self._session.ask(lambda broker: broker.work_of(self.id))
 
     def get_current_job_id(self) -> str | None:
         """The id of a job that it holds now; None if it holds none. `job_ids` are all."""

@@ -79,13 +79,13 @@ class Broker(Uploads, Reads):
         given = [_grant(token, *grant) for grant in grants]
         return Claimed(now, given, skipped, _seconds(due), bool(suspended), bool(left), _text(more_after))
 
-    def renew(self, worker: str, begun: Sequence[Lease] = (), *, lease: float = LEASE) -> Renewed:
-        """The heartbeat; `begun` are leases to ask about. Raises LeaseEnded."""
+    def renew(self, worker: str, begun: Sequence[Lease] = (), *, lease: float = LEASE, work: str = "") -> Renewed:
+        """The heartbeat; `begun` are leases to ask about, `work` is for `work_of`. Raises LeaseEnded."""
         now, held, fallen = 0, 0, []
         for start in range(0, max(1, len(begun)), FIELDS):
             asked = begun[start : start + FIELDS]
             flat: list[Argument] = [fact for one in asked for fact in one]
-            answer = self._run("renew", worker, _ms(lease), *flat)
+            answer = self._run("renew", worker, _ms(lease), work, *flat)
             if answer == -1:
                 raise LeaseEnded(worker=worker)
             now, held = answer[0], answer[2]

@@ -60,6 +60,15 @@ class Roster(Door):
             for (batch, _, index), single in zip(jobs, singles, strict=True)
         ]
 
+    def work_of(self, worker: str) -> tuple[int, int, float]:
+        """What a worker has done until its last heartbeat: runs that finished, runs that failed, seconds of both."""
+        (told,) = self._read([("HGET", self.keys.at("w", worker), "work")])
+        try:
+            finished, failed, seconds = (told or b"0 0 0").split()
+            return int(finished), int(failed), float(seconds)
+        except ValueError:
+            return 0, 0, 0.0  # someone else wrote there
+
     def leases_of(self, worker: str) -> list[Lease]:
         """The jobs that stand in a worker's name; with an empty token those of which somebody else has the lease."""
         names = self._read([("SMEMBERS", self.keys.at("held", worker))])[0]

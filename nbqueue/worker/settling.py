@@ -54,6 +54,9 @@ class Settler:
     draining: bool = False
     brisk: bool = False  # short calls go on: outcomes come soon that can settle together
     weight: int = 0  # bytes that are pending
+    finished: int = 0  # runs,
+    failed: int = 0  # and those that failed,
+    seconds: float = 0.0  # and how long both took
     _since: float = 0.0  # when the first of `_ready` came
     _ready: list[Settled] = field(default_factory=list)
     _held: list[tuple[float, Task, Settled]] = field(default_factory=list)
@@ -104,6 +107,11 @@ class Settler:
         """Takes Redis's time: outcomes are dated by it, whatever this machine's clock says."""
         self.offset = now_us - time.monotonic() * 1e6
         self._heard += 1
+
+    @property
+    def work(self) -> str:
+        """What has been done, as a heartbeat tells it."""
+        return f"{self.finished} {self.failed} {self.seconds:.3f}"
 
     @property
     def now_us(self) -> float:
@@ -231,6 +239,10 @@ class Settler:
                 singles[record.batch] = task.spec.single
             else:
                 self.score.line("<-", _words(task, ride, answer))
+            if answer not in (STALE, DAMAGED) and ride.state is not State.CANCELED:
+                self.finished += ride.state is State.FINISHED
+                self.failed += ride.state is State.FAILED
+                self.seconds += ride.ended - ride.started
             self.told(task, ride, answer)
         for batch, indexes in fine.items():
             self.score.group("<-", batch, indexes, singles[batch], "ok")

@@ -105,7 +105,8 @@ class Simple:
     def _join(self) -> None:
         self._enter()
         self._stop_pulse()
-        self._pulse = Pulse(self._other, self.id, lease=self.plan.lease, beat=self.plan.beat)
+        lease, beat = self.plan.lease, self.plan.beat
+        self._pulse = Pulse(self._other, self.id, lease=lease, beat=beat, work=lambda: self.settler.work)
 
     def _enter(self) -> None:
         """Joins under the present id; again, to serve other queues."""

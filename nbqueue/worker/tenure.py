@@ -49,6 +49,7 @@ class Tenure:
     next_due: float = math.inf  # when something scheduled is due, as far as we know
     estranged: bool = False  # whether the store holds jobs in our name that we do not know
     queues: tuple[str, ...] = field(init=False)
+    _work: str = ""  # what was told of it last
     _reaps: bool = False  # whether the jobs of lost workers are to be looked for
 
     def __post_init__(self) -> None:
@@ -69,6 +70,7 @@ class Tenure:
             self.id, encode(info), self.queues, self.slots, lease=plan.lease, beat=plan.beat, host=info.host
         )
         self.settler.clock(now)
+        self._work = ""
         self._leased(before)
         self.ears.attend(self.id)
 
@@ -81,7 +83,10 @@ class Tenure:
         """Renews the lease, stops what is no longer ours, and does what anyone may do: reap, promote."""
         before = limits.fence_clock()
         tasks = list(self.ledger.tasks.values())
-        renewed = self.broker.renew(self.id, [task.lease for task in tasks], lease=self.plan.lease)
+        work = self.settler.work
+        news = work if work != self._work else ""
+        renewed = self.broker.renew(self.id, [task.lease for task in tasks], lease=self.plan.lease, work=news)
+        self._work = work
         fallen = set(renewed.fallen)
         self.aftermath.fallen(task for task in tasks if task.lease in fallen)
         # Always: a stable may have reached its fence while the renewal was on its way.

@@ -371,6 +371,27 @@ def test_a_job_knows_itself_and_workers_know_theirs(session, fleet):
     assert nbqueue.Worker.count(queue=nbqueue.Queue("low")) == 1
     assert began < worker.birth_date <= worker.last_heartbeat + timedelta(seconds=5)
     assert worker.get_current_job() is None
+    with pytest.raises(KeyError):
+        nbqueue.Queue("low").enqueue(boom, 1, retry=1).wait(20)
+    eventually(lambda: (worker.successful_job_count, worker.failed_job_count) == (1, 2))
+    assert 0 < worker.total_working_time < 20
+
+
+def test_a_simple_worker_counts_its_jobs_too(session):
+    q = nbqueue.Queue("low")
+    seen = []
+
+    def tell(job, *error):
+        (worker,) = nbqueue.Worker.all()
+        eventually(lambda: worker.failed_job_count == 1)
+        seen.append(worker.successful_job_count)
+
+    q.enqueue(f, "a")
+    q.enqueue(boom, 1)
+    worker = nbqueue.SimpleWorker([q], exception_handlers=[tell])
+    worker.beat = 0.05
+    worker.work(burst=True)
+    assert seen == [1]
 
 
 def test_what_is_requeued_at_the_front_comes_first(session, fleet, tmp_path):

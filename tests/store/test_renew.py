@@ -10,6 +10,12 @@ def test_it_lengthens_the_lease(broker):
     assert abs(renewed.now_us - broker.now_us()) < 5_000_000
     assert broker.workers()[0].left > 45
     assert broker.renew("w1", lease=50).fallen == []
+    assert broker.work_of("w1") == broker.work_of("nobody") == (0, 0, 0.0)
+    broker.renew("w1", lease=50, work="3 1 2.500")
+    broker.renew("w1", lease=50)
+    assert broker.work_of("w1") == (3, 1, 2.5)
+    broker.client.hset(broker.keys.at("w", "w1"), "work", "what?")
+    assert broker.work_of("w1") == (0, 0, 0.0)
 
 
 def test_it_tells_which_leases_fell(broker):

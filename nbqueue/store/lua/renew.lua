@@ -1,10 +1,12 @@
 -- renew: a worker's heartbeat, and which of its leases stand. Answers -1 if its own has ended, else {now, positions
 -- of those that do not stand, how many it holds}.
--- ARGV: worker lease# entries...
+-- `work` is what it has done so far, "<finished> <failed> <seconds>", or empty where nothing is new.
+-- ARGV: worker lease# work entries...
 make_room()
 outage()
 if not alive(worker) then return -1 end
 call('ZADD', K.workers, int(math.floor(now / 1000 + lease)), worker)
+if work ~= '' then call('HSET', K.w(worker), 'work', work) end
 set_pulse(tonumber(call('HGET', K.w(worker), 'beat')) or lease / 6, lease)
 local fallen = {}
 for i = entries, #ARGV, 3 do
