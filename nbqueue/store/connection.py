@@ -53,18 +53,21 @@ class NoServer(errors.NoServer, wrong.ConnectionError):
     """As those who wrap an enqueue in `except redis.ConnectionError` expect it."""
 
     __doc__ = errors.NoServer.__doc__
+    __repr__ = errors.NoServer.__repr__  # redis-py's tells the kind alone
 
 
 class ServerRefused(errors.ServerRefused, wrong.ResponseError):
     """The same, for `except redis.RedisError`."""
 
     __doc__ = errors.ServerRefused.__doc__
+    __repr__ = errors.ServerRefused.__repr__
 
 
 class WrongPassword(errors.WrongPassword, wrong.AuthenticationError):
     """The same."""
 
     __doc__ = errors.WrongPassword.__doc__
+    __repr__ = errors.WrongPassword.__repr__
 
 
 class Connection:

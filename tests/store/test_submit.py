@@ -1,7 +1,7 @@
 import pytest
 from helpers import finish_all, join, new_batch, submit, wait_until
 
-from nbqueue.errors import BadInput, BadName, InUse, TooManyOpen
+from nbqueue.errors import BadInput, BadName, BadOption, InUse, TooManyOpen
 from nbqueue.model import State
 
 
@@ -115,8 +115,8 @@ def test_many_singles_at_once(broker):
 def test_bad_input(broker):
     with pytest.raises(BadName):
         submit(broker, "a:b")
-    with pytest.raises(BadName):
-        submit(broker, queue="a b")
+    with pytest.raises(BadOption):
+        submit(broker, queue="a,b")
     with pytest.raises(BadName):
         submit(broker, name="../x")
     with pytest.raises(BadInput):
