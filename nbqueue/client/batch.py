@@ -261,8 +261,9 @@ class Batch(Sequence[Job[R]], Generic[R]):
     def concat(self, *, wait: bool = True, args: bool = False, timeout: float | None = None) -> pd.DataFrame:
         """Results that are DataFrames or Series, one below the other: arguments first, then their own columns.
 
-        The index has the batch's labels outside, the results' own inside. What did not finish is left out, with a
-        warning. Raises BadInput where a result is of another kind, NotDone after `timeout` seconds.
+        The index has the batch's labels outside, the results' own inside. A result that is None adds no row; what did
+        not finish is left out, with a warning. Raises BadInput where a result is of another kind, NotDone after
+        `timeout` seconds.
         """
         from nbqueue.client import stacking
 

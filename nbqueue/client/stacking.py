@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbqueue.checks import warn
 from nbqueue.client import columns, frame, tables
-from nbqueue.client.rows import Rows, of_batch
+from nbqueue.client.rows import of_batch
 from nbqueue.errors import BadInput
 from nbqueue.model import State
 
@@ -20,16 +20,19 @@ def stack(batch: Batch[Any], *, args: bool) -> pd.DataFrame:
     """The rows of all results in input order: arguments, then the results' own columns.
 
     The outer levels of the index are the batch's, the inner ones those of the results. Arguments over 1 kB and those
-    that are tables or arrays are left out, unless `args`. Jobs without a result are left out, with a warning. Raises
-    BadInput where a result is neither a DataFrame nor a Series, and where columns cannot be put below each other.
+    that are tables or arrays are left out, unless `args`. Results that are None are left out, as pandas.concat does,
+    and jobs without a result with a warning. Raises BadInput where a result is neither a DataFrame nor a Series, or
+    all are None, and where columns cannot be put below each other.
     """
     import pandas as pd
 
     rows = of_batch(batch)
-    places = [place for place, outcome in enumerate(rows.outcomes) if outcome and outcome.state is State.FINISHED]
-    found = [_table(rows, place) for place in places]
-    if len(places) < rows.n:
-        warn(f"{rows.n - len(places):,} of {rows.n:,} jobs of {batch.id} have no result here.")
+    ended = [place for place, outcome in enumerate(rows.outcomes) if outcome and outcome.state is State.FINISHED]
+    values = {place: frame.value_of(rows.outcomes[place]) for place in ended}
+    places = [place for place in ended if values[place] is not None] or ended
+    found = [_table(rows.ids[place], values[place]) for place in places]
+    if len(ended) < rows.n:
+        warn(f"{rows.n - len(ended):,} of {rows.n:,} jobs of {batch.id} have no result here.")
     given = frame.arguments_of(rows, whole=args)
     if not args:
         given = {name: values for name, values in given.items() if not any(map(_is_large, values))}
@@ -84,14 +87,13 @@ def _index(labels: pd.Index[Any], inner: list[pd.Index[Any]]) -> pd.MultiIndex:
     return pd.MultiIndex.from_arrays(levels, names=names)
 
 
-def _table(rows: Rows, place: int) -> pd.DataFrame:
-    value = frame.value_of(rows.outcomes[place])
+def _table(job: str, value: Any) -> pd.DataFrame:
     if tables.is_frame(value):
         return value  # type: ignore[no-any-return]
     if tables.is_series(value):
         return value.to_frame("result" if value.name is None else value.name)  # type: ignore[no-any-return]
     said = value if isinstance(value, str) and value.startswith("<cannot") else f"of type {type(value).__name__}"
     raise BadInput(
-        message=f"concat() stacks DataFrames and Series, and the result of {rows.ids[place]} is {said}. "
+        message=f"concat() stacks DataFrames and Series, and the result of {job} is {said}. "
         "to_frame() takes results of every kind, one row each."
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -332,6 +333,17 @@ def test_arguments_that_are_tables_are_not_put_beside_each_row():
     assert batch.concat(args=True)["part"].iloc[-1].equals(parts[1])
     long = collect(lambda x: pd.DataFrame({"v": [1]}), ["short", "long" * 500])
     assert list(long.concat().columns) == ["v"]
+
+
+def test_a_result_that_is_none_adds_no_row_as_in_pandas():
+    batch = collect(lambda x: pd.DataFrame({"v": [x, x]}) if x % 2 else None, range(4))
+    with warnings.catch_warnings(action="error"):
+        found = batch.concat()
+    assert found["v"].tolist() == [1, 1, 3, 3]
+    assert found["x"].tolist() == [1, 1, 3, 3]
+    assert found.index.get_level_values(0).tolist() == [1, 1, 3, 3]
+    with pytest.raises(nbqueue.NbqueueError, match="NoneType"):  # a `return` was forgotten, more likely
+        collect(lambda x: None, [1]).concat()
 
 
 def test_what_cannot_be_stacked_is_named(session):
