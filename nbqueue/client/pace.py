@@ -19,9 +19,14 @@ LAG = 2.0  # seconds without having copied everything, after which it is told
 
 
 class Pace:
-    """How fast outcomes come in, since the batch was first seen. `age`: how long it had run by then."""
+    """How fast outcomes come in, since the batch was first seen. `age`: how long it had run by then.
 
-    def __init__(self, age: float = 0.0) -> None:
+    What comes after an end, be it a retry or new items, is a new race; not so of `several` batches of one cell.
+    """
+
+    def __init__(self, age: float = 0.0, *, several: bool = False) -> None:
+        self._several = several
+        self._rests = False
         self._begin(age)
 
     def _begin(self, age: float) -> None:
@@ -36,9 +41,11 @@ class Pace:
         """Takes how many have ended by now, and how many of these are not copied yet."""
         now = time.monotonic()
         self._behind = None if not missing else self._behind or now
-        if self._first is None or over < self._over:
+        anew = over < self._over or (self._rests and not ended and not self._several)
+        self._rests = ended
+        if self._first is None or anew:
             if self._first is not None:
-                self._begin(0.0)  # a retry is a new race
+                self._begin(0.0)
             self._first = now, over
         if not ended or (self._seen_running and over > self._over):
             self._now = now

@@ -63,7 +63,7 @@ class Panel:
         """Shows one more batch; a panel that had come to its end moves again."""
         with self._lock:
             if self._batches:
-                self._pace = Pace() if len(self._batches) == 1 else self._pace
+                self._pace = Pace(several=True) if len(self._batches) == 1 else self._pace
             self._batches.append(batch)
             self._groups.add(batch)
             if self._first is None:

@@ -298,6 +298,17 @@ def test_the_pace_begins_anew_with_a_retry(over):
     assert pace.eta(10) is None
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_the_pace_begins_anew_with_items_that_come_after_the_end(several):
+    pace = Pace(age=1000.0, several=several)
+    pace.see(0, ended=False)
+    pace.see(10, ended=True)
+    assert pace.elapsed >= 1000
+    pace.see(10, ended=False)
+    pace.see(12, ended=True)
+    assert (pace.elapsed >= 1000) is several
+
+
 def test_what_ended_before_it_was_seen_has_no_pace():
     pace = Pace()
     pace.see(10, ended=True)
@@ -342,8 +353,7 @@ def test_a_panel_that_fails_is_given_up_and_the_others_go_on(session, hands, mon
     monkeypatch.setattr(panel, "painter", panel.Painter())
     broken, sound = (panel.Panel(nbqueue.map(abs, range(2))) for _ in range(2))
     monkeypatch.setattr(broken._rounds, "look", lambda _: 1 / 0)
-    wait_until(lambda: broken.broken)
-    assert "ZeroDivisionError" in caplog.text
+    wait_until(lambda: broken.broken and "ZeroDivisionError" in caplog.text)
     drawn = sound._drawn
     wait_until(lambda: sound._drawn > drawn)
     hands.work()
