@@ -10,7 +10,7 @@ stable stays lean until it loads its function; the codecs of records import msgs
     stable -> parent   READY f64 seconds   UNFIT model.Failure   BEGUN seqs   BACK seqs   DONE Done
                        NOTE Note   GONE seqs   ECHO seq and list of model.Echo   FILES list of File
                        LEARNT Learnt
-    horse -> stable    DONE with flags in place of the tail; NOTE; ECHO; FILES; LEARNT
+    horse -> stable    DONE with flags in place of the tail; NOTE; ECHO; FILES; LEARNT; WARMED f64 seconds
     stable -> horse    RUN with further calls, once their tickets are there; AFTER with the name of the hook
 
 A frame sent with a descriptor carries it by SCM_RIGHTS, and the highest bit of its kind says so: a DONE whose value is
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nbqueue.model import Echo, Ride
 
 LOAD, LOAD_BARE, RUN, FENCE, THAW, KILL, DRAIN, SETUP, AFTER, HELLO = range(1, 11)
-READY, UNFIT, BEGUN, BACK, DONE, NOTE, GONE, ECHO, FILES, LEARNT = range(16, 26)
+READY, UNFIT, BEGUN, BACK, DONE, NOTE, GONE, ECHO, FILES, LEARNT, WARMED = range(16, 27)
 WITH_FD = 0x80
 
 # One more with each change of a frame: on one machine the notebook's nbqueue may be another than the worker's.
@@ -259,7 +259,7 @@ def unpack_seqs(payload: bytes) -> list[int]:
 
 
 def pack_seconds(value: float) -> bytes:
-    """The payload of READY and FENCE."""
+    """The payload of READY, FENCE, and WARMED."""
     return _SECONDS.pack(value)
 
 
@@ -267,7 +267,7 @@ pack_fence = pack_seconds
 
 
 def unpack_seconds(payload: bytes) -> float:
-    """The number in the payload of FENCE and READY; raises FrameError."""
+    """The number in the payload of FENCE, READY, or WARMED; raises FrameError."""
     value: float = _numbers(_SECONDS, payload)[0]
     return value
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from nbqueue.worker.certificate import Obituary
     from nbqueue.worker.slots import Call, Errand, Mount, Slot
 
+_WEIGHT = 0.3  # of the latest horse in what is known of them
+_TRIAL = 16  # one of so many horses finds out anew how dear a first call is
 _MOST_DEATHS = 3  # of horses that never came to the first step of an errand; then that step is blamed
 
 
@@ -36,6 +38,8 @@ class Herd:
         self.busy = False  # whether a horse that reports will soon report again
         self.kept: set[int] = set()  # children that loading started
         self.learnt = frames.Learnt(0.0, [])  # what horses had to import, and the next ones should not
+        self._warming: float | None = None  # CPU seconds that first calls took longer than second ones, as they were
+        self._untried = 0  # horses that have learnt it from the stable, since the last that finds it out
         self.unburied = False  # whether strays of a dead horse may still live
         self.spares = spare.Spares(selector)
         self._gone: list[int] = []  # killed on request, and to be told when no stray lives
@@ -178,6 +182,11 @@ class Herd:
 
     # ------------------------------------------------------------ from the horses
 
+    def warming(self) -> float | None:
+        """What the next horse is told of how dear a first call is; None: it finds out."""
+        self._untried = (self._untried + 1) % _TRIAL
+        return self._warming if self._untried else None
+
     def mounted(self, mount: Mount) -> None:
         """A horse has been forked."""
         mount.slot.mount = mount
@@ -269,6 +278,10 @@ class Herd:
             seconds, names = frames.decode_learnt(payload)
             known = dict.fromkeys([*self.learnt.modules, *names])
             self.learnt = frames.Learnt(max(self.learnt.seconds, seconds), list(known))
+        elif kind == frames.WARMED:
+            seconds = frames.unpack_seconds(payload)
+            # A first call may be the longer one by chance: only the mean over horses tells.
+            self._warming = seconds if self._warming is None else self._warming + _WEIGHT * (seconds - self._warming)
 
     def _pass_on(self, notes: dict[tuple[int, int], bytes]) -> None:
         for payload in notes.values():

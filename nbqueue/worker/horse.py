@@ -77,6 +77,7 @@ class Saddle(NamedTuple):
     tickets: int
     stable: int
     refused: AbstractSet[str]  # modules that the stable could not import
+    warming: float | None  # for its Life
 
 
 def ride(saddle: Saddle) -> NoReturn:
@@ -97,9 +98,14 @@ def ride(saddle: Saddle) -> NoReturn:
 
 
 class Life:
-    """How long a horse lives: as long as its slice, and so long that getting ready was a small part of it."""
+    """How long a horse lives: as long as its slice, and so long that getting ready was a small part of it.
 
-    def __init__(self) -> None:
+    `warming` is by how many CPU seconds the first call of earlier horses took longer than their second; None where that
+    is to be found out.
+    """
+
+    def __init__(self, warming: float | None = None) -> None:
+        self._known = warming
         self.setup = 0.0  # seconds spent on what calls after the first have for nothing
         self._born = math.inf  # when the first call began
         self._calls = 0
@@ -123,9 +129,22 @@ class Life:
 
     def left(self, least: float) -> float:
         """Seconds until it is over, for one that takes `least`; never less than 0."""
-        # What the first call has to do and later ones have not: memory is copied at its first use, caches are filled.
-        warming = max(0.0, self._first - self._later / (self._calls - 1)) if self._calls > 1 else 0.0
+        warming = self._known or 0.0
+        if self._calls > 1 or self._known is None:
+            warming = max(warming, self.warmed())
         return max(0.0, self._born + max(least, (self.setup + warming) / _SHARE) - time.monotonic())
+
+    def warmed(self) -> float:
+        """CPU seconds of the first call that later ones are spared: memory is copied, caches are filled.
+
+        After the first call that may be all of it.
+        """
+        return self._first - (self._later / (self._calls - 1) if self._calls > 1 else 0.0)
+
+    @property
+    def compared(self) -> bool:
+        """Whether the last call was the second, the first that can be compared."""
+        return self._calls == 2
 
 
 class Horse:
@@ -151,7 +170,7 @@ class Horse:
         self._calls: Sequence[Call] = saddle.calls
         self._gift = 0  # which calls these are
         self._made = 0  # of them
-        self._life = Life()
+        self._life = Life(saddle.warming)
         self._lasts = False  # whether it takes further calls
         current.here.note = self._note
         spill.here(saddle.setup.spill)
@@ -273,6 +292,8 @@ class Horse:
         self._tell(call.seq, weighed, LASTS if self._lasts else 0)
         if learnt is not None:
             self._send(frames.LEARNT, frames.encode(learnt))
+        if self._life.compared:
+            self._send(frames.WARMED, frames.pack_seconds(self._life.warmed()))
         return None
 
     def _learnt(self, spent: float) -> frames.Learnt | None:

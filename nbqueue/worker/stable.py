@@ -294,6 +294,7 @@ class Stable:
                 tickets=gear.tickets,
                 stable=os.getpid(),
                 refused=self._refused,
+                warming=self._herd.warming(),
             )
             pid = os.fork()
             if pid == 0:

@@ -173,12 +173,12 @@ def test_an_old_horse_makes_way():
     class Now:
         value = 0.0
 
-    def calls_of(first, later):
+    def calls_of(first, later, known=None):
         from nbqueue.worker import horse
 
         original, horse.time.monotonic = horse.time.monotonic, lambda: Now.value
         try:
-            Now.value, life = 0.0, horse.Life()
+            Now.value, life = 0.0, horse.Life(known)
             life.begins()
             for number in itertools.count(1):
                 life.lived(first if number == 1 else later)
@@ -189,8 +189,45 @@ def test_an_old_horse_makes_way():
             horse.time.monotonic = original
 
     assert calls_of(0.05, 0.05) == 2
-    assert calls_of(1.0, 0.001) == 1  # who outlasts the slice at once has a process for itself
+    assert calls_of(1.0, 1.0) == 2  # whether the first is the dearer one a second has to tell
+    assert calls_of(1.0, 1.0, known=0.0) == 1  # who outlasts the slice at once has a process for itself
+    assert calls_of(1.0, 1.0, known=0.5) == 10  # by chance as fast as the second
     assert 150 <= calls_of(0.03, 0.01) // 0.25 <= 170  # 20 ms more than the others: 0.4 s
+
+
+def burn(seconds):
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
+def test_where_first_calls_are_dear_and_longer_than_the_slice_horses_last(tmp_path):
+    def dear(_):
+        import fnmatch
+
+        missed = fnmatch._compile_pattern.cache_info().misses
+        fnmatch.fnmatch("a", "only here")
+        burn(0.6 if fnmatch._compile_pattern.cache_info().misses > missed else 0.001)
+        return os.getpid()
+
+    with Driver(dear, imports=["fnmatch"]) as driver:
+        for _ in range(2):  # the second horse knows by the first
+            horse = driver.values(0, slice=0.0)[0]
+            at_rest(driver, horse)
+            for x in range(4):
+                assert driver.values(x, slice=0.0) == [horse]
+            assert driver.values(0, isolate=True)[0] != horse
+
+
+def test_where_all_calls_are_as_dear_each_has_a_process_once_that_is_known(tmp_path):
+    def even(_):
+        burn(0.2)
+        return os.getpid()
+
+    with Driver(even) as driver:
+        found = [driver.values(x, slice=0.0)[0] for x in range(8)]
+        assert found[0] == found[1]
+        assert len(set(found[-3:])) == 3  # a spare one may have been there before
 
 
 def test_killed_while_it_waits_it_takes_no_call_with_it(tmp_path):
