@@ -175,7 +175,7 @@ def test_a_keyword_that_is_also_a_parameter_is_refused_with_both_ways_out(sessio
     [
         {"timeout": 0},
         {"result_ttl": -5},
-        {"queue": "a b"},
+        {"queue": "a\nb"},
         {"name": "<b>"},
         {"seed": -1},
         {"max_failed": -1},
