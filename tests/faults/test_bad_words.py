@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nbqueue
+from nbqueue.checks import is_queue
 from nbqueue.cli.main import cli
 from nbqueue.client.spoolfile import Appender, Block, Kind, Scan
 from nbqueue.client.terms import WORDS
@@ -266,10 +267,15 @@ COMMANDS = [
 ]
 
 
+OF_QUEUES = {("worker", "{}"), ("empty", "{}"), *(words for words in COMMANDS if "--queue" in words)}
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_a_command_refuses_such_a_name(session, words, monkeypatch):
     monkeypatch.setenv("NBQUEUE_URL", session.settings.url)
     for name in ("a/b", "{a}", "a\nb", "x" * 10_240, "a b "):
+        if words in OF_QUEUES and is_queue(name):
+            continue  # RQ's users have such queues
         place = words.index("{}")
         done = CliRunner().invoke(cli, [*words[:place], name, *words[place + 1 :]])
         assert done.exit_code, (words, name, done.output)

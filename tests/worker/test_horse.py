@@ -17,6 +17,7 @@ from stable_driver import Driver
 
 from nbqueue import wire
 from nbqueue.model import Cause, State
+from nbqueue.worker import frames
 
 
 def outcome_of(function, item=None, **limits):
@@ -24,6 +25,7 @@ def outcome_of(function, item=None, **limits):
     with Driver(function) as driver:
         (seq,) = driver.run(item, **limits)
         (ride,) = driver.outcomes([seq])
+        driver.channel.send(frames.DRAIN, b"")  # after a dear call its process waits for more
         wait_until(lambda: not driver.horses())
         return ride, driver.tails[seq]
 
