@@ -59,12 +59,13 @@ def test_it_leaves_the_names_of_the_users_main_alone(session, simple, monkeypatc
     main = sys.modules["__main__"]
     monkeypatch.setattr(main, "seen", [], raising=False)
     names = {"__name__": "__main__", "seen": main.seen}
+    before = {**vars(main)}
     exec("def f(x):\n    seen.append(x)\n    return len(seen)", names)
     batch = nbqueue.map(names["f"], range(3))
     simple().work(burst=True)
     assert batch.results() == [1] * 3
     assert main.seen is names["seen"]
-    assert not hasattr(main, "f")
+    assert vars(main) == before
 
 
 def away_at(monkeypatch, verb, which):
