@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from enum import StrEnum
+from enum import StrEnum, nonmember
 from typing import Any, TypeVar
 
 import msgspec
@@ -47,6 +47,7 @@ class State(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     CANCELED = "canceled"
+    CREATED = nonmember("created")  # of a call that was described only: no store has it, and nothing counts it
 
     @property
     def over(self) -> bool:

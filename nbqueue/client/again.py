@@ -37,6 +37,7 @@ def retry(
     front: bool = False,
 ) -> int:
     """Runs rows of `batch` again, before others if `front`; answers how many. Raises BadInput or BadOption."""
+    waiting.refuse_unsent(batch)
     lost = _revived(batch) if batch.watch.gone else None
     indexes = chosen(batch, rows)
     if lost and rows is None:

@@ -32,6 +32,8 @@ from nbqueue.model import Hook, Outcome, Spec, State, Tally
 if TYPE_CHECKING:
     import pandas as pd
 
+    from nbqueue.client.enqueuing import Prepared
+
 R = TypeVar("R")
 S = TypeVar("S")
 
@@ -57,6 +59,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         self.told = ""  # what became of a submission under a name that was there already
         self.source: Batch[Any] | None = None  # whose results are the arguments
         self.hooks: dict[str, Hook] = {}  # the callbacks of an inline run
+        self.unsent: Prepared | None = None  # the call of a job that was created, until it is enqueued
         session.collector.know(watch)
 
     # ------------------------------------------------------------ what it is

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nbqueue.checks import brief, seconds
-from nbqueue.client import items, terms
-from nbqueue.client.function import Function, goes_by_name
+from nbqueue.client import items, notes, terms
+from nbqueue.client.batch import Batch
+from nbqueue.client.function import Function, goes_by_name, resolved
 from nbqueue.client.items import Calls
 from nbqueue.client.job import Job
 from nbqueue.client.submission import Submission, When, refuse_inside
+from nbqueue.client.watch import Watch
 from nbqueue.errors import BadOption
-from nbqueue.model import Options
+from nbqueue.model import Notes, Options, Spec, new_id
 
 if TYPE_CHECKING:
     from nbqueue.client.queue import Queue
@@ -40,6 +43,39 @@ class Prepared:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+
+
+def created(
+    queue: Queue,
+    origin: str,
+    func: Callable[..., Any] | str,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+) -> Job[Any]:
+    """A Job that describes a call, for `enqueue_job`: as what has run in this process, no server knows it.
+
+    Raises BadOption, BadInput.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    said, (call, _, label) = queue.options(**given).said, resolved(func)
+    spec = Spec(
+        label=label,
+        single=True,
+        timeout=said.timeout if given.keys() & {"timeout", "job_timeout"} else None,
+        result_ttl=said.result_ttl,
+        failure_ttl=said.failure_ttl,
+        description=said.description,
+        retry=terms.rerun(said.retry),
+        repeat=terms.rerun(said.repeat),
+        depends_on=terms.parents(said),
+    )
+    watch = Watch(said.job_id or new_id(label, 8), origin, "", spec)
+    watch.created_us, watch.expected = time.time_ns() // 1000, 1
+    watch.notes[0] = Notes(notes.plain(said.meta or {}))
+    batch: Batch[Any] = Batch(queue.session, watch, spec, function=call, inline="collect")
+    batch.unsent = Prepared(func, positionals(args), keywords(kwargs), {**given, "ttl": said.ttl})
+    return Job(batch, 0)
 
 
 class Enqueuer:
@@ -146,7 +182,7 @@ def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Typed:
             "For a function that has such parameters: q.options().enqueue(f, args=...)."
         )
     # Said so, the call is in them and the other keywords are ours, as RQ's documentation advises: no clash.
-    return Typed(positionals(rest.get("args")), dict(rest.get("kwargs") or {}), given, rest)
+    return Typed(positionals(rest.get("args")), keywords(rest.get("kwargs")), given, rest)
 
 
 def positionals(args: Any) -> tuple[Any, ...]:
@@ -156,6 +192,13 @@ def positionals(args: Any) -> tuple[Any, ...]:
     if isinstance(args, str | bytes) or not isinstance(args, Iterable):
         raise BadOption(message=f"args={brief(args)} must be a tuple or a list of the positional arguments.")
     return tuple(args)
+
+
+def keywords(kwargs: Any) -> dict[str, Any]:
+    """The keyword arguments in `kwargs=`. Raises BadOption."""
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise BadOption(message=f"kwargs={brief(kwargs)} must be a dict of the keyword arguments.")
+    return dict(kwargs or {})
 
 
 def time_limit(option: str, value: Any) -> float | None:

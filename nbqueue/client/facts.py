@@ -16,7 +16,7 @@ from nbqueue.client import notes, waiting
 from nbqueue.client.spoolfile import Kind
 from nbqueue.client.waiting import lifetime
 from nbqueue.client.watch import opened
-from nbqueue.errors import BadSignature, Expired
+from nbqueue.errors import BadInput, BadSignature, Expired
 from nbqueue.model import Cause, Echo, Notes, Outcome, Rerun, Spec, State, runs_left, utc
 from nbqueue.store.records import past
 
@@ -130,15 +130,21 @@ class Facts(Generic[R]):
 
     @property
     @abstractmethod
-    def status(self) -> State:
+    def status(self) -> State | str:
         """Where it is."""
 
     # ------------------------------------------------------------ as it was submitted
 
     @property
     def origin(self) -> str:
-        """The name of its queue."""
+        """The name of its queue; of a job that was created only, none, or what one says."""
         return self.batch.queue
+
+    @origin.setter
+    def origin(self, name: str) -> None:
+        if self.batch.unsent is None:
+            raise BadInput(message=f"{self.id} is in {self.origin}: batch.retry(queue=...) moves what has ended.")
+        self.batch.watch.queue = name
 
     @property
     def func_name(self) -> str:
@@ -152,7 +158,7 @@ class Facts(Generic[R]):
 
     @property
     def timeout(self) -> float | None:
-        """Its time limit in seconds; None: none."""
+        """Its time limit in seconds; None: none, or while it is created only, that of its queue."""
         return self.batch.spec.timeout
 
     @property
@@ -169,6 +175,8 @@ class Facts(Generic[R]):
     def ttl(self) -> float | None:
         """After how many seconds of waiting it is canceled; None: it waits for ever. Asks the store."""
         batch = self.batch
+        if batch.unsent is not None:
+            return batch.unsent.options["ttl"]  # type: ignore[no-any-return]
         return None if batch.inline else batch.session.ask(lambda broker: broker.ttl(batch.id))
 
     @property
@@ -313,7 +321,7 @@ class Facts(Generic[R]):
     def enqueued_at(self) -> datetime | None:
         """When it could first be taken; None while it is deferred or scheduled."""
         if self.batch.inline:
-            return self.created_at
+            return self.created_at if self.batch.unsent is None else None
         view = self._view()
         return None if view is None or view.queued_us is None else utc(view.queued_us)
 
@@ -433,7 +441,10 @@ class Facts(Generic[R]):
         batch.session.spool.keep_said(batch.watch, [(Kind.METAS, [(self.index, blob)])])
 
     def save(self) -> None:
-        """As `save_meta`: all else of a job is written when it is submitted, and does not change."""
+        """As `save_meta`: all else of a job is written when it is submitted, and does not change.
+
+        A job that was created only has its meta here until `Queue.enqueue_job` sends it; no server knows it before.
+        """
         self.save_meta()
 
     @property

@@ -94,18 +94,21 @@ def _wrapped(
 
     Without `pin` no modules are looked at.
     """
-    if isinstance(function, str):
-        call, thing, label = _named(function)
-    elif callable(function):
-        call = thing = function
-        label = label_of(function)
-    else:
-        raise BadInput(
-            message=f"{brief(function)} cannot be called. Give a function, or its dotted name such as 'mylib.count'."
-        )
+    call, thing, label = resolved(function)
     reach = captures.Reach(call)
     payload = _pickled(thing, label, reach)
     return call, label, payload, _reached(function, reach, payload) if pin else {}, reach
+
+
+def resolved(function: object) -> tuple[Callable[..., Any] | None, Any, str]:
+    """(the callable if it is here, what is pickled for it, its name). Raises BadInput, BadOption."""
+    if isinstance(function, str):
+        return _named(function)
+    if callable(function):
+        return function, function, label_of(function)
+    raise BadOption(
+        message=f"{brief(function)} cannot be called. Give a function, or its dotted name such as 'mylib.count'."
+    )
 
 
 def _named(name: str) -> tuple[Callable[..., Any] | None, Any, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbqueue import perform, wire
@@ -24,7 +24,7 @@ from nbqueue.errors import (
     RemoteTraceback,
     SetupError,
 )
-from nbqueue.model import MAX_LOSSES, Cause, Failure, Outcome, State, job_id
+from nbqueue.model import DEFAULT_QUEUE, MAX_LOSSES, Cause, Failure, Outcome, State, job_id
 from nbqueue.worker import mail
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class Job(Facts[R]):
         return self.id
 
     def __repr__(self) -> str:
-        state = self.batch.watch.state(self.index)
-        return f"<Job {self.id}: {state or 'not done'}>"
+        state = self.batch.watch.state(self.index) or (State.CREATED if self.batch.unsent is not None else "not done")
+        return f"<Job {self.id}: {state}>"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Job) and (other.batch.id, other.index) == (self.batch.id, self.index)
@@ -62,7 +62,30 @@ class Job(Facts[R]):
     def __lt__(self, other: object) -> bool:
         raise TypeError("jobs have no order of their own: sort by what is meant, as key=lambda job: job.result")
 
-    # ------------------------------------------------------------ finding one
+    # ------------------------------------------------------------ making and finding one
+
+    @classmethod
+    def create(
+        cls,
+        func: Callable[..., Any] | str,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        connection: Any = None,
+        *,
+        id: str | None = None,  # noqa: A002 - RQ's
+        origin: str = "",
+        namespace: str | None = None,
+        **options: Any,
+    ) -> Job[Any]:
+        """A call with its options, as `Queue.enqueue_call` takes them; `Queue.enqueue_job(job)` sends it.
+
+        Until then its status is `created`, and only this process has it. Raises BadOption, BadInput.
+        """
+        from nbqueue.client import enqueuing, queue, submission
+
+        submission.refuse_inside("Job.create")
+        home = queue.Queue(origin or DEFAULT_QUEUE, connection, namespace=namespace)
+        return enqueuing.created(home, origin, func, args, kwargs, {**options, "job_id": id})
 
     @classmethod
     def fetch(cls, id: str, connection: Any = None, *, namespace: str | None = None) -> Job[Any]:  # noqa: A002 - RQ's
@@ -91,11 +114,14 @@ class Job(Facts[R]):
     # ------------------------------------------------------------ how it goes
 
     @property
-    def status(self) -> State:
+    def status(self) -> State | str:
         """Where it is: from memory once it has ended, else the store is asked.
 
-        Raises Expired or LostByServer when the store has it no more, and its end was not seen.
+        `created` (State.CREATED) while it was created only. Raises Expired or LostByServer when the store has it no
+        more, and its end was not seen.
         """
+        if self.batch.unsent is not None:
+            return State.CREATED
         found = looking.states([self])[0]
         if found is not None:
             return found
@@ -104,7 +130,7 @@ class Job(Facts[R]):
             raise self._absence()
         return self.batch.watch.state(self.index) or State.QUEUED  # on its way to the store
 
-    def get_status(self, refresh: bool = True) -> State:
+    def get_status(self, refresh: bool = True) -> State | str:
         """As `status`; with `refresh` the store is asked in any case."""
         batch = self.batch
         if not refresh or batch.inline:
@@ -272,6 +298,7 @@ class Job(Facts[R]):
     def cancel(self, *, running: bool = True) -> bool:
         """Cancels it, unless it has ended; `running=False` spares it once it runs. True: it was canceled."""
         batch = self.batch
+        waiting.refuse_unsent(batch)
         if batch.inline:
             return False
         try:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbqueue.checks import brief, check_queue
 from nbqueue.client import registry, session, terms
-from nbqueue.client.enqueuing import RESULT_TTL, TIMEOUT, Enqueuer, Prepared, pinned, positionals, split, time_limit
+from nbqueue.client.enqueuing import (
+    RESULT_TTL,
+    TIMEOUT,
+    Enqueuer,
+    Prepared,
+    keywords,
+    pinned,
+    positionals,
+    split,
+    time_limit,
+)
 from nbqueue.client.function import Function, describe
 from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs
@@ -127,7 +137,26 @@ class Queue:
         **options: Any,
     ) -> Job[R]:
         """As enqueue, with the call in `args` and `kwargs`, and all other keywords as options."""
-        return self._given(options).send("enqueue_call", func, positionals(args), kwargs or {})
+        return self._given(options).send("enqueue_call", func, positionals(args), keywords(kwargs))
+
+    def enqueue_job(self, job: Job[R], at_front: bool = False) -> Job[R]:
+        """Enqueues what `Job.create` made; the same Job tells how it goes from then on.
+
+        One that was enqueued before is run again, as its `requeue` does. Raises BadInput where that is in another
+        queue, or has not ended yet, and what `enqueue` raises.
+        """
+        if not isinstance(job, Job):
+            raise BadOption(message=f"enqueue_job() takes what Job.create(f) makes, not {brief(job)}: see enqueue().")
+        call = job.batch.unsent
+        if call is None:
+            if job.origin != self.name:
+                raise BadInput(message=f"{job.id} is in the queue {job.origin}: batch.retry(queue=...) moves it.")
+            return job.requeue(at_front)
+        options = {**call.options, "job_id": job.id, "meta": job.meta or None}
+        options |= {"at_front": True} if at_front else {}
+        sent = self._given(options).send("enqueue_job", call.func, call.args, call.kwargs)
+        job.batch, job.index = sent.batch, sent.index
+        return job
 
     def delayed(
         self,
@@ -150,7 +179,7 @@ class Queue:
         **options: Any,
     ) -> Prepared:
         """A call with its options, for `enqueue_many`."""
-        return Prepared(func, positionals(args), dict(kwargs or {}), options)
+        return Prepared(func, positionals(args), keywords(kwargs), options)
 
     def enqueue_many(self, calls: Iterable[Prepared]) -> list[Job[Any]]:
         """Enqueues many calls, 1,000 in a round trip. Nothing is sent if one of them is wrong.

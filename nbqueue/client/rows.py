@@ -173,6 +173,8 @@ def _noted(batch: Batch[Any], indexes: Sequence[int]) -> list[Notes]:
 def payload(batch: Batch[Any], index: int) -> bytes | None:
     """The arguments of one job as they were sent; None if nobody has them any more. Raises BadSignature."""
     watch = batch.watch
+    if batch.unsent is not None:
+        return perform.pack(batch.unsent.args, batch.unsent.kwargs, None)
     with watch.changed:
         if watch.payloads is not None and index < len(watch.payloads):
             return watch.payloads[index]

@@ -13,6 +13,7 @@ from nbqueue.client.batch import Batch
 from nbqueue.client.function import Function, label_of, signature_of
 from nbqueue.client.job import Job
 from nbqueue.client.session import Session
+from nbqueue.client.waiting import refuse_unsent
 from nbqueue.errors import BadInput, BadOption
 from nbqueue.model import Options, Rerun, Spec
 from nbqueue.policies import Callback, Dependency, Repeat, Retry
@@ -204,7 +205,6 @@ class Waits(NamedTuple):
 def waits(options: Options, session: Session) -> Waits:
     """The needs behind `depends_on`. Raises BadInput for what the server of `session` does not know of."""
     needs: dict[Need, None] = {}
-    ids: dict[str, None] = {}
     front = False
     for dependency in options.depends_on or ():
         front = front or dependency.enqueue_at_front
@@ -212,8 +212,13 @@ def waits(options: Options, session: Session) -> Waits:
             batch, index = _named(one)
             _refuse_elsewhere(one, session)
             needs[Need(batch, index, dependency.allow_failure)] = None
-            ids[one if isinstance(one, str) else one.id] = None
-    return Waits(tuple(needs), tuple(ids), front)
+    return Waits(tuple(needs), parents(options), front)
+
+
+def parents(options: Options) -> tuple[str, ...]:
+    """The ids of what is named in `depends_on`."""
+    named = (one for dependency in options.depends_on or () for one in _members(dependency))
+    return tuple(dict.fromkeys(one if isinstance(one, str) else one.id for one in named))
 
 
 def _refuse_elsewhere(one: Any, session: Session) -> None:
@@ -243,6 +248,7 @@ def _named(one: Any) -> tuple[str, int | None]:
     if isinstance(one, str):
         return _parted(one)
     batch = one if isinstance(one, Batch) else one.batch
+    refuse_unsent(batch)
     if batch.inline:
         raise BadInput(
             message=f"{one.id} ran in this process, and no server knows it: submit what depends on it as it is."

@@ -13,7 +13,7 @@ from nbqueue.checks import in_units, seconds
 from nbqueue.client import progress
 from nbqueue.client.session import Session, tell
 from nbqueue.client.watch import Watch
-from nbqueue.errors import Expired, LostByServer, NbqueueError, NotDone, SetupError
+from nbqueue.errors import BadInput, Expired, LostByServer, NbqueueError, NotDone, SetupError
 from nbqueue.model import State, utc
 from nbqueue.store import pending
 from nbqueue.store.records import BatchView
@@ -95,6 +95,7 @@ def bounded(work: Callable[[], None], timeout: float | None) -> bool:
 
 def prepare(batch: Batch[Any], met: Callable[[], bool]) -> None:
     """Makes sure that the collector brings what is waited for; also after a fault, which may be over by now."""
+    refuse_unsent(batch)
     watch = batch.watch
     if watch.fault is not None and not batch.inline:
         with watch.changed:
@@ -103,6 +104,12 @@ def prepare(batch: Batch[Any], met: Callable[[], bool]) -> None:
     if not (met() or batch.watch.followed or batch.inline):
         batch.session.attend()
         batch.session.collector.follow(batch.watch)
+
+
+def refuse_unsent(batch: Batch[Any]) -> None:
+    """Raises BadInput for a job that `Job.create` made, and that is in no queue yet."""
+    if batch.unsent is not None:
+        raise BadInput(message=f"{batch.id} was created, and is in no queue yet: Queue.enqueue_job(job) sends it.")
 
 
 def stopped(batch: Batch[Any]) -> str:

@@ -102,8 +102,6 @@ class Finder(MetaPathFinder, Loader):
 
 
 sys.meta_path.insert(0, Finder())
-if not hasattr(nbqueue.Job, "create"):
-    nbqueue.Job.create = Missing("Job.create")  # what a class of theirs is made of
 __path__ = []
 _top = Renamed("stand_in")
 
