@@ -13,7 +13,7 @@ from nbqueue.client import again, frame, looking, progress, spills, waiting
 from nbqueue.client.facts import parents_of
 from nbqueue.client.job import Job, error_of, text_of, value_of
 from nbqueue.client.jobs import Jobs
-from nbqueue.client.session import Session
+from nbqueue.client.session import Session, within
 from nbqueue.client.watch import Watch
 from nbqueue.errors import (
     BadInput,
@@ -229,7 +229,8 @@ class Batch(Sequence[Job[R]], Generic[R]):
 
         Raises what stopped the upload, after the jobs that had arrived.
         """
-        looking.reconsider_all(self)
+        with within(timeout):
+            looking.reconsider_all(self)
         watch, place, seen = self.watch, 0, set[int]()
 
         def news() -> bool:

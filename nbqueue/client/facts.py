@@ -13,6 +13,7 @@ import msgspec
 
 from nbqueue import perform, wire
 from nbqueue.client import notes, waiting
+from nbqueue.client.session import within
 from nbqueue.client.spoolfile import Kind
 from nbqueue.client.waiting import lifetime
 from nbqueue.client.watch import opened
@@ -383,7 +384,8 @@ class Facts(Generic[R]):
         """The latest run that has ended; with `timeout` the end of a first one is waited for, so many seconds."""
         if timeout:
             waiting.until(self.batch, lambda: self.batch.watch.has(self.index), timeout, index=self.index)
-        return next(iter(self.results()), None)
+        with within(timeout):
+            return next(iter(self.results()), None)
 
     @property
     def echoes(self) -> list[Echo]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.checks import seconds
 from nbqueue.client import frame, looking, waiting
 from nbqueue.client.job import Job
-from nbqueue.errors import BadInput
+from nbqueue.client.session import within
+from nbqueue.errors import BadInput, SetupError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +32,9 @@ def gather(jobs: Iterable[Job[Any]], timeout: float | None, *, meta: bool, args:
 def until(chosen: Sequence[Job[Any]], timeout: float | None) -> None:
     """Waits for all. Raises NotDone after `timeout` seconds, Expired or LostByServer for what is gone."""
     end = None if timeout is None else time.monotonic() + seconds("timeout", timeout)
-    looking.reconsider(chosen)
-    looking.look(chosen)
+    with within(timeout), suppress(SetupError):  # where the store cannot be asked, the collector goes on trying
+        looking.reconsider(chosen)
+        looking.look(chosen)
     _follow(chosen)
     for job in chosen:
         if not _await(job, end):

@@ -5,6 +5,7 @@ Nothing is unpickled for a handle, and nobody follows it: what is new about it i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import wire
@@ -14,8 +15,9 @@ from nbqueue.client.job import Job
 from nbqueue.client.session import Session
 from nbqueue.client.spoolfile import Birth
 from nbqueue.client.watch import Watch
-from nbqueue.errors import BadSignature, Expired, NoSuchJob
+from nbqueue.errors import BadSignature, Damaged, Expired, NoSuchJob, NotThere
 from nbqueue.model import Spec, decode
+from nbqueue.store.broker import Broker
 
 if TYPE_CHECKING:
     from nbqueue.store.records import BatchView
@@ -65,34 +67,54 @@ def _birth(session: Session, view: BatchView, spec: Spec) -> Birth:
 
 
 def fetch(session: Session, name: str) -> Job[Any]:
-    """The job with this id, in one round trip. Raises NoSuchJob, Expired, BadSignature or UnknownKey."""
-    owner, colon, digits = str(name).rpartition(":")
-    batch = check_title("job", owner if colon else name)
-    if (found := session.here.get(batch)) is not None:
-        return _job(found, name, digits if colon else "", session)
-    view = session.ask(lambda broker: broker.view(batch))
-    if view is None and colon and (named := session.ask(lambda broker: broker.named(batch))) is not None:
-        view = session.ask(lambda broker: broker.view(named))
-    if view is None or view.expired:
-        from nbqueue.client import recall
+    """The job with this id. Raises NoSuchJob, Expired, BadSignature or UnknownKey."""
+    (found,) = fetch_many(session, [name])
+    if isinstance(found, NotThere):
+        raise found
+    return found
 
-        if (spooled := recall.quietly(session, batch)) is not None:
-            return _job(spooled, name, digits if colon else "", session)
+
+def fetch_many(session: Session, names: Iterable[str]) -> list[Job[Any] | NotThere]:
+    """As fetch, 1,000 in a round trip; NoSuchJob or Expired in the place of a job that is not there."""
+    asked = []
+    for name in names:
+        owner, colon, last = str(name).rpartition(":")
+        asked.append((name, check_title("job", owner if colon else name), last if colon else ""))
+    found: dict[str, Batch[Any] | float | None] = {batch: session.here.get(batch) for _, batch, _ in asked}
+    unknown = [batch for batch, known in found.items() if known is None]
+    named = {batch for _, batch, digits in asked if digits}
+    for batch, view in zip(unknown, session.ask(Broker.views_or_damage, unknown) if unknown else (), strict=True):
+        found[batch] = _opened(session, batch, view, named=batch in named)
+    return [_job(session, found[batch], name, digits) for name, batch, digits in asked]
+
+
+def _opened(
+    session: Session, batch: str, view: BatchView | Damaged | None, *, named: bool
+) -> Batch[Any] | float | None:
+    """The Batch of this id, or else (`named`) name; for how many seconds it was kept if it expired; None: not there."""
+    from nbqueue.client import recall
+
+    if view is None and named and (other := session.ask(Broker.named, batch)) is not None:
+        view = session.ask(Broker.view, other)
+    if isinstance(view, Damaged):
+        raise view
+    if (view is None or view.expired) and (spooled := recall.quietly(session, batch)) is not None:
+        return spooled
     if view is None:
-        raise NoSuchJob(name=name, server=session.server, hint="")
-    opened = handle(session, view)
-    if view.expired:
-        from nbqueue.client.waiting import lifetime
-
-        raise Expired(what=name, ttl=lifetime(opened.spec.result_ttl))
-    return _job(opened, name, digits if colon else "", session)
+        return None
+    made = handle(session, view)
+    return made.spec.result_ttl if view.expired else made
 
 
-def _job(batch: Batch[Any], name: str, digits: str, session: Session) -> Job[Any]:
+def _job(session: Session, batch: Batch[Any] | float | None, name: str, digits: str) -> Job[Any] | NotThere:
+    from nbqueue.client.waiting import lifetime
+
+    if isinstance(batch, float):
+        return Expired(what=name, ttl=lifetime(batch))
+    if batch is None:
+        return NoSuchJob(name=name, server=session.server, hint="")
     index = int(digits) if digits.isdecimal() else 0 if batch.single and not digits else -1
-    if not 0 <= index < len(batch):
-        many = (
-            f"; {name} is a batch of {len(batch):,} jobs, and {name}:0 its first" if not digits and len(batch) else ""
-        )
-        raise NoSuchJob(name=name, server=session.server, hint=many)
-    return Job(batch, index)
+    if 0 <= index < len(batch):
+        return Job(batch, index)
+    many = f"; {name} is a batch of {len(batch):,} jobs, and {name}:0 its first" if not digits and len(batch) else ""
+    return NoSuchJob(name=name, server=session.server, hint=many)

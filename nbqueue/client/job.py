@@ -97,14 +97,12 @@ class Job(Facts[R]):
 
     @classmethod
     def fetch_many(cls, job_ids: Iterable[str], connection: Any = None) -> list[Job[Any] | None]:
-        """The jobs with these ids; None for those that are not there."""
-        found: list[Job[Any] | None] = []
-        for each in job_ids:
-            try:
-                found.append(cls.fetch(each, connection))
-            except NotThere:
-                found.append(None)
-        return found
+        """The jobs with these ids, 1,000 in a round trip; None for those that are not there."""
+        from nbqueue.client import handles, session, submission
+
+        submission.refuse_inside("Job.fetch_many")
+        found = handles.fetch_many(session.of(connection), job_ids)
+        return [None if isinstance(each, NotThere) else each for each in found]
 
     @classmethod
     def exists(cls, job_id: str, connection: Any = None) -> bool:
@@ -150,6 +148,9 @@ class Job(Facts[R]):
     def outcome(self) -> Outcome | None:
         """The record of its run, signature checked; None until it has ended. Raises BadSignature."""
         self._look()
+        return self._known()
+
+    def _known(self) -> Outcome | None:
         return self.batch.watch.outcome(self.index, self.batch.session.sealer)
 
     def _look(self) -> None:
@@ -172,7 +173,7 @@ class Job(Facts[R]):
         return self._value()
 
     def _value(self) -> R:
-        found = self.outcome
+        found = self._known()
         assert found is not None
         return value_of(found, self.id, self.dependency_ids)  # type: ignore[no-any-return]
 
@@ -222,7 +223,7 @@ class Job(Facts[R]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What `wait` would raise, when it has ended; None if it finished."""
         self._await(timeout)
-        found = self.outcome
+        found = self._known()
         assert found is not None
         return error_of(found, self.id, self.dependency_ids)
 

@@ -1,13 +1,14 @@
-"""What memory does not know of jobs: the store is asked, many at a time. Nothing is unpickled."""
+"""What memory does not know of jobs: the store is asked for many at once. Nothing is unpickled."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.errors import SetupError
 from nbqueue.model import Outcome, State
+from nbqueue.store.broker import Broker
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
@@ -18,42 +19,36 @@ if TYPE_CHECKING:
 PART = 1_000
 
 
-def parted(jobs: Sequence[Job[Any]]) -> Iterator[tuple[Session, list[int]]]:
-    """Whom to ask, and for which of these jobs by their places: those of one server, at most PART at a time."""
-    found: dict[int, list[int]] = {}
-    for place, job in enumerate(jobs):
-        found.setdefault(id(job.batch.session), []).append(place)
-    for places in found.values():
-        for start in range(0, len(places), PART):
-            yield jobs[places[start]].batch.session, places[start : start + PART]
+def by_session(jobs: Iterable[Job[Any]]) -> Iterator[tuple[Session, list[Job[Any]], list[tuple[str, int]]]]:
+    """Whom to ask, for which of these jobs, and by what the store knows them."""
+    found: dict[int, list[Job[Any]]] = {}
+    for job in jobs:
+        found.setdefault(id(job.batch.session), []).append(job)
+    for some in found.values():
+        yield some[0].batch.session, some, [(job.batch.id, job.index) for job in some]
 
 
 def look(jobs: Sequence[Job[Any]], *, afresh: bool = False, canceled: bool = False) -> None:
-    """Reads the outcomes of those jobs that memory knows none of, 1,000 in a round trip; `afresh`: of all.
+    """Reads the outcomes of those jobs that memory knows none of; `afresh`: of all.
 
     With `canceled` it also asks for the ends of those that were canceled before anyone took them: these have no record.
     """
     asked = [job for job in jobs if not job.batch.inline and (afresh or not job.batch.watch.has(job.index))]
-    for session, places in parted(asked):
-        part = [asked[place] for place in places]
-        pairs = [(job.batch.id, job.index) for job in part]
-        blobs = session.ask(lambda broker, pairs=pairs: broker.outcomes_of(pairs))  # type: ignore[misc]
-        for job, blob in zip(part, blobs, strict=True):
+    for session, some, pairs in by_session(asked):
+        blobs = session.ask(Broker.outcomes_of, pairs)
+        for job, blob in zip(some, blobs, strict=True):
             if blob is not None:
                 job.batch.watch.keep(job.index, blob)
         if canceled:
-            _look_at_cuts(session, [job for job, blob in zip(part, blobs, strict=True) if blob is None])
+            _look_at_cuts(session, [job for job, blob in zip(some, blobs, strict=True) if blob is None])
 
 
 def reconsider(jobs: Sequence[Job[Any]]) -> None:
     """Forgets the end of jobs that were canceled with what they depend on, where that runs again, and they with it."""
     barred = [job for job in jobs if not job.batch.inline and job.batch.watch.barred(job.index)]
-    for session, places in parted(barred):
-        part = [barred[place] for place in places]
-        pairs = [(job.batch.id, job.index) for job in part]
+    for session, some, pairs in by_session(barred):
         with contextlib.suppress(SetupError):  # where the store cannot be asked, memory is what there is
-            states = session.ask(lambda broker, pairs=pairs: broker.states_of(pairs))  # type: ignore[misc]
-            for job, state in zip(part, states, strict=True):
+            for job, state in zip(some, session.ask(Broker.states_of, pairs), strict=True):
                 if state not in {None, State.CANCELED}:
                     reopen(job.batch, [job.index])
 
@@ -95,16 +90,11 @@ def reopen(batch: Batch[Any], indexes: Sequence[int]) -> None:
 
 
 def _look_at_cuts(session: Session, jobs: list[Job[Any]]) -> None:
-    ids = list(dict.fromkeys(job.batch.id for job in jobs))
-    cut: list[tuple[Job[Any], Outcome]] = []
-    for start in range(0, len(ids), PART // 2):
-        part = ids[start : start + PART // 2]
-        views = session.ask(lambda broker, part=part: broker.views(part))  # type: ignore[misc]
-        known = {view.id: view for view in views if view is not None and view.cuts}
-        cut += [(job, end) for job in jobs if job.batch.id in known and (end := _end(known[job.batch.id], job.index))]
-    pairs = [(job.batch.id, job.index) for job, _ in cut]
+    views = session.ask(Broker.views, list(dict.fromkeys(job.batch.id for job in jobs)))
+    known = {view.id: view for view in views if view is not None and view.cuts}
+    cut = [(job, end) for job in jobs if job.batch.id in known and (end := _end(known[job.batch.id], job.index))]
     # What a retry has taken out of such a range since is somewhere else now.
-    found = session.ask(lambda broker: broker.states_of(pairs)) if pairs else []
+    found = session.ask(Broker.states_of, [(job.batch.id, job.index) for job, _ in cut])
     for (job, end), state in zip(cut, found, strict=True):
         if state is State.CANCELED:
             job.batch.watch.keep(job.index, end)
@@ -116,17 +106,13 @@ def _end(view: BatchView, index: int) -> Outcome | None:
 
 
 def states(jobs: Sequence[Job[Any]]) -> list[State | None]:
-    """Where jobs are: from memory where they have ended there, the others 1,000 in a round trip. None: not there."""
+    """Where jobs are: from memory where they have ended there, else from the store. None: not there."""
     reconsider(jobs)
-    found = [job.batch.watch.state(job.index) for job in jobs]
-    open_ = [place for place, state in enumerate(found) if state is None and not jobs[place].batch.inline]
-    for session, places in parted([jobs[place] for place in open_]):
-        part = [open_[place] for place in places]
-        pairs = [(jobs[place].batch.id, jobs[place].index) for place in part]
-        answers = session.ask(lambda broker, pairs=pairs: broker.states_of(pairs))  # type: ignore[misc]
-        for place, state in zip(part, answers, strict=True):
-            found[place] = state
-    return found
+    kept = list(jobs)
+    found = {id(job): job.batch.watch.state(job.index) for job in kept}
+    for session, some, pairs in by_session(job for job in kept if found[id(job)] is None and not job.batch.inline):
+        found.update(zip(map(id, some), session.ask(Broker.states_of, pairs), strict=True))
+    return [found[id(job)] for job in kept]
 
 
 def read(batch: Batch[Any], index: int) -> None:

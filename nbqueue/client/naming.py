@@ -23,6 +23,7 @@ from nbqueue.client.session import tell
 from nbqueue.client.watch import KEPT_ARGUMENTS, Watch
 from nbqueue.errors import Changed, InUse, NoSuchBatch
 from nbqueue.model import FunctionRecord, Spec, State, Tally, decode, encode, new_id
+from nbqueue.store.broker import Broker
 
 if TYPE_CHECKING:
     from nbqueue.client.submission import Submission
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 TRIES = 20  # others that submit the same name at the same moment
 LOOK = 0.1  # seconds between two looks at an upload that must end first
-PART = 1_000
+FEW = 1_000  # jobs whose ends are asked for at once
 
 
 def submit(asked: Submission) -> Batch[Any]:
@@ -77,8 +78,8 @@ def _set_aside(asked: Submission, view: BatchView) -> None:
     signer = session.sealer.keyring.current.hex()
     for number in itertools.count(1):
         other = f"{name}@{number}"
-        free = session.ask(lambda broker, other=other: broker.named(other, signer)) is None  # type: ignore[misc]
-        if free and session.ask(lambda broker, other=other: broker.rename(view.id, name, other)):  # type: ignore[misc]
+        free = session.ask(Broker.named, other, signer) is None
+        if free and session.ask(Broker.rename, view.id, name, other):
             return
 
 
@@ -229,14 +230,9 @@ class Again:
 
     def _unfinished(self, rows: list[int]) -> list[tuple[int, int]]:
         """Those of these jobs that have not finished, and in which attempt they are."""
-        ask, name, found = self._session.ask, self._view.id, list[tuple[int, int]]()
-        for start in range(0, len(rows), PART):
-            part = rows[start : start + PART]
-            states = ask(lambda broker, part=part: broker.states(name, part))  # type: ignore[misc]
-            tries = ask(lambda broker, part=part: broker.attempts(name, part))  # type: ignore[misc]
-            each = zip(part, states, tries, strict=True)
-            found += [(row, attempt) for row, state, attempt in each if state is not State.FINISHED]
-        return found
+        ask, name = self._session.ask, self._view.id
+        each = zip(rows, ask(Broker.states, name, rows), ask(Broker.attempts, name, rows), strict=True)
+        return [(row, attempt) for row, state, attempt in each if state is not State.FINISHED]
 
     def _updated(self, n: int) -> str:
         """What `update=True` does, in words: rows of two functions must not look like those of one."""
@@ -259,7 +255,7 @@ class Again:
     def _look_at(self, watch: Part, rows: list[int]) -> None:
         """Reads the ends of a few jobs where there are others, since the counts of the whole say nothing of these."""
         asked = [row for row in rows if not watch.has(row)]
-        if watch.others and len(asked) <= PART:
+        if watch.others and len(asked) <= FEW:
             blobs = self._session.ask(lambda broker: broker.outcomes(watch.batch, asked))
             for row, blob in zip(asked, blobs, strict=True):
                 if blob is not None:

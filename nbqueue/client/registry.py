@@ -81,12 +81,7 @@ def _states(session: Session, view: BatchView) -> list[State]:
     known = [state for state in State if getattr(view.tally, state) == view.n]
     if known:
         return known[:1] * view.n
-    found: list[State] = []
-    for start in range(0, view.n, PART):
-        part = range(start, min(view.n, start + PART))
-        answers = session.ask(lambda broker, part=part: broker.states(view.id, part))  # type: ignore[misc]
-        found += [state or State.QUEUED for state in answers]
-    return found
+    return [state or State.QUEUED for state in session.ask(Broker.states, view.id, range(view.n))]
 
 
 def empty(session: Session, queue: str) -> int:
@@ -130,11 +125,10 @@ def to_frame(session: Session, queue: str) -> pd.DataFrame:
     views = [view for view in session.ask(lambda broker: broker.in_queue(queue)) if not view.expired]
     rows = [row for view in reversed(views) for row in _rows(session, view)]
     cells: list[dict[str, Any]] = []
-    for start in range(0, len(rows), PART):
+    for start in range(0, len(rows), PART):  # results may be large, and no cell holds one
         part = rows[start : start + PART]
         pairs = [row[:2] for row in part]
-        blobs = session.ask(lambda broker, pairs=pairs: broker.outcomes_of(pairs))  # type: ignore[misc]
-        metas = session.ask(lambda broker, pairs=pairs: broker.metas_of(pairs))  # type: ignore[misc]
+        blobs, metas = session.ask(Broker.outcomes_of, pairs), session.ask(Broker.metas_of, pairs)
         cells += [_cells(session, *each) for each in zip(part, blobs, metas, strict=True)]
     made = pd.DataFrame({name: columns.column([row[name] for row in cells]) for name in COLUMNS})
     for name in _TIMES:

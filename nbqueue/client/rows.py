@@ -14,6 +14,7 @@ from nbqueue.client import looking, notes, recall
 from nbqueue.client.spoolfile import Kind
 from nbqueue.errors import BadSignature, NbqueueError, NoSuchBatch, SetupError
 from nbqueue.model import Cause, Notes, Outcome, Spec, State, job_id
+from nbqueue.store.broker import Broker
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
@@ -71,10 +72,9 @@ class Rows:
         views: dict[tuple[int, str], int] = {}
         firsts = [self.jobs[group.places[0]] for group in self.groups if group.places and not group.batch.inline]
         firsts = [job for job in firsts if not job.batch.watch.gone]
-        for session, part in looking.parted(firsts):
-            ids = [firsts[place].batch.id for place in part]
+        for session, _, pairs in looking.by_session(firsts):
             try:
-                told = session.ask(lambda broker, ids=ids: broker.views(ids))  # type: ignore[misc]
+                told = session.ask(Broker.views, [batch for batch, _ in pairs])
             except SetupError as why:
                 warn(f"When jobs were queued is not known at the moment: {why}")
                 continue
@@ -88,10 +88,8 @@ class Rows:
         """What each job said of itself; nothing of one whose record is not signed by us."""
         found = [Notes()] * self.n
         for batch, indexes, places in self.groups:
-            for start in range(0, len(indexes), PART):
-                part = indexes[start : start + PART]
-                for place, one in zip(places[start : start + PART], _noted(batch, part), strict=True):
-                    found[place] = one
+            for place, one in zip(places, _noted(batch, indexes), strict=True):
+                found[place] = one
         return found
 
 
@@ -182,25 +180,22 @@ def payload(batch: Batch[Any], index: int) -> bytes | None:
 
 
 def _payloads_of(jobs: Sequence[Job[Any]]) -> list[bytes | None]:
-    """The arguments of some jobs: from memory, the others 1,000 in a round trip."""
-    found: list[bytes | None] = [None] * len(jobs)
-    asked: list[int] = []
-    for place, job in enumerate(jobs):
+    """The arguments of some jobs: from memory, the others from the store."""
+    kept = list(jobs)
+    found: dict[int, bytes | None] = {}
+    asked: list[Job[Any]] = []
+    for job in kept:
         watch = job.batch.watch
         if watch.payloads is not None or watch.gone or job.batch.spec.source:
             with contextlib.suppress(BadSignature):  # as in _unsealed
-                found[place] = payload(job.batch, job.index)
+                found[id(job)] = payload(job.batch, job.index)
         else:
-            asked.append(place)
-    for session, places in looking.parted([jobs[place] for place in asked]):
-        part = [asked[place] for place in places]
-        pairs = [(jobs[place].batch.id, jobs[place].index) for place in part]
-        blobs = session.ask(lambda broker, pairs=pairs: broker.arguments_of(pairs))  # type: ignore[misc]
-        for place, blob in zip(part, blobs, strict=True):
-            job = jobs[place]
+            asked.append(job)
+    for session, some, pairs in looking.by_session(asked):
+        for job, blob in zip(some, session.ask(Broker.arguments_of, pairs), strict=True):
             sealed = blob if blob is not None else recall.arguments(job.batch, [job.index])[0]
-            found[place] = _unsealed(job.batch, job.index, sealed)
-    return found
+            found[id(job)] = _unsealed(job.batch, job.index, sealed)
+    return [found.get(id(job)) for job in kept]
 
 
 def payloads(batch: Batch[Any], n: int) -> list[bytes | None]:

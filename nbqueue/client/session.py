@@ -8,14 +8,17 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
 from nbqueue import settings as settings_module
 from nbqueue import spill, wire
-from nbqueue.checks import check_name, counted, warn
+from nbqueue.checks import check_name, counted, seconds, warn
 from nbqueue.client import spoolfile
 from nbqueue.client.collector import Collector
 from nbqueue.client.kernel import shell
@@ -32,7 +35,9 @@ from nbqueue.store.keys import Keys
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
 
+P = ParamSpec("P")
 T = TypeVar("T")
+ANSWER = 1.0  # seconds that a server has to answer one question, whatever the timeout
 NAMED = 5  # variables that a message names
 _LIBRARIES = ("KMP_",)  # variables that libraries set as they are imported, as scikit-learn does: no news to the user
 ATTEND = 1.0  # seconds between two looks for a local worker: 3,000 submits need not look 3,000 times
@@ -132,28 +137,46 @@ class Session:
             raise BadInput(message="There is no server to connect to.")
         return connection.connect(self._url)
 
-    def ask(self, question: Callable[[Broker], T]) -> T:
-        """`question(broker)`; a private server that was killed is started again, on the same data, and asked once more.
+    def ask(self, question: Callable[Concatenate[Broker, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`question(broker, ...)`; a private server that was killed is started again, and asked once more.
 
-        Every verb may be sent twice, so asking again is safe.
+        Every verb may be sent twice, so asking again is safe. Raises NoServer where the time that `within` gives is up.
         """
-        try:
-            return question(self.broker)
-        except (NoServer, WrongPassword):
-            # It was killed, or `nbqueue server start` has given it a password.
-            if not self.local:
-                raise
-            self.revive()
-            return question(self.broker)
+
+        def asked() -> T:
+            try:
+                return question(self.broker, *args, **kwargs)
+            except (NoServer, WrongPassword):
+                # It was killed, or `nbqueue server start` has given it a password.
+                if not self.local:
+                    raise
+                self.revive()
+                return question(self.broker, *args, **kwargs)
+
+        return self._timed(asked)
 
     def glance(self, question: Callable[[Broker], T]) -> T | None:
         """`question(broker)` where a server is connected and answers; else None, and nothing is started for it."""
-        if self._broker is None or self.asleep or self.collector.outage is not None:
+        broker = self._broker
+        if broker is None or self.asleep or self.collector.outage is not None:
             return None
         try:
-            return question(self._broker)
+            return self._timed(lambda: question(broker))
         except SetupError:
             return None
+
+    def _timed(self, work: Callable[[], T]) -> T:
+        """`work()`, which may hang as long as sockets let it; within `within`, on a thread that is left behind then."""
+        until = _until.get()
+        if until is None:
+            return work()
+        found = Future[T]()
+        threading.Thread(target=_fulfil, args=(found, work), name="nbqueue look", daemon=True).start()
+        # Not `found.result(timeout)`: `work` may raise TimeoutError itself.
+        if not wait([found], max(ANSWER, until - time.monotonic())).done:
+            remedy = "It may be stopped, or the network: what runs goes on, and a longer timeout may be enough."
+            raise connection.NoServer(url=self.server, why="it does not answer in time", remedy=remedy)
+        return found.result()
 
     def again(self, batch: str, index: int) -> bytes | None:
         """The outcome of a job as it lies in the store; None where it has none, or cannot be asked."""
@@ -187,11 +210,7 @@ class Session:
         if not self.asleep and time.monotonic() - self._attended < ATTEND:
             return
         self.asleep = False
-        try:
-            begun = self._ensure()
-        except (NoServer, WrongPassword):
-            self._start_again()
-            begun = self._ensure()
+        begun = self._timed(self._ensured)
         self._attended = time.monotonic()
         if begun is not None and begun.lost is not None:
             self._told = True
@@ -232,6 +251,13 @@ class Session:
             )
         return found
 
+    def _ensured(self) -> local.Begun | None:
+        try:
+            return self._ensure()
+        except (NoServer, WrongPassword):
+            self._start_again()
+            return self._ensure()
+
     def _ensure(self) -> local.Begun | None:
         broker = self.broker
         assert self._url is not None
@@ -249,6 +275,26 @@ class Session:
             if self._broker is not None:
                 self._broker.connection.close()
             self._broker = None
+
+
+def _fulfil(found: Future[T], work: Callable[[], T]) -> None:
+    try:
+        found.set_result(work())
+    except BaseException as why:  # noqa: BLE001 - it is raised again by who asked
+        found.set_exception(why)
+
+
+_until: ContextVar[float | None] = ContextVar("until", default=None)
+
+
+@contextmanager
+def within(timeout: Any) -> Iterator[None]:
+    """All questions to a server in here have so long (one has ANSWER at least); None: what its sockets give."""
+    token = _until.set(None if timeout is None else time.monotonic() + seconds("timeout", timeout))
+    try:
+        yield
+    finally:
+        _until.reset(token)
 
 
 def _new_id() -> str:

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 from nbqueue import wire
 from nbqueue.checks import in_units, seconds
 from nbqueue.client import progress
-from nbqueue.client.session import Session, tell
+from nbqueue.client.session import Session, tell, within
 from nbqueue.client.watch import Watch
-from nbqueue.errors import BadInput, Expired, LostByServer, NbqueueError, NotDone, SetupError
+from nbqueue.errors import BadInput, Expired, LostByServer, NbqueueError, NoServer, NotDone, SetupError
 from nbqueue.model import State, utc
 from nbqueue.store import pending
 from nbqueue.store.records import BatchView
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
+    from nbqueue.store.broker import Broker
 
 LOOK = 0.5  # seconds between two looks without news
-ANSWER = 1.0  # seconds that a server has to answer one question, whatever the timeout
 ADVISE = 5.0  # seconds without a live worker, after which one is asked for
 
 
@@ -44,9 +44,11 @@ def until(
     watch, begun = batch.watch, time.monotonic()
     advice = Advice(batch.session, watch)
     try:
-        if first is not None and not bounded(first, timeout):
-            return met()
-        prepare(batch, met)
+        with within(timeout):
+            if first is not None:
+                with suppress(SetupError):  # where the store cannot be asked, the collector goes on trying
+                    first()
+            prepare(batch, met)
         with awaiting(watch, index), progress.in_terminal(batch) as show:
             while not met():
                 raise_trouble(batch, index, arrived=arrived)
@@ -63,33 +65,6 @@ def until(
     except KeyboardInterrupt:
         tell(stopped(batch))
         raise
-    return True
-
-
-def bounded(work: Callable[[], None], timeout: float | None) -> bool:
-    """Does what asks the store, and answers whether it was done in time: a server that hangs answers nobody for long.
-
-    Raises what `work` raises, but for a store that cannot be asked: the collector goes on trying.
-    """
-    fault: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            with suppress(SetupError):
-                work()
-        except BaseException as why:  # noqa: BLE001 - it is raised again by who asked
-            fault.append(why)
-
-    if timeout is None:
-        run()
-    else:
-        thread = threading.Thread(target=run, name="nbqueue look", daemon=True)
-        thread.start()
-        thread.join(max(timeout, ANSWER))
-        if thread.is_alive():
-            return False
-    if fault:
-        raise fault[0]
     return True
 
 
@@ -237,28 +212,30 @@ class Advice:
 
 def not_done(batch: Batch[Any], what: str, timeout: float | None, index: int | None = None) -> NotDone:
     """The error that says how far it is, and why it does not go on where that is known."""
-    return NotDone(what=what, seconds=timeout, tally=str(batch.tally), now=_standing(batch, index))
+    waited = None if timeout is None else seconds("timeout", timeout)
+    return NotDone(what=what, seconds=waited, tally=str(batch.tally), now=_standing(batch, index))
 
 
 def _standing(batch: Batch[Any], index: int | None) -> str:
     """What becomes of a batch, or of one job of it, that is not done."""
-    session, told = batch.session, ["It goes on running"]
-
-    def look() -> None:
-        view = session.broker.view(batch.id)
-        if view is None:
-            told.append("It is not on the server yet")
-            return
-        known = None if index is None else session.broker.states(batch.id, [index])[0]
-        told.append(_words(batch, view, known, Advice(session, batch.watch).pending()))
-
+    session = batch.session
     if batch.inline:
-        return told[0]
+        return "It goes on running"
+
+    def look(broker: Broker) -> str:
+        view = broker.view(batch.id)
+        if view is None:
+            return "It is not on the server yet"
+        known = None if index is None else broker.states(batch.id, [index])[0]
+        return _words(batch, view, known, Advice(session, batch.watch).pending())
+
     try:
-        asked = bounded(look, 0.0)
+        with within(0.0):
+            return session.ask(look)
+    except NoServer:
+        return f"The server at {session.server} does not answer"
     except NbqueueError as why:
         return str(why).rstrip(".")
-    return told[-1] if asked and len(told) > 1 else f"The server at {session.server} does not answer"
 
 
 def _words(batch: Batch[Any], view: BatchView, state: State | None, why: pending.Pending | None) -> str:

@@ -1,14 +1,20 @@
-"""What may be read of batches and jobs: one round trip a read (the listings take two); nothing is ever changed."""
+"""What may be read of batches and jobs: one round trip a read, or for each 1,000 (the listings take two).
+
+Nothing is ever changed.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from nbqueue.errors import Damaged
 from nbqueue.model import State
 from nbqueue.store import decoding
 from nbqueue.store.decoding import FULL, LITE, PLACES, Progress, Whole, us
+from nbqueue.store.door import FIELDS
 from nbqueue.store.keys import PARTS
 from nbqueue.store.records import BatchView, Holder, Stored
 from nbqueue.store.roster import Roster
@@ -17,6 +23,24 @@ SAID = ("tail", "meta", "past")  # what jobs wrote and said, and their earlier r
 SOME = 250  # of which so many are read in a round trip: a tail may have 64 kB
 PAGE = 50  # batches whose size is asked for in a round trip
 _PLACES = ("past", "park", "run", "out")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _in_parts(read: Callable[P, list[T]]) -> Callable[P, list[T]]:
+    """A read of as many as one likes, its last argument, makes a round trip for each 1,000 of them."""
+
+    @wraps(read)
+    def whole(*args: P.args, **kwargs: P.kwargs) -> list[T]:
+        facts: Any = args[:-1]
+        asked: Any = args[-1]
+        found: list[T] = []
+        for start in range(0, len(asked), FIELDS):
+            found += read(*facts, asked[start : start + FIELDS], **kwargs)
+        return found
+
+    return whole
 
 
 class Reads(Roster):
@@ -36,16 +60,18 @@ class Reads(Roster):
 
     def view(self, batch_id: str) -> BatchView | None:
         """What there is to know of a batch. Raises Damaged."""
-        found = self._views([batch_id])[0]
+        found = self.views_or_damage([batch_id])[0]
         if isinstance(found, Damaged):
             raise found
         return found
 
     def views(self, ids: Sequence[str]) -> list[BatchView | None]:
         """As view, of many; None also for one that is damaged, which `view` says."""
-        return [None if isinstance(found, Damaged) else found for found in self._views(ids)]
+        return [None if isinstance(found, Damaged) else found for found in self.views_or_damage(ids)]
 
-    def _views(self, ids: Sequence[str]) -> list[BatchView | Damaged | None]:
+    @_in_parts
+    def views_or_damage(self, ids: Sequence[str]) -> list[BatchView | Damaged | None]:
+        """As view, of many; what `view` would raise in the place of one that is damaged."""
         commands: list[tuple[str, ...]] = [("TIME",)]
         for batch in ids:
             commands.append(("HMGET", self.keys.at("b", batch), *FULL))
@@ -70,11 +96,7 @@ class Reads(Roster):
         return found
 
     def _known(self, names: Iterable[bytes]) -> list[BatchView]:
-        found: list[BatchView | None] = []
-        ids = list(names)
-        for start in range(0, len(ids), 500):
-            found += self.views(decoding.names(ids[start : start + 500]))
-        return [view for view in found if view is not None]
+        return [view for view in self.views(decoding.names(names)) if view is not None]
 
     def in_queue(self, queue: str) -> list[BatchView]:
         """All batches of a queue that the server knows, in the order in which they were made."""
@@ -207,10 +229,9 @@ class Reads(Roster):
         found = self._read([("SMEMBERS", self.keys.part(batch_id, "bad"))])[0]
         return sorted(decoding.numbers(batch_id, found))
 
+    @_in_parts
     def states(self, batch_id: str, indexes: Sequence[int]) -> list[State | None]:
         """Where jobs are; None: there is no such job. Derived from the place in which each of them is."""
-        if not indexes:
-            return []
         first = max(0, min(indexes)) // 8 * 8
         span = ("GETRANGE", self.keys.part(batch_id, "ready"), first // 8, max(0, *indexes) // 8)
         fields = [("HMGET", self.keys.part(batch_id, part), *map(str, indexes)) for part in _PLACES]
@@ -220,6 +241,7 @@ class Reads(Roster):
         rows = zip(indexes, *reversed(places), strict=True)
         return [decoding.state(index, whole, *records) for index, *records in rows]
 
+    @_in_parts
     def states_of(self, pairs: Sequence[tuple[str, int]]) -> list[State | None]:
         """As states, of jobs of many batches."""
         commands: list[tuple[str | int, ...]] = []
@@ -227,7 +249,7 @@ class Reads(Roster):
             commands.append(("HMGET", self.keys.at("b", batch), *PLACES))
             commands.append(("GETRANGE", self.keys.part(batch, "ready"), max(0, index) // 8, max(0, index) // 8))
             commands += [("HGET", self.keys.part(batch, part), index) for part in _PLACES]
-        answers = self._read(commands) if commands else []
+        answers = self._read(commands)
         step, found = len(_PLACES) + 2, []
         for place, (_, index) in enumerate(pairs):
             values, ready, *records = answers[step * place : step * (place + 1)]
@@ -252,10 +274,9 @@ class Reads(Roster):
         leases = self._fields(batch_id, "run", indexes)
         return [None if lease is None else decoding.holder(lease) for lease in leases]
 
+    @_in_parts
     def attempts(self, batch_id: str, indexes: Sequence[int]) -> list[int]:
         """How many runs each job has begun: as its outcome or its lease says; 0 for one that waits."""
-        if not indexes:
-            return []
         commands = [("HMGET", self.keys.part(batch_id, part), *map(str, indexes)) for part in ("run", "out")]
         run, out = self._read(commands)
         return [
@@ -263,16 +284,14 @@ class Reads(Roster):
             for blob, lease in zip(out, run, strict=True)
         ]
 
+    @_in_parts
     def _fields_of(self, part: str, pairs: Sequence[tuple[str, int]]) -> list[bytes | None]:
-        if not pairs:
-            return []
         answers = self._read([("HGET", self.keys.part(batch, part), str(index)) for batch, index in pairs], each=True)
         # What is no hash holds no record: empty bytes carry no signature, so that job alone is refused.
         return [b"" if isinstance(answer, Damaged) else answer for answer in answers]
 
+    @_in_parts
     def _fields(self, batch_id: str, part: str, indexes: Sequence[int]) -> list[bytes | None]:
-        if not indexes:
-            return []
         (found,) = self._read([("HMGET", self.keys.part(batch_id, part), *map(str, indexes))], each=True)
         if isinstance(found, Damaged):
             raise found

@@ -1,6 +1,8 @@
 """A server that is away, or takes long to answer: whoever waits is told in time, and what can go on goes on."""
 
 import asyncio
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,11 +12,16 @@ from proxy import Proxy
 
 import nbqueue
 from nbqueue.client import uploader, waiting
+from nbqueue.client.jobs import Jobs
 from nbqueue.errors import NoServer, NotDone
 
 
 def square(x):
     return x * x
+
+
+def fails(x):
+    raise ValueError(x)
 
 
 @pytest.fixture
@@ -125,3 +132,46 @@ def test_a_job_that_nobody_follows_still_says_that_there_is_no_server(far, proxy
         _ = found.result
     proxy.closed = False
     job.cancel()
+
+
+@pytest.fixture
+def hanging(far, proxy):
+    """Makes the server hang for a session that has sockets of much patience; `hanging()` begins it."""
+    slow = nbqueue.connect(f"{proxy.url}?socket_timeout=50", namespace=far.settings.namespace)
+    yield lambda: setattr(proxy, "latency", 40.0)
+    proxy.latency = 0.0
+    proxy.cut()
+    slow.collector.stop()
+    slow.disconnect()
+    nbqueue.connect(proxy.url, namespace=far.settings.namespace)
+
+
+def test_each_verb_with_a_timeout_keeps_it_where_the_server_hangs(hanging, hands, pool):
+    failed, waiting_ = nbqueue.map(fails, [2, 3]), nbqueue.map(square, [4, 5], queue="other")
+    hands.work()
+    failed.wait()
+    jobs = Jobs(nbqueue.Job.fetch_many([job.id for job in waiting_]), "jobs that nobody follows")
+    hanging()
+    assert pool.submit(lambda: list(failed.as_completed(1))).result(20) == list(failed)
+    for verb in (
+        lambda: nbqueue.gather(jobs, timeout=1),
+        lambda: jobs.results(timeout="1s"),
+        lambda: jobs[0].exception(1),
+        lambda: jobs[1].latest_result(1),
+    ):
+        with pytest.raises((NotDone, NoServer), match="does not answer"):
+            pool.submit(verb).result(20)
+
+
+def interrupted(ask):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    ask()
+
+
+def test_ctrl_c_ends_a_question_to_a_server_that_hangs(hanging, hands):
+    job = nbqueue.submit(square, 4)
+    fetched = nbqueue.Job.fetch(job.id)
+    hanging()
+    for ask in (lambda: fetched.result, lambda: fetched.status, lambda: fetched.exception(1000)):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(ask)

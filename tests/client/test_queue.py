@@ -93,6 +93,18 @@ def test_a_thousand_jobs_are_listed_in_three_round_trips_at_most(q, quiet):
     assert q.empty() == 1000
 
 
+def test_many_jobs_are_fetched_in_a_round_trip_for_each_thousand(q, quiet):
+    made = q.enqueue_many([Queue.prepare_data(add, (place,)) for place in range(1500)])
+    batch = nbqueue.map(add, [1, 2], queue="low", name="both", progress=False)
+    ids = [*(job.id for job in made), "nothing", batch[1].id, "both:0"]
+    found = []
+    heard = trips(quiet, lambda: found.extend(nbqueue.Job.fetch_many(ids)))
+    assert found == [*made, None, batch[1], batch[0]]
+    by_name = ["HGETALL", "TIME", "HMGET", "LLEN"]
+    assert heard == ["TIME", *["HMGET", "LLEN"] * 1000, "TIME", *["HMGET", "LLEN"] * 503, *by_name]
+    assert q.empty() == 1502
+
+
 # ---------------------------------------------------------------- keywords
 
 

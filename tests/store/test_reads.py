@@ -41,3 +41,27 @@ def test_states_of_a_batch_with_a_source_far_into_it(broker):
     wanted = [State.DEFERRED if index % 3 else State.QUEUED for index in range(70)]
     for asked in (range(70), range(13, 70), [69, 13, 30], [68]):
         assert broker.states("c", asked) == [wanted[index] for index in asked]
+
+
+def test_a_read_of_many_makes_a_round_trip_for_each_thousand(broker, monkeypatch):
+    submit(broker, n=2500)
+    indexes, pairs = range(2500), [("b1", index) for index in range(2500)]
+    trips, pipeline = [], broker.client.pipeline
+
+    def counted(**how):
+        trips.append(how)
+        return pipeline(**how)
+
+    monkeypatch.setattr(broker.client, "pipeline", counted)
+    given = [b"arg%d" % index for index in indexes]
+    for read, wanted in (
+        (lambda: broker.arguments("b1", indexes), given),
+        (lambda: broker.arguments_of(pairs), given),
+        (lambda: broker.states("b1", indexes), [State.QUEUED] * 2500),
+        (lambda: broker.states_of(pairs), [State.QUEUED] * 2500),
+        (lambda: broker.attempts("b1", indexes), [0] * 2500),
+        (lambda: [view and view.n for view in broker.views([batch for batch, _ in pairs])], [2500] * 2500),
+    ):
+        trips.clear()
+        assert read() == wanted
+        assert len(trips) == 3
