@@ -72,7 +72,7 @@ def enqueue(
 
 def _check(function: str) -> None:
     """Raises BadInput for what is no function's name: before a server is started for it."""
-    from nbqueue.client.function import describe
+    from nbqueue.client.calls.function import describe
 
     describe(function)
 

@@ -13,8 +13,9 @@ import msgspec
 
 from nbqueue import checks, wire
 from nbqueue.checks import brief
-from nbqueue.client import captures, inline, likeness, looking, tables, waiting
-from nbqueue.client.function import describe
+from nbqueue.client import inline, looking, waiting
+from nbqueue.client.calls import closures, dataframes, function_diff
+from nbqueue.client.calls.function import describe
 from nbqueue.client.job import Job
 from nbqueue.client.session import tell
 from nbqueue.errors import BadInput, BadOption, Expired
@@ -171,7 +172,7 @@ def _replaced(batch: Batch[Any], func: Callable[..., Any] | str, spec: Spec) -> 
     changes: dict[str, Any] = {"key": record.key, "signer": sealer.keyring.current.hex()}
     changes |= {"python": record.python, "host": record.host}
     if spec.salt:
-        record = msgspec.structs.replace(record, likeness=likeness.likeness(function.call, str(func)))
+        record = msgspec.structs.replace(record, likeness=function_diff.likeness(function.call, str(func)))
     changes["function"] = sealer.seal(wire.FUNCTION, batch.id, -1, encode(record))
     env = tuple(sorted(record.env))
     return msgspec.structs.replace(spec, key=record.key, label=function.label, env=env), changes
@@ -206,11 +207,11 @@ def chosen(batch: Batch[Any], rows: Any) -> list[int]:
     watch = batch.watch
     if rows is None:
         return [job.index for job in batch.failed]
-    if tables.is_frame(rows):
+    if dataframes.is_frame(rows):
         if "job_id" not in rows.columns:
             raise BadInput(message="These rows have no column job_id: take them from to_frame() of this batch.")
         rows = list(rows["job_id"])
-    elif tables.is_series(rows) and "job_id" in rows.index:
+    elif dataframes.is_series(rows) and "job_id" in rows.index:
         rows = [rows["job_id"]]  # one row of a frame
     elif isinstance(rows, int | str | Job):
         rows = [rows]
@@ -253,7 +254,7 @@ def changed(batch: Batch[Any]) -> str:
     if not isinstance(old, FunctionType) or old.__module__ != "__main__":
         return ""
     new = getattr(sys.modules["__main__"], old.__name__, None)
-    if not isinstance(new, FunctionType) or new is old or captures.same_code(old, new):
+    if not isinstance(new, FunctionType) or new is old or closures.same_code(old, new):
         return ""
     return (
         f"{old.__name__} has changed since {batch.id} was submitted; this retry runs the old one. "

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from nbqueue.client import gathering, items, listing, progress, session, tables, terms
+from nbqueue.client import gathering, listing, progress, session, terms
 from nbqueue.client.batch import Batch
-from nbqueue.client.function import Function, label_of
+from nbqueue.client.calls import dataframes, items
+from nbqueue.client.calls.function import Function, label_of
+from nbqueue.client.calls.items import Calls
 from nbqueue.client.home import Local
-from nbqueue.client.items import Calls
 from nbqueue.client.job import Job
 from nbqueue.client.session import Session
 from nbqueue.client.submission import Submission, refuse_inside
@@ -111,7 +112,7 @@ def _refuse(verb: str, f: Callable[..., Any] | str, iterables: tuple[Any, ...], 
     near = get_close_matches(name, known, 1, 0.75)
     if near:
         message += f" Did you mean {near[0]!r}?"
-    elif not iterables and all(tables.is_axis(keywords[each]) for each in strange):
+    elif not iterables and all(dataframes.is_axis(keywords[each]) for each in strange):
         axes = ", ".join(f"{each}=..." for each in strange)
         message += f" Items go by position: {verb}({label}, {', '.join(strange)}). For all combinations: "
         message += f"grid({label}, {axes})."

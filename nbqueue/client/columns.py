@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbqueue import wire
 from nbqueue.checks import size_text
-from nbqueue.client import tables
+from nbqueue.client.calls import dataframes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,7 +129,7 @@ def spread(value: Any) -> dict[str, Any] | None:
         return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return dict(zip(value._fields, value, strict=True))
-    if tables.is_series(value):
+    if dataframes.is_series(value):
         cells = {str(key): cell for key, cell in value.items()}
         return cells if len(cells) == len(value) else None
     return None

@@ -9,10 +9,11 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nbqueue.checks import brief, seconds
-from nbqueue.client import items, notes, terms
+from nbqueue.client import notes, terms
 from nbqueue.client.batch import Batch
-from nbqueue.client.function import Function, goes_by_name, resolved
-from nbqueue.client.items import Calls
+from nbqueue.client.calls import items
+from nbqueue.client.calls.function import Function, goes_by_name, resolved
+from nbqueue.client.calls.items import Calls
 from nbqueue.client.job import Job
 from nbqueue.client.submission import Submission, When, refuse_inside
 from nbqueue.client.watch import Watch

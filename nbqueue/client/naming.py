@@ -15,9 +15,10 @@ import msgspec
 
 from nbqueue import wire
 from nbqueue.checks import counted
-from nbqueue.client import handles, likeness, marks, progress, recall, spills, spoolnames, uploader
+from nbqueue.client import handles, progress, recall, spills, spoolnames, uploader
 from nbqueue.client.again import LIMITS
 from nbqueue.client.batch import Batch
+from nbqueue.client.calls import argument_hashes, function_diff
 from nbqueue.client.part import Part
 from nbqueue.client.session import tell
 from nbqueue.client.watch import KEPT_ARGUMENTS, Watch
@@ -134,7 +135,7 @@ class Again:
             raise NoSuchBatch(name=view.id, server=self._session.server)
         payload = self._session.sealer.unseal(wire.FUNCTION, view.id, -1, sealed)
         record = decode(FunctionRecord, payload, "A function")
-        return likeness.differences(record, asked.function.record, self._spec.seed, asked.options.seed)
+        return function_diff.differences(record, asked.function.record, self._spec.seed, asked.options.seed)
 
     def _changed(self, told: list[str]) -> Changed:
         return Changed(name=self._asked.options.name, batch=self._view.id, what="; ".join(told))
@@ -246,7 +247,7 @@ class Again:
         view, most = self._view, self._asked.options.max_failed
         epoch = self._session.ask(lambda broker: broker.epoch())
         whole = msgspec.structs.replace(view.tally, n=self._first + len(self._new))
-        watch = Part(view.id, view.queue, epoch, spec, marks.shortened(rows), whole=whole, max_failed=most)
+        watch = Part(view.id, view.queue, epoch, spec, argument_hashes.shortened(rows), whole=whole, max_failed=most)
         watch.payloads, watch.given = None, payloads if sum(map(len, payloads)) <= KEPT_ARGUMENTS else None
         watch.tally = Tally(n=len(rows), queued=len(rows)) if watch.others or self._new else view.tally
         _fill(watch, self._session, view)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbqueue.checks import brief, check_queue
 from nbqueue.client import registry, session, terms
+from nbqueue.client.calls.function import Function, describe
 from nbqueue.client.enqueuing import (
     RESULT_TTL,
     TIMEOUT,
@@ -21,7 +22,6 @@ from nbqueue.client.enqueuing import (
     split,
     time_limit,
 )
-from nbqueue.client.function import Function, describe
 from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.session import Session

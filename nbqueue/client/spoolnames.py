@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbqueue.client import likeness, marks, recall
+from nbqueue.client import recall
 from nbqueue.client.batch import Batch
+from nbqueue.client.calls import argument_hashes, function_diff
 from nbqueue.client.restoring import Restoring
 from nbqueue.client.session import tell
 from nbqueue.errors import BadSignature, Changed
@@ -61,7 +62,7 @@ class Remembered:
         if birth.single != asked.single or spec.source != source:
             kind = f"on the results of {spec.source}" if spec.source else "of items"
             raise self._changed([f"it is {'a single job' if birth.single else 'a batch'} {kind}"])
-        return likeness.differences(self._kept.record, asked.function.record, spec.seed, asked.options.seed)
+        return function_diff.differences(self._kept.record, asked.function.record, spec.seed, asked.options.seed)
 
     def _changed(self, told: list[str]) -> Changed:
         return Changed(name=self._asked.options.name, batch=self._found.birth.batch, what="; ".join(told))
@@ -82,7 +83,7 @@ class Remembered:
         asked, spec, session = self._asked, self._kept.spec, self._session
         whole = asked.single or rows == list(range(self._found.n))
         why = recall.why_gone(session, self._found)
-        batch = recall.batch(session, self._found, why, None if whole else marks.shortened(rows))
+        batch = recall.batch(session, self._found, why, None if whole else argument_hashes.shortened(rows))
         if batch is None:
             return None
         mine = {name: getattr(asked.spec, name) for name in ("columns", "labeled", "index_names")}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.checks import warn
-from nbqueue.client import columns, frame, tables
+from nbqueue.client import columns, frame
+from nbqueue.client.calls import dataframes
 from nbqueue.client.rows import of_batch
 from nbqueue.errors import BadInput
 from nbqueue.model import State
@@ -88,9 +89,9 @@ def _index(labels: pd.Index[Any], inner: list[pd.Index[Any]]) -> pd.MultiIndex:
 
 
 def _table(job: str, value: Any) -> pd.DataFrame:
-    if tables.is_frame(value):
+    if dataframes.is_frame(value):
         return value  # type: ignore[no-any-return]
-    if tables.is_series(value):
+    if dataframes.is_series(value):
         return value.to_frame("result" if value.name is None else value.name)  # type: ignore[no-any-return]
     said = value if isinstance(value, str) and value.startswith("<cannot") else f"of type {type(value).__name__}"
     raise BadInput(

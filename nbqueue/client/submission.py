@@ -16,11 +16,12 @@ from typing import Any
 import msgspec
 
 from nbqueue import current, perform, settings, spill, wire
-from nbqueue.client import captures, inline, items, likeness, notes, progress, spills, terms, uploader, waiting
+from nbqueue.client import inline, notes, progress, spills, terms, uploader, waiting
 from nbqueue.client.batch import Batch
-from nbqueue.client.function import Function, describe
-from nbqueue.client.items import Calls
-from nbqueue.client.marks import Marks
+from nbqueue.client.calls import closures, function_diff, items
+from nbqueue.client.calls.argument_hashes import Marks
+from nbqueue.client.calls.function import Function, describe
+from nbqueue.client.calls.items import Calls
 from nbqueue.client.part import Part, Sent
 from nbqueue.client.session import Session, tell
 from nbqueue.client.spoolfile import Birth
@@ -91,7 +92,7 @@ class Submission:
         """From now on its function and its calls can be compared with those of another session."""
         self.marks = Marks(self.session.sealer.keyring.key, secrets.token_bytes(16))
         self.calls = replace(self.calls, rows=self.marks.reading(self.calls.rows))
-        alike = likeness.likeness(self.function.call, name)
+        alike = function_diff.likeness(self.function.call, name)
         record = msgspec.structs.replace(self.function.record, likeness=alike)
         self.function = replace(self.function, record=record)
 
@@ -341,7 +342,7 @@ class Submission:
         """Has what the first call's arguments need imported before all calls, rather than in each."""
         record = self.function.record
         if payloads and (named := perform.modules_in(payloads[0])):
-            imports = captures.importable(named.union(record.imports), record.modules)
+            imports = closures.importable(named.union(record.imports), record.modules)
             self.function = replace(self.function, record=msgspec.structs.replace(record, imports=imports))
 
     @cached_property

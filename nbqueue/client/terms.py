@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from nbqueue.checks import brief, check_name, seconds
 from nbqueue.client.batch import Batch
-from nbqueue.client.function import Function, label_of, signature_of
+from nbqueue.client.calls.function import Function, label_of, signature_of
 from nbqueue.client.job import Job
 from nbqueue.client.session import Session
 from nbqueue.client.waiting import refuse_unsent

@@ -256,7 +256,7 @@ def test_two_sessions_at_the_same_moment_end_with_one_batch(session, hands):
         call = nbqueue.client.submission.Submission
         options = nbqueue.model.Options().replaced(name="race", progress=False)
         numbers = range(1500) if which is session else range(500, 2000)
-        calls = nbqueue.client.items.mapped
+        calls = nbqueue.client.calls.items.mapped
         return call(which, options, square, lambda function: calls(function, (numbers,))).run()
 
     with ThreadPoolExecutor(2) as pool:

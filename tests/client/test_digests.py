@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbqueue.client import likeness
-from nbqueue.client.digests import Digester, Doubt
-from nbqueue.client.marks import Marks
+from nbqueue.client.calls import function_diff
+from nbqueue.client.calls.argument_hashes import Marks
+from nbqueue.client.calls.fingerprint import Digester, Doubt
 
 MAKE = """
 import collections, dataclasses, enum, functools, typing
@@ -57,7 +57,7 @@ values = [Point(1, [2]), Kind.one, Slots(), Pair(1), made(7), table, {"b", "a", 
     collections.Counter("abcab"), [frame["a"]] * 2]
 """
 TELL = """
-from nbqueue.client.digests import Digester
+from nbqueue.client.calls.fingerprint import Digester
 print("\\n".join(Digester().of(value).hex() for value in values))
 """
 
@@ -150,5 +150,7 @@ def test_marks_are_keyed_salted_and_blind_to_labels():
 def test_the_classes_of_python_itself_are_no_part_of_a_function():
     space = {"__name__": "__main__"}
     exec("import time, math\ndef rest(x):\n    time.sleep(0)\n    return math.pi * len(x)", space)
-    kinds = {label.partition("\0")[0].partition(" ")[0] for label in likeness.likeness(space["rest"], "rest").parts}
+    kinds = {
+        label.partition("\0")[0].partition(" ")[0] for label in function_diff.likeness(space["rest"], "rest").parts
+    }
     assert kinds == {"code", "constant", "global"}

@@ -8,8 +8,8 @@ import pytest
 
 import nbqueue
 from nbqueue import perform
-from nbqueue.client import items
-from nbqueue.client.function import describe
+from nbqueue.client.calls import items
+from nbqueue.client.calls.function import describe
 from nbqueue.errors import BadItems, NotPicklable, TooLarge
 
 

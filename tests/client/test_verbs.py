@@ -16,8 +16,9 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import nbqueue
 from nbqueue import current
-from nbqueue.client import again, items
+from nbqueue.client import again
 from nbqueue.client import session as session_module
+from nbqueue.client.calls import items
 from nbqueue.errors import (
     BadInput,
     BadItems,
@@ -435,7 +436,7 @@ def test_the_first_item_is_bound_for_streams_too(session):
 
 
 def test_columns_are_fixed_by_the_signature(session):
-    from nbqueue.client.function import describe
+    from nbqueue.client.calls.function import describe
 
     assert items.mapped(describe(clash), ([],)).columns == ("x",)
     assert items.mapped(describe(int), ([1],)).columns == ("arg_0",)

@@ -42,7 +42,7 @@ from redis import exceptions as wrong
 
 from nbqueue import perform
 from nbqueue.cli.common import Words
-from nbqueue.client import captures, digests, modules
+from nbqueue.client.calls import closures, fingerprint, modules
 from nbqueue.store import server as program
 from nbqueue.store.connection import _REFUSALS, adopt, translate
 
@@ -395,7 +395,7 @@ def test_code_is_read_by_these_names():
 
     assert {"LOAD_GLOBAL", "LOAD_NAME", "IMPORT_NAME", "IMPORT_FROM", "LOAD_CONST"} <= dis.opmap.keys()
     assert dis.opmap["LOAD_CONST"] in dis.hasconst
-    assert captures.names_of(function.__code__) == ({"GLOBAL_OF_NO_ONE"}, {"json", "os", "os.path"})
+    assert closures.names_of(function.__code__) == ({"GLOBAL_OF_NO_ONE"}, {"json", "os", "os.path"})
 
 
 def test_the_same_text_further_down_is_the_same_code_but_for_what_we_take_away():
@@ -424,7 +424,7 @@ class Abstract(abc.ABC):
 
 @pytest.mark.parametrize("kind", [Plain, Abstract])
 def test_a_class_has_no_members_of_pythons_own_but_those_that_we_know(kind):
-    assert {name for name, _ in digests.members(kind)} <= {"a", "method", "__abstractmethods__"}
+    assert {name for name, _ in fingerprint.members(kind)} <= {"a", "method", "__abstractmethods__"}
 
 
 def test_a_module_from_a_file_has_exactly_this_loader():

@@ -12,8 +12,8 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from nbqueue import settings
-from nbqueue.client import captures
-from nbqueue.client.digests import Digester, Doubt, Skeleton, joined, members, plain, used
+from nbqueue.client.calls import closures
+from nbqueue.client.calls.fingerprint import Digester, Doubt, Skeleton, joined, members, plain, used
 from nbqueue.model import FunctionRecord, Likeness, Part
 
 SHOWN = 40  # characters of a value that is named in words
@@ -77,7 +77,7 @@ class _Walk:
         kind, _, title = label.partition("\0")
         if not _opens(value):
             self._parts[label] = self._part(value)
-            if label and captures.by_value(type(value)):
+            if label and closures.by_value(type(value)):
                 self._enter(f"type {kind.partition(' ')[2]}\0{title}", type(value))
             return
         known = self._titles.get(id(value))
@@ -108,7 +108,7 @@ def _opens(value: Any) -> bool:
     """Whether it is looked into: code that travels whole."""
     if isinstance(value, functools.partial | MethodType):
         return True
-    return isinstance(value, FunctionType | type) and captures.by_value(value)
+    return isinstance(value, FunctionType | type) and closures.by_value(value)
 
 
 def _bare(member: Any) -> Any:

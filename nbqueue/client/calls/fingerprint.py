@@ -27,7 +27,7 @@ from types import (
 from typing import Any
 
 from nbqueue import wire
-from nbqueue.client import captures, tables
+from nbqueue.client.calls import closures, dataframes
 
 SIZE = 16
 _ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
@@ -134,7 +134,7 @@ class Digester:
     # ------------------------------------------------------------ functions and classes
 
     def _function(self, function: FunctionType) -> bytes:
-        if not captures.by_value(function):
+        if not closures.by_value(function):
             return by_name(function)
         parts = [self.of(function.__code__)]
         for name, value in used(function):
@@ -145,7 +145,7 @@ class Digester:
         return self._all("method", method.__self__, method.__func__)
 
     def _class(self, kind: type) -> bytes:
-        if not captures.by_value(kind):
+        if not closures.by_value(kind):
             return by_name(kind)
         parts = [kind.__name__.encode(), self._all("bases", type(kind), *kind.__bases__)]
         for name, member in members(kind):
@@ -232,7 +232,7 @@ def used(function: FunctionType) -> Iterator[tuple[str, Any]]:
             continue  # the variable has no value yet
         yield f"closure {name}", value
     known = function.__globals__
-    yield from ((f"global {name}", known[name]) for name in sorted(captures.names_of(code)[0]) if name in known)
+    yield from ((f"global {name}", known[name]) for name in sorted(closures.names_of(code)[0]) if name in known)
     yield from ((f"attribute {name}", value) for name, value in sorted(vars(function).items()))
 
 
@@ -281,26 +281,26 @@ class Skeleton:
 
 def _arrays(digester: Digester, value: Any) -> bytes | None:
     """The digest of what NumPy and pandas made; None for all else."""
-    if tables.is_a(value, "numpy", "ndarray", exact=True) or tables.is_a(value, "numpy", "memmap", exact=True):
+    if dataframes.is_a(value, "numpy", "ndarray", exact=True) or dataframes.is_a(value, "numpy", "memmap", exact=True):
         return _array(digester, value)
-    if tables.is_a(value, "numpy", "generic"):
+    if dataframes.is_a(value, "numpy", "generic"):
         if value.dtype.hasobject:
             return None
         return joined("scalar", value.dtype.str.encode(), value.tobytes())
-    if tables.is_a(value, "pandas", "DataFrame", exact=True):
+    if dataframes.is_a(value, "pandas", "DataFrame", exact=True):
         columns = [value.iloc[:, place] for place in range(value.shape[1])]
         return joined("frame", *map(digester.of, (value.columns, value.index, value.attrs, *map(_bare, columns))))
-    if tables.is_a(value, "pandas", "Series", exact=True):
+    if dataframes.is_a(value, "pandas", "Series", exact=True):
         return joined("series", *map(digester.of, (value.name, value.index, value.attrs, _bare(value))))
     return _index(digester, value)
 
 
 def _index(digester: Digester, value: Any) -> bytes | None:
-    if tables.is_a(value, "pandas", "RangeIndex", exact=True):
+    if dataframes.is_a(value, "pandas", "RangeIndex", exact=True):
         return joined("range", *map(digester.of, (value.start, value.stop, value.step, value.name)))
-    if tables.is_a(value, "pandas", "MultiIndex", exact=True):
+    if dataframes.is_a(value, "pandas", "MultiIndex", exact=True):
         return joined("levels", *map(digester.of, (list(value.names), value.to_list())))
-    if tables.is_a(value, "pandas", "Index"):
+    if dataframes.is_a(value, "pandas", "Index"):
         return joined("index", *map(digester.of, (type(value), value.name, _bare(value))))
     return None
 
@@ -319,7 +319,7 @@ def _array(digester: Digester, value: Any) -> bytes:
 def _bare(column: Any) -> Any:
     """The values of a Series or Index: an array, or (dtype, categories, values) where NumPy has no such."""
     dtype = column.dtype
-    if tables.is_a(dtype, "numpy", "dtype"):
+    if dataframes.is_a(dtype, "numpy", "dtype"):
         return column.to_numpy()
     categories = getattr(dtype, "categories", None)
     known = None if categories is None else [categories.to_list(), bool(dtype.ordered)]

@@ -16,8 +16,8 @@ from typing import Any
 
 from nbqueue import perform
 from nbqueue.checks import brief, size_text, warn
-from nbqueue.client import tables
-from nbqueue.client.function import Function
+from nbqueue.client.calls import dataframes
+from nbqueue.client.calls.function import Function
 from nbqueue.errors import BadItems, NotPicklable, TooLarge
 from nbqueue.model import WARN_ARGUMENTS, Options
 
@@ -48,18 +48,18 @@ def mapped(function: Function, items: tuple[Any, ...]) -> Calls:
     """One call per item; several iterables are zipped strictly. Raises BadItems."""
     if not items:
         raise BadItems(message=f"There are no items: give them after the function, as map({function.label}, items).")
-    if any(tables.is_frame(item) for item in items):
+    if any(dataframes.is_frame(item) for item in items):
         return _framed(function, items)
     for position, item in enumerate(items):
         _check(item, position, function.label)
-    if len(items) == 1 and tables.is_groups(items[0]):
+    if len(items) == 1 and dataframes.is_groups(items[0]):
         warn(
             f"The items of a groupby are pairs (key, group), and {function.label} is called with such a pair. "
             f"For groups alone: map({function.label}, [group for _, group in ...]). "
             "For key and group as two arguments: starmap."
         )
     n = _length(items)
-    labels, names = next(((*tables.labels(item),) for item in items if tables.is_series(item)), (None, ()))
+    labels, names = next(((*dataframes.labels(item),) for item in items if dataframes.is_series(item)), (None, ()))
     rows: Iterable[Call]
     if labels is not None:
         rows = ((args, {}, label) for args, label in zip(_zipped(items), labels, strict=True))
@@ -70,10 +70,10 @@ def mapped(function: Function, items: tuple[Any, ...]) -> Calls:
 
 def starmapped(function: Function, items: Any) -> Calls:
     """Tuples are spread over the positions, dicts over the keywords. Raises BadItems."""
-    if tables.is_frame(items):
+    if dataframes.is_frame(items):
         return _framed(function, (items,))
     _check(items, 0, function.label)
-    labels, names = tables.labels(items) if tables.is_series(items) else (None, ())
+    labels, names = dataframes.labels(items) if dataframes.is_series(items) else (None, ())
     spread = (_spread(index, item) for index, item in enumerate(items))
     rows: Iterable[Call]
     if labels is not None:
@@ -86,7 +86,7 @@ def starmapped(function: Function, items: Any) -> Calls:
 
 def gridded(function: Function, axes: dict[str, Any]) -> Calls:
     """Every combination of the axes, the last keyword fastest; what is no axis is constant."""
-    crossed = {name: list(value) if tables.is_axis(value) else (value,) for name, value in axes.items()}
+    crossed = {name: list(value) if dataframes.is_axis(value) else (value,) for name, value in axes.items()}
     n = 1
     for values in crossed.values():
         n *= len(values)
@@ -109,11 +109,11 @@ def _framed(function: Function, items: tuple[Any, ...]) -> Calls:
             "or give the columns one by one, as map(f, df['a'], values)."
         )
     frame = items[0]
-    names = tables.column_names(frame)
+    names = dataframes.column_names(frame)
     _check_columns(function, names)
-    labels, index_names = tables.labels(frame)
+    labels, index_names = dataframes.labels(frame)
     tagged = labels if labels is not None else itertools.repeat(None, len(frame))
-    rows = (((), row, label) for row, label in zip(tables.rows(frame), tagged, strict=True))
+    rows = (((), row, label) for row, label in zip(dataframes.rows(frame), tagged, strict=True))
     return Calls(rows, len(frame), _ordered(function, names), labels is not None, index_names)
 
 
@@ -142,7 +142,7 @@ def _check(items: Any, position: int, label: str) -> None:
         kind, out = "a mapping", "use list(d), list(d.values()) or list(d.items()); starmap spreads a list of dicts"
     elif isinstance(items, AbstractSet) and not isinstance(items, KeysView | ItemsView):
         kind, out = "a set", "a set has no order, and rows need one: use sorted(items)"
-    elif not tables.is_iterable(items):
+    elif not dataframes.is_iterable(items):
         kind, out = type(items).__name__, f"give a list of items; for one call, use submit({label}, ...)"
     else:
         return

@@ -11,8 +11,8 @@ import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
-from nbqueue.client.digests import SIZE, Digester, Doubt, joined, plain
-from nbqueue.client.items import Call
+from nbqueue.client.calls.fingerprint import SIZE, Digester, Doubt, joined, plain
+from nbqueue.client.calls.items import Call
 
 
 class Marks:

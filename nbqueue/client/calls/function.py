@@ -18,7 +18,7 @@ import msgspec
 
 from nbqueue import settings, wire
 from nbqueue.checks import brief, size_text, warn
-from nbqueue.client import captures, modules, sources
+from nbqueue.client.calls import closures, modules, sources
 from nbqueue.errors import BadInput, BadOption, NotPicklable, TooLarge
 from nbqueue.model import MAX_FUNCTION, WARN_FUNCTION, FunctionRecord, Hook
 from nbqueue.policies import Callback
@@ -77,25 +77,25 @@ def describe(
         own |= reached
     record = _placed(payload, label, own, dict(inherited or {}) | _environment(env), made, salt, pinned=pin)
     # No part of the key: how it runs is the same.
-    imports = captures.importable(captures.imports_of(call, reach), own)
+    imports = closures.importable(closures.imports_of(call, reach), own)
     record = msgspec.structs.replace(record, sources=sources.of(codes), imports=imports)
     return Function(call, label, signature_of(call), record)
 
 
 def goes_by_name(function: object) -> bool:
     """Whether a worker imports it, and all that it is made of: a dotted name, or what a module holds."""
-    return isinstance(function, str) or (callable(function) and not captures.Reach(function).whole)
+    return isinstance(function, str) or (callable(function) and not closures.Reach(function).whole)
 
 
 def _wrapped(
     function: object, *, pin: bool
-) -> tuple[Callable[..., Any] | None, str, bytes, dict[str, str], captures.Reach]:
+) -> tuple[Callable[..., Any] | None, str, bytes, dict[str, str], closures.Reach]:
     """(the callable if it is here, its name, its pickle, digests of the modules that it reaches, the way there).
 
     Without `pin` no modules are looked at.
     """
     call, thing, label = resolved(function)
-    reach = captures.Reach(call)
+    reach = closures.Reach(call)
     payload = _pickled(thing, label, reach)
     return call, label, payload, _reached(function, reach, payload) if pin else {}, reach
 
@@ -137,7 +137,7 @@ def _missing_here(why: ImportError, name: str) -> bool:
     return False
 
 
-def _reached(function: object, reach: captures.Reach | None, payload: bytes) -> dict[str, str]:
+def _reached(function: object, reach: closures.Reach | None, payload: bytes) -> dict[str, str]:
     names = set(reach.modules) if reach is not None else set()
     if isinstance(function, str):
         names.add(function.rpartition(".")[0])
@@ -182,13 +182,13 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
 _builtins = lru_cache(256)(_signature)
 
 
-def _pickled(thing: Any, label: str, reach: captures.Reach) -> bytes:
+def _pickled(thing: Any, label: str, reach: closures.Reach) -> bytes:
     captured = reach.captured
     remedy = "Pass a path, or a slice as argument."
     try:
         payload = wire.by_value(thing, MAX_FUNCTION, f"The function {label}")
     except TooLarge as why:
-        names = captures.largest(captured, WARN_FUNCTION // 10)
+        names = closures.largest(captured, WARN_FUNCTION // 10)
         shown = f"It takes along {names}: p" if names else "P"
         raise TooLarge(**why.facts | {"remedy": shown + remedy[1:]}) from None
     except Exception as why:
@@ -198,7 +198,7 @@ def _pickled(thing: Any, label: str, reach: captures.Reach) -> bytes:
             remedy=_culprits(captured) + "Make such things inside the function, or pass what they are made from.",
         ) from why
     if len(payload) > WARN_FUNCTION:
-        names = captures.largest(captured, WARN_FUNCTION // 10) or "its data"
+        names = closures.largest(captured, WARN_FUNCTION // 10) or "its data"
         size = size_text(len(payload))
         warn(f"The function {label} takes along {size} ({names}): p{remedy[1:]}")
     return payload

@@ -11,7 +11,7 @@ from typing import Any
 
 from nbqueue import wire
 from nbqueue.checks import size_text
-from nbqueue.client import modules
+from nbqueue.client.calls import modules
 
 _HEAP = 1 << 9  # the flag of a class that was made by a class statement, and not in C
 MOST = 20_000  # things looked at; a graph beyond that is data, not code
