@@ -13,8 +13,8 @@ import click
 from nbqueue import settings, spill
 from nbqueue.checks import OFF, counted, in_units, size_text, spill_root
 from nbqueue.cli.common import Reached, duration, reach, server_options
-from nbqueue.client import spoolhouse
-from nbqueue.client.spoolhouse import Kept
+from nbqueue.client.spool import directory
+from nbqueue.client.spool.directory import Kept
 from nbqueue.errors import BadOption, SetupError
 from nbqueue.store.records import BatchView
 from nbqueue.wire import Keyring
@@ -90,14 +90,14 @@ def _old(found: settings.Settings, server: Reached | None, older: float, roots: 
     ours = set(Keyring.load(found.home).ids) if views else set()
     since = 0 if server is None else server.broker.now_us() - older * 1e6
     running = {view.id for view in views if not view.done}
-    kept = [] if found.spool is None else spoolhouse.kept(found.spool)
+    kept = [] if found.spool is None else directory.kept(found.spool)
     old_views = [view for view in views if view.signer in ours and view.done_us is not None and view.done_us <= since]
     old_kept = [one for one in kept if one.written <= time.time() - older and one.key not in running]
     if server is None:
         return Old(old_views, old_kept, [], {})  # nobody knows which results are still wanted
     going = {view.id for view in old_views}
     wanted = {view.id for view in views} - going
-    wanted |= {batch for one in kept if one not in old_kept for batch in spoolhouse.batches_in(one)}
+    wanted |= {batch for one in kept if one not in old_kept for batch in directory.batches_in(one)}
     limit = time.time() - older
     old_spilled = [one for one in spilled if one.written <= limit and one.batch not in wanted]
     return Old(old_views, old_kept, old_spilled, {view.id: view.name for view in views})
@@ -132,6 +132,6 @@ def _remove(server: Reached | None, old: Old) -> None:
         assert server is not None
         server.broker.forget(view.id)
     for one in old.kept:
-        spoolhouse.remove(one.paths)
+        directory.remove(one.paths)
     for each in old.spilled:
         spill.forget(each.root, each.namespace, each.batch)

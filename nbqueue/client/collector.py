@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from nbqueue.client.singles import Singles, Watches
-from nbqueue.client.spoolfile import Kind
+from nbqueue.client.spool.records import Kind
 from nbqueue.errors import Damaged, NbqueueError, NoServer, ServerRefused, WrongPassword
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import msgspec
 from nbqueue import perform, wire
 from nbqueue.client import notes, waiting
 from nbqueue.client.session import within
-from nbqueue.client.spoolfile import Kind
+from nbqueue.client.spool.records import Kind
 from nbqueue.client.waiting import lifetime
 from nbqueue.client.watch import opened
 from nbqueue.errors import BadInput, BadSignature, Expired

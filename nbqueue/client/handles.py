@@ -13,7 +13,7 @@ from nbqueue.checks import check_title
 from nbqueue.client.batch import Batch
 from nbqueue.client.job import Job
 from nbqueue.client.session import Session
-from nbqueue.client.spoolfile import Birth
+from nbqueue.client.spool.records import Birth
 from nbqueue.client.watch import Watch
 from nbqueue.errors import BadSignature, Damaged, Expired, NoSuchJob, NotThere
 from nbqueue.model import Spec, decode

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nbqueue import perform, wire
 from nbqueue.client import looking, waiting
 from nbqueue.client.facts import Facts
-from nbqueue.client.spoolfile import Kind
+from nbqueue.client.spool.records import Kind
 from nbqueue.errors import (
     BadInput,
     BadSignature,

@@ -9,8 +9,8 @@ from nbqueue.checks import check_title
 from nbqueue.client import handles, recall
 from nbqueue.client.batch import Batch
 from nbqueue.client.session import Session
-from nbqueue.client.spoolfile import Birth
-from nbqueue.client.spoolhouse import Kept
+from nbqueue.client.spool.directory import Kept
+from nbqueue.client.spool.records import Birth
 from nbqueue.errors import BadSignature, Expired, NoBatchAtAll, NoSuchBatch, SetupError
 from nbqueue.model import Spec, State, Tally, utc
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from nbqueue.client.spoolfile import Standing
+from nbqueue.client.spool.records import Standing
 from nbqueue.client.watch import Watch
 from nbqueue.model import Outcome, Spec, State, Tally
 from nbqueue.store.decoding import Progress, entry_of

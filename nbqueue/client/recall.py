@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import wire
-from nbqueue.client import spoolfile, spoolhouse
 from nbqueue.client.part import Part
 from nbqueue.client.session import Session, tell
-from nbqueue.client.spoolbook import Book, Tale
-from nbqueue.client.spoolfile import Birth, Kind
-from nbqueue.client.spoolhouse import Kept
+from nbqueue.client.spool import directory, records
+from nbqueue.client.spool.directory import Kept
+from nbqueue.client.spool.reader import Book, Tale
+from nbqueue.client.spool.records import Birth, Kind
 from nbqueue.client.watch import Watch
 from nbqueue.errors import BadSignature, SetupError
 from nbqueue.model import Spec, Tally, decode
@@ -44,12 +44,12 @@ def find(session: Session, name: str | None) -> Tale | None:
 
 def _births(session: Session, folder: Path, name: str | None) -> Iterator[Birth]:
     if name is not None:
-        for path in spoolhouse.files_of(folder, name):
-            yield from spoolfile.births(path)
+        for path in directory.files_of(folder, name):
+            yield from records.births(path)
         for book in _singles(session, folder):
             births = (entry.birth for entry in book.entries.values() if entry.birth is not None)
             yield from (birth for birth in births if name in {birth.batch, birth.name})
-    found = (birth for one in spoolhouse.kept(folder) if (birth := one.birth()) is not None)
+    found = (birth for one in directory.kept(folder) if (birth := one.birth()) is not None)
     yield from (birth for birth in found if name is None or birth.name == name)
 
 
@@ -78,13 +78,13 @@ def tale(session: Session, birth: Birth) -> Tale | None:
         books = _singles(session, folder)
         gone = {name for book in books for name in book.forgotten}
         return None if f"{birth.batch}~{birth.nonce}" in gone else Tale(birth, _of(books, birth), _size(books))
-    books = [book for path in spoolhouse.copies_of(folder, birth) if (book := _read(path))]
+    books = [book for path in directory.copies_of(folder, birth) if (book := _read(path))]
     return Tale(birth, _of(books, birth), _size(books))
 
 
 def _of(books: list[Book], birth: Birth) -> list[Book]:
     entries = [(book, book.entries.get(birth.batch)) for book in books]
-    return [book for book, each in entries if each and (each.birth is None or spoolhouse.same(each.birth, birth))]
+    return [book for book, each in entries if each and (each.birth is None or directory.same(each.birth, birth))]
 
 
 def _size(books: list[Book]) -> int:
@@ -94,7 +94,7 @@ def _size(books: list[Book]) -> int:
 def _singles(session: Session, folder: Path) -> list[Book]:
     """The files of single jobs; each is read again only when it has grown."""
     known, found = session.spool.read, []
-    for path in spoolhouse.single_files(folder):
+    for path in directory.single_files(folder):
         try:
             size = path.stat().st_size
         except FileNotFoundError:
@@ -120,7 +120,7 @@ def copies(session: Session) -> dict[str, tuple[Kept, Birth, Spec]]:
     session.spool.drain()
     if session.spool.folder is None or not session.spool.answers():
         return {}
-    found = ((one, one.birth()) for one in spoolhouse.kept(session.spool.folder))
+    found = ((one, one.birth()) for one in directory.kept(session.spool.folder))
     told = ((one, birth, _spec(session, birth)) for one, birth in found if birth is not None)
     return {one.key: (one, birth, spec) for one, birth, spec in told if spec is not None}
 
@@ -196,7 +196,7 @@ def _fill(session: Session, watch: Watch, found: Tale) -> None:
         for index, path, each in found.outcomes():
             if not watch.has(index) and (watch.rows is None or watch.holds(index)):
                 light = each.blob if each.blob is not None and session.spool.light(each.blob) else None
-                place = light or spoolfile.place(watch.shelf(path), each.offset, each.size, each.head)
+                place = light or records.place(watch.shelf(path), each.offset, each.size, each.head)
                 watch.put(index, place)
 
 
@@ -297,8 +297,8 @@ def _told(batch: Batch[Any], ask: Callable[[Tale], list[bytes | None]]) -> list[
 
 def _paths(folder: Path, birth: Birth) -> list[Path]:
     if birth.single:
-        return spoolhouse.single_files(folder)
-    return spoolhouse.copies_of(folder, birth)
+        return directory.single_files(folder)
+    return directory.copies_of(folder, birth)
 
 
 def merged(told: list[bytes | None], session: Session, source: str, indexes: Sequence[int]) -> list[bytes | None]:
@@ -310,7 +310,7 @@ def merged(told: list[bytes | None], session: Session, source: str, indexes: Seq
     for index, path, each in found.outcomes():
         if index in wanted:
             try:
-                blobs[index] = each.blob or spoolfile.read(path, each.offset, each.size)
+                blobs[index] = each.blob or records.read(path, each.offset, each.size)
             except OSError:
                 continue  # another session has dropped the file
     return [blobs.get(index) if blob is None else blob for index, blob in zip(indexes, told, strict=True)]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbqueue import wire
-from nbqueue.client import handles, recall, spoolfile
+from nbqueue.client import handles, recall
 from nbqueue.client.part import Part
-from nbqueue.client.spoolfile import Standing
+from nbqueue.client.spool import records
+from nbqueue.client.spool.records import Standing
 from nbqueue.client.watch import Watch, header, opened
 from nbqueue.errors import BadSignature, InUse
 from nbqueue.model import Cause, FunctionRecord, Outcome, State, Tally, decode, encode
@@ -22,7 +23,7 @@ from nbqueue.store.records import NewBatch
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
     from nbqueue.client.session import Session
-    from nbqueue.client.spoolbook import Tale
+    from nbqueue.client.spool.reader import Tale
 
 PART = 1_000
 MARK = 16  # bytes of the mark of a job
@@ -127,7 +128,7 @@ class Restoring:
             return None
         path, found = self._outcomes[index]
         try:
-            blob = found.blob or spoolfile.read(path, found.offset, found.size)
+            blob = found.blob or records.read(path, found.offset, found.size)
             opened(self._session.sealer, self._birth.batch, index, blob)
         except (BadSignature, OSError):
             return None  # it is damaged: the job runs again

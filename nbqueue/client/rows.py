@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nbqueue import perform, wire
 from nbqueue.checks import warn
 from nbqueue.client import looking, notes, recall
-from nbqueue.client.spoolfile import Kind
+from nbqueue.client.spool.records import Kind
 from nbqueue.errors import BadSignature, NbqueueError, NoSuchBatch, SetupError
 from nbqueue.model import Cause, Notes, Outcome, Spec, State, job_id
 from nbqueue.store.broker import Broker

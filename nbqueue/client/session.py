@@ -19,10 +19,10 @@ import msgspec
 from nbqueue import settings as settings_module
 from nbqueue import spill, wire
 from nbqueue.checks import check_name, counted, seconds, warn
-from nbqueue.client import spoolfile
 from nbqueue.client.collector import Collector
 from nbqueue.client.kernel import shell
-from nbqueue.client.spool import Spool
+from nbqueue.client.spool import records
+from nbqueue.client.spool.spool import Spool
 from nbqueue.errors import BadInput, BadSecret, NbqueueError, NoServer, SetupError, WrongPassword
 from nbqueue.launch import local
 from nbqueue.model import LEASE, new_id
@@ -308,7 +308,7 @@ def _after_fork() -> None:
     """A child may use what its parent made: sessions, queues, jobs."""
     global _lock  # noqa: PLW0603 - another thread may have held it
     _lock = threading.Lock()
-    spoolfile.orphaned()
+    records.orphaned()
     for session in list(_alive):
         session._orphaned()  # noqa: SLF001 - its own module
 

@@ -15,7 +15,7 @@ from nbqueue.errors import BadSignature, Changed
 from nbqueue.model import State
 
 if TYPE_CHECKING:
-    from nbqueue.client.spoolbook import Tale
+    from nbqueue.client.spool.reader import Tale
     from nbqueue.client.submission import Submission
 
 

@@ -24,7 +24,7 @@ from nbqueue.client.calls.function import Function, describe
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.part import Part, Sent
 from nbqueue.client.session import Session, tell
-from nbqueue.client.spoolfile import Birth
+from nbqueue.client.spool.records import Birth
 from nbqueue.client.watch import Watch
 from nbqueue.errors import BadItems, InsideJob, InUse, ServerRefused, SetupError
 from nbqueue.model import Notes, Options, Spec, State, Tally, encode, new_id

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from nbqueue import wire
-from nbqueue.client import spoolfile
-from nbqueue.client.spoolfile import Birth, Standing
+from nbqueue.client.spool import records
+from nbqueue.client.spool.records import Birth, Standing
 from nbqueue.errors import BadSignature, Damaged
 from nbqueue.model import Cause, Echo, Notes, Outcome, Spec, State, Tally, decode
 from nbqueue.store.decoding import entry_of
 from nbqueue.store.records import Stored
 
 if TYPE_CHECKING:
-    from nbqueue.client.spoolbook import Tale
+    from nbqueue.client.spool.reader import Tale
     from nbqueue.client.uploader import Upload
     from nbqueue.store.decoding import Progress
 
@@ -209,9 +209,9 @@ class Watch:
         """An outcome as it lay in the store, read from the spool if need be. Raises BadSignature."""
         if isinstance(found, bytes):
             return found
-        where = spoolfile.span(found)
+        where = records.span(found)
         try:
-            return spoolfile.read(self.shelves[where.file], where.offset, where.size)
+            return records.read(self.shelves[where.file], where.offset, where.size)
         except OSError as why:
             raise BadSignature(what=f"An outcome of {self.batch}", why=f"the spool has lost it ({why})") from why
 
@@ -431,7 +431,7 @@ class Watch:
 def header(found: bytes | int) -> tuple[State, int]:
     """State and attempt of a stored outcome; one that is damaged counts as failed, and says why when it is opened."""
     try:
-        stored = Stored.parse(found if isinstance(found, bytes) else spoolfile.head_of(found))
+        stored = Stored.parse(found if isinstance(found, bytes) else records.head_of(found))
     except BadSignature:
         return State.FAILED, 0
     return stored.state, stored.attempt

@@ -17,10 +17,11 @@ import pytest
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client import recall, spool, spoolfile, spoolhouse, view
+from nbqueue.client import recall, view
 from nbqueue.client import session as session_module
-from nbqueue.client.spoolbook import Book
-from nbqueue.client.spoolfile import Block, Kind, Standing
+from nbqueue.client.spool import directory, records, spool
+from nbqueue.client.spool.reader import Book
+from nbqueue.client.spool.records import Block, Kind, Standing
 from nbqueue.errors import Expired, LostByServer, NotThere
 from nbqueue.model import Cause
 
@@ -56,7 +57,7 @@ def same(one, other):
 
 def settled(batch):
     """Waits for the note of the end, which follows the last outcome."""
-    wait_until(lambda: any(each.done for each in spoolhouse.kept(batch.session.spool.folder)))
+    wait_until(lambda: any(each.done for each in directory.kept(batch.session.spool.folder)))
 
 
 def test_a_frame_is_whole_after_the_server_forgot_and_the_kernel_was_restarted(server, session, hands):
@@ -208,7 +209,7 @@ def test_a_damaged_file_costs_what_was_damaged_and_no_more(server, session, hand
     session.collector.stop()
     file = files(session)[0]
     data = bytearray(file.read_bytes())
-    found = [each for each in spoolfile.Scan(file) if each.kind == spoolfile.Kind.OUTCOMES][-1]
+    found = [each for each in records.Scan(file) if each.kind == records.Kind.OUTCOMES][-1]
     if harm == "torn":
         data = data[: found.offset + found.size - 10]
     elif harm == "head":
@@ -292,7 +293,7 @@ def test_the_oldest_done_batches_are_dropped_over_the_cap(session, hands, capsys
         assert batches[-1].wait(10)
         settled(batches[-1])
         wait_until(lambda: (stood := session.spool._stood.get(batches[-1].id)) and stood.over)
-    left = {each.batch for each in spoolhouse.kept(session.spool.folder)}
+    left = {each.batch for each in directory.kept(session.spool.folder)}
     assert batches[0].id not in left
     assert batches[-1].id in left
     assert sum(each.stat().st_size for each in files(session)) < 500_000
@@ -436,8 +437,8 @@ def test_a_record_of_another_shape_damages_the_file_and_nothing_else(server, ses
     hands.work()
     before = batch.to_frame()
     settled(batch)
-    (file,) = spoolhouse.files_of(Path(session.spool.folder), batch.id)
-    writer = spoolfile.Appender(file)
+    (file,) = directory.files_of(Path(session.spool.folder), batch.id)
+    writer = records.Appender(file)
     writer.size = file.stat().st_size
     writer.append(kind, table, [b"data"])
     writer.close()
@@ -453,14 +454,14 @@ def test_what_a_file_says_first_is_read_once(server, session, hands, monkeypatch
     batches = [nbqueue.map(work, range(2), name=f"b{n}") for n in range(5)]
     hands.work()
     assert all(batch.wait(10) for batch in batches)
-    wait_until(lambda: sum(each.done for each in spoolhouse.kept(session.spool.folder)) == 5)
+    wait_until(lambda: sum(each.done for each in directory.kept(session.spool.folder)) == 5)
     scanned = []
-    real = spoolfile.Scan.__iter__
-    monkeypatch.setattr(spoolfile.Scan, "__iter__", lambda self: (scanned.append(self.path), real(self))[1])
+    real = records.Scan.__iter__
+    monkeypatch.setattr(records.Scan, "__iter__", lambda self: (scanned.append(self.path), real(self))[1])
     for _ in range(3):
         assert not nbqueue.Job.exists("nobody")
     assert sorted(scanned) == sorted(set(scanned))
     monkeypatch.undo()
-    spoolhouse.files_of(Path(session.spool.folder), batches[0].id)[0].write_bytes(b"")
+    directory.files_of(Path(session.spool.folder), batches[0].id)[0].write_bytes(b"")
     assert recall.find(session, "b0") is None
     assert recall.find(session, "b1").birth.batch == batches[1].id

@@ -12,9 +12,10 @@ from helpers import wait_until
 from test_spool import another_kernel, files, flush, settled
 
 import nbqueue
-from nbqueue.client import restoring, spoolfile
-from nbqueue.client.spoolbook import Book
-from nbqueue.client.spooldesk import Desk, Hung
+from nbqueue.client import restoring
+from nbqueue.client.spool import records
+from nbqueue.client.spool.io_thread import Desk, Hung
+from nbqueue.client.spool.reader import Book
 from nbqueue.store.broker import Broker
 
 
@@ -131,11 +132,11 @@ def test_a_disk_that_is_busy_is_not_taken_for_one_that_hangs():
 def test_a_child_reads_the_spool_where_a_thread_of_its_parent_was_reading(session, tmp_path):
     file = tmp_path / "file"
     file.write_bytes(b"abc")
-    with spoolfile._reading:
+    with records._reading:
         pid = os.fork()
         if not pid:
             signal.alarm(20)
-            os._exit(spoolfile.read(file, 0, 3) != b"abc")
+            os._exit(records.read(file, 0, 3) != b"abc")
     assert os.waitpid(pid, 0)[1] == 0
 
 
@@ -147,7 +148,7 @@ def test_what_ends_while_a_batch_is_brought_back_is_copied_by_those_who_attach(s
     book = Book(files(session)[0])
     found = book.entries[batch.id].outcomes[0]
     with session.spool._lock:
-        session.spool._pen.note(batch.watch.birth, spoolfile.Kind.BACK, spoolfile.Back([0], [book.check(found)]))
+        session.spool._pen.note(batch.watch.birth, records.Kind.BACK, records.Back([0], [book.check(found)]))
     flush(session)
     new = nbqueue.connect(server.url, namespace=session.settings.namespace)
     quick, restore = Hands(new), Broker.restore

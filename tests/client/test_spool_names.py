@@ -9,8 +9,8 @@ from hands import Hands
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client import spoolhouse
 from nbqueue.client.groups import Groups
+from nbqueue.client.spool import directory
 from nbqueue.errors import Changed
 
 
@@ -26,7 +26,7 @@ def flush(session):
 
 
 def settled(batch):
-    wait_until(lambda: any(each.done for each in spoolhouse.kept(batch.session.spool.folder)))
+    wait_until(lambda: any(each.done for each in directory.kept(batch.session.spool.folder)))
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_what_runs_on_its_results_is_found_too(session, hands, forgotten):
     hands.work()
     assert second.results(timeout=10) == ["1", "4"]
     settled(second)
-    wait_until(lambda: len([each for each in spoolhouse.kept(session.spool.folder) if each.done]) == 2)
+    wait_until(lambda: len([each for each in directory.kept(session.spool.folder) if each.done]) == 2)
     new = forgotten(session)
     again = nbqueue.map(square, [1, 2], name="x").then(str, name="y")
     assert again.results() == ["1", "4"]

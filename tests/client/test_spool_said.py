@@ -11,8 +11,9 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue import Retry
-from nbqueue.client import notes, recall, spool, spoolhouse
-from nbqueue.client.spoolbook import Book
+from nbqueue.client import notes, recall
+from nbqueue.client.spool import directory, spool
+from nbqueue.client.spool.reader import Book
 
 
 def work(x):
@@ -34,7 +35,7 @@ def another_kernel(server, session):
 def copied(batch, n):
     """Waits until the spool has the outcomes of a batch, and what came with them."""
     folder = Path(batch.session.spool.folder)
-    wait_until(lambda: any(len(outcomes(each, batch.id)) == n for each in spoolhouse.files_of(folder, batch.id)), 20)
+    wait_until(lambda: any(len(outcomes(each, batch.id)) == n for each in directory.files_of(folder, batch.id)), 20)
 
 
 def outcomes(file, batch):
@@ -105,8 +106,8 @@ def test_a_single_job_whose_result_was_read_before_the_collector_came_is_copied_
     hands.work()
     assert job.result == 7
     session.asleep = False
-    wait_until(lambda: spoolhouse.single_files(folder))
-    wait_until(lambda: outcomes(spoolhouse.single_files(folder)[0], job.id), 20)
+    wait_until(lambda: directory.single_files(folder))
+    wait_until(lambda: outcomes(directory.single_files(folder)[0], job.id), 20)
     new = another_kernel(server, session)
     flush(new)
     assert nbqueue.Job.fetch(job.id).result == 7
@@ -123,17 +124,17 @@ def test_the_bytes_of_a_forgotten_single_job_go_with_prune(server, session, hand
     assert job.wait(10) == 7
     wait_until(lambda: job.batch.watch.spooled)
     job.batch.forget()
-    assert [file.stat().st_size > 100 for file in spoolhouse.single_files(session.spool.folder)] == [True]
+    assert [file.stat().st_size > 100 for file in directory.single_files(session.spool.folder)] == [True]
     monkeypatch.setenv("NBQUEUE_URL", session.settings.url)
     monkeypatch.setenv("NBQUEUE_NAMESPACE", session.settings.namespace)
     told = CliRunner().invoke(cli, ["prune", "--older", "0s"], prog_name="nbqueue").output
     assert "spool   single jobs" in told
     assert "removed 0 on the server, 1 in the spool" in told
-    assert spoolhouse.single_files(session.spool.folder) == []
+    assert directory.single_files(session.spool.folder) == []
     more = nbqueue.submit(work, 8)  # the session goes on, with another file
     hands.work()
     assert more.wait(10) == 8
-    found = wait_until(lambda: spoolhouse.single_files(session.spool.folder))
+    found = wait_until(lambda: directory.single_files(session.spool.folder))
     wait_until(lambda: more.batch.watch.spooled and list(Book(found[0]).entries) == [more.id])
 
 
@@ -177,7 +178,7 @@ def hang(session, monkeypatch):
     session.spool.desk.patience = 0.5
 
     def hang_it(batch):
-        file = wait_until(lambda: spoolhouse.files_of(session.spool.folder, batch.id))[0]
+        file = wait_until(lambda: directory.files_of(session.spool.folder, batch.id))[0]
         wait_until(lambda: not session.spool._waiting)
         session.spool.desk.ask(session.spool._pen.close)
         file.unlink()
@@ -210,7 +211,7 @@ def test_nobody_sees_what_is_not_on_disk_while_the_disk_may_still_answer(session
     batch = nbqueue.map(work, range(2, 8))
     session.spool.desk.patience = 60
     hang(batch)
-    file = spoolhouse.files_of(session.spool.folder, batch.id)[0]
+    file = directory.files_of(session.spool.folder, batch.id)[0]
     reader = threading.Thread(target=lambda: os.close(os.open(file, os.O_RDONLY)))
     hands.work()
     assert not batch.wait(0.5)  # nobody sees what is not on disk, while the disk may still answer
@@ -236,7 +237,7 @@ def test_a_disk_that_does_not_answer_holds_up_no_listing(session, hands, monkeyp
     copied(batch, 1)
     folder, free, real = session.spool.folder, threading.Event(), Path.exists
     monkeypatch.setattr(Path, "exists", lambda self, **how: free.wait(30) if self == folder else real(self, **how))
-    monkeypatch.setattr(spoolhouse, "kept", lambda _: pytest.fail("the disk was read by who asked"))
+    monkeypatch.setattr(directory, "kept", lambda _: pytest.fail("the disk was read by who asked"))
     session.spool.desk.patience = 0.2
     assert list(nbqueue.batches()["id"]) == [batch.id]
     assert recall.tale(session, batch.watch.birth) is None

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from nbqueue import current, settings, wire
-from nbqueue.client import facts, spoolbook, spoolfile, watch
+from nbqueue.client import facts, watch
 from nbqueue.client import notes as client_notes
-from nbqueue.client.spoolfile import Appender, Back, Birth, Births, Block, Kind, Scan, Standing, births
+from nbqueue.client.spool import reader
+from nbqueue.client.spool import records as spoolfile
+from nbqueue.client.spool.records import Appender, Back, Birth, Births, Block, Kind, Scan, Standing, births
 from nbqueue.errors import NbqueueError
 from nbqueue.model import (
     Cause,
@@ -131,11 +133,11 @@ def _filed(reader: Callable[[Path], object], data: bytes) -> object:
 
 
 def _book(path: Path) -> object:
-    book = spoolbook.Book(path)
+    book = reader.Book(path)
     found: list[object] = []
     for entry in book.entries.values():
         if entry.birth is not None:
-            tale = spoolbook.Tale(entry.birth, [book], 1)
+            tale = reader.Tale(entry.birth, [book], 1)
             found += [tale.n, tale.position, tale.standing, list(tale.outcomes()), tale.arguments(0)]
     return found
 

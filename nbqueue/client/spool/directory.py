@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from nbqueue.client import spoolfile
-from nbqueue.client.spoolfile import SUFFIX, Birth, Kind, Scan, Standing
+from nbqueue.client.spool import records
+from nbqueue.client.spool.records import SUFFIX, Birth, Kind, Scan, Standing
 from nbqueue.errors import BadSignature
 
 _SINGLES = "~singles~"  # no id has this sign in it
@@ -51,7 +51,7 @@ class Kept(NamedTuple):
         """What the batch is; None for single jobs, and where no file can be read."""
         if self.single:
             return None
-        return next((found for path in self.paths for found in spoolfile.births(path)), None)
+        return next((found for path in self.paths for found in records.births(path)), None)
 
 
 def path(folder: Path, batch: str, nonce: str, mark: str) -> Path:
@@ -76,7 +76,7 @@ def same(one: Birth, other: Birth) -> bool:
 
 def copies_of(folder: Path, birth: Birth) -> list[Path]:
     """The files of all sessions for just this batch."""
-    return [each for each in files_of(folder, birth.batch) if any(same(birth, one) for one in spoolfile.births(each))]
+    return [each for each in files_of(folder, birth.batch) if any(same(birth, one) for one in records.births(each))]
 
 
 def single_files(folder: Path) -> list[Path]:
@@ -125,7 +125,7 @@ def batches_in(one: Kept) -> set[str]:
         try:
             for record in Scan(path):
                 if record.kind == Kind.BORN:
-                    found.update(birth.batch for birth in record.read(spoolfile.Births).births)
+                    found.update(birth.batch for birth in record.read(records.Births).births)
         except (OSError, BadSignature):
             continue  # it tells of nothing more
     return found
@@ -147,7 +147,7 @@ def remove(paths: Sequence[Path]) -> int:
     """Removes files; answers how many bytes that were."""
     freed = 0
     for each in paths:
-        spoolfile.let_go(each)
+        records.let_go(each)
         try:
             freed += each.stat().st_size
             each.unlink()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from nbqueue.client import spoolhouse
-from nbqueue.client.spoolfile import Appender, Birth, Births, Block, Kind
+from nbqueue.client.spool import directory
+from nbqueue.client.spool.records import Appender, Birth, Births, Block, Kind
 
 OPEN = 32  # files that are kept open for writing
 
@@ -34,7 +34,7 @@ class Pen:
         """The file of a batch, begun with what the batch is."""
         book = self._books.get(birth.batch)
         if book is None:
-            book = Appender(spoolhouse.path(self.folder, birth.batch, birth.nonce, self.mark))
+            book = Appender(directory.path(self.folder, birth.batch, birth.nonce, self.mark))
             book.append(Kind.BORN, Births([birth]))
             self._books[birth.batch] = book
         return self._used(book)
@@ -42,7 +42,7 @@ class Pen:
     def _singles(self) -> Appender:
         book = self._books.get("")
         if book is None:
-            book = self._books[""] = Appender(spoolhouse.path(self.folder, "", "", self.mark))
+            book = self._books[""] = Appender(directory.path(self.folder, "", "", self.mark))
         return self._used(book)
 
     def _used(self, book: Appender) -> Appender:
@@ -109,12 +109,12 @@ class Pen:
         """Closes a batch's file for good: it is to be removed. Of a single job, notes that it is gone."""
         if birth.single:
             self._born.discard((birth.batch, birth.nonce))
-            if spoolhouse.single_files(self.folder):
+            if directory.single_files(self.folder):
                 self.note(birth, Kind.FORGOTTEN, Block([0], [0], [f"{birth.batch}~{birth.nonce}"]))
             return
         self.rest(birth.batch)
         self._books.pop(birth.batch, None)
-        spoolhouse.remove(spoolhouse.copies_of(self.folder, birth))
+        directory.remove(directory.copies_of(self.folder, birth))
 
     def close(self) -> None:
         """Closes all files."""

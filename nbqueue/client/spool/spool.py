@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from nbqueue.checks import size_text
-from nbqueue.client import spoolfile, spoolhouse
-from nbqueue.client.spoolbook import Book
-from nbqueue.client.spooldesk import Desk, Hung
-from nbqueue.client.spoolfile import Back, Birth, Kind, Standing
-from nbqueue.client.spoolpen import Pen
+from nbqueue.client.spool import directory, records
+from nbqueue.client.spool.io_thread import Desk, Hung
+from nbqueue.client.spool.reader import Book
+from nbqueue.client.spool.records import Back, Birth, Kind, Standing
+from nbqueue.client.spool.writer import Pen
 from nbqueue.errors import BadSignature
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class Spool:
 
     def knows(self, batch: str) -> bool:
         """Whether there is a batch of this id, from whenever."""
-        return bool(self._asked(lambda folder: spoolhouse.files_of(folder, batch)))
+        return bool(self._asked(lambda folder: directory.files_of(folder, batch)))
 
     def answers(self) -> bool:
         """Whether there is a spool whose disk answers."""
@@ -338,7 +338,7 @@ class Spool:
                 self.folder.chmod(0o700)
         if not self._ready or self._pen.since > min(LOOK, self.cap // 8):
             self._ready, self._pen.since = True, 0
-            dropped, left = spoolhouse.shrink(self.folder, self.cap, self._pen.being_written)
+            dropped, left = directory.shrink(self.folder, self.cap, self._pen.being_written)
             if dropped:
                 self._tell(
                     f"nbqueue: the spool is over its cap of {size_text(self.cap)}; the copies of "
@@ -371,7 +371,7 @@ class Spool:
             self._held += sum(len(blob) for _, blob in pairs)
             return {}
         return {
-            index: spoolfile.place(watch.shelf(path), offset, len(blob), blob)
+            index: records.place(watch.shelf(path), offset, len(blob), blob)
             for (index, blob), offset in zip(pairs, offsets, strict=True)
             if not self.light(blob)
         }

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nbqueue.checks import is_name
-from nbqueue.client import spoolfile
-from nbqueue.client.spoolfile import Back, Birth, Births, Block, Kind, Record, Scan, Standing
+from nbqueue.client.spool import records
+from nbqueue.client.spool.records import Back, Birth, Births, Block, Kind, Record, Scan, Standing
 from nbqueue.errors import BadSignature
 
 WHOLE = 8 << 20  # bytes of a record that are read at once
@@ -105,7 +105,7 @@ class Book:
         for place, (index, size) in enumerate(zip(block.indexes, block.sizes, strict=True)):
             start = offset - record.offset
             blob = None if data is None else data[start : start + size]
-            head = spoolfile.read(self.path, offset, min(size, 3)) if blob is None else blob[:3]
+            head = records.read(self.path, offset, min(size, 3)) if blob is None else blob[:3]
             small = blob if size <= SMALL and not block.names and self._held < HELD else None
             self._held += len(small or b"")
             entry, found = self._entry(block, place), Found(offset, size, head, small)
@@ -157,7 +157,7 @@ class Book:
 
     def check(self, found: Found) -> int:
         """The checksum by which a withdrawal names an outcome."""
-        blob = found.blob if found.blob is not None else spoolfile.read(self.path, found.offset, found.size)
+        blob = found.blob if found.blob is not None else records.read(self.path, found.offset, found.size)
         return zlib.crc32(blob)
 
 
@@ -253,7 +253,7 @@ class Tale:
             where = entry.arguments.get(index)
             if where is not None:
                 try:
-                    return spoolfile.read(book.path, *where)
+                    return records.read(book.path, *where)
                 except OSError:
                     continue  # another session has dropped the file
         return None
@@ -295,6 +295,6 @@ class Tale:
     @staticmethod
     def _read(book: Book, offset: int, size: int) -> bytes | None:
         try:
-            return spoolfile.read(book.path, offset, size)
+            return records.read(book.path, offset, size)
         except OSError:
             return None  # another session has dropped the file
