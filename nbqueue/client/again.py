@@ -23,7 +23,7 @@ from nbqueue.model import FunctionRecord, Hook, Options, Spec, State, decode, en
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
-    from nbqueue.client.watch import Watch
+    from nbqueue.client.state.batch_state import Watch
 
 LIMITS = ("timeout", "grace", "isolate", "slice", "preload", "max_result", "spill", "queue")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nbqueue.client import progress, waiting
 from nbqueue.client.kernel import shell
 from nbqueue.client.session import tell
-from nbqueue.client.watch import Watch
+from nbqueue.client.state.batch_state import Watch
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch

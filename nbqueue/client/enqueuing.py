@@ -15,8 +15,8 @@ from nbqueue.client.calls import items
 from nbqueue.client.calls.function import Function, goes_by_name, resolved
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.job import Job
+from nbqueue.client.state.batch_state import Watch
 from nbqueue.client.submission import Submission, When, refuse_inside
-from nbqueue.client.watch import Watch
 from nbqueue.errors import BadOption
 from nbqueue.model import Notes, Options, Spec, new_id
 

@@ -15,8 +15,8 @@ from nbqueue import perform, wire
 from nbqueue.client import notes, waiting
 from nbqueue.client.session import within
 from nbqueue.client.spool.records import Kind
+from nbqueue.client.state.batch_state import opened
 from nbqueue.client.waiting import lifetime
-from nbqueue.client.watch import opened
 from nbqueue.errors import BadInput, BadSignature, Expired
 from nbqueue.model import Cause, Echo, Notes, Outcome, Rerun, Spec, State, runs_left, utc
 from nbqueue.store.records import past

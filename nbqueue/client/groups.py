@@ -17,7 +17,7 @@ from nbqueue.model import Cause, State
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
-    from nbqueue.client.watch import Watch
+    from nbqueue.client.state.batch_state import Watch
 
 VARIETY = 5  # messages from one place; where there are more, they are one kind
 LOOK = 2_000  # endings that one look takes

@@ -14,7 +14,7 @@ from nbqueue.client.batch import Batch
 from nbqueue.client.job import Job
 from nbqueue.client.session import Session
 from nbqueue.client.spool.records import Birth
-from nbqueue.client.watch import Watch
+from nbqueue.client.state.batch_state import Watch
 from nbqueue.errors import BadSignature, Damaged, Expired, NoSuchJob, NotThere
 from nbqueue.model import Spec, decode
 from nbqueue.store.broker import Broker

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from nbqueue import current, perform, settings, wire
-from nbqueue.client.watch import Watch
+from nbqueue.client.state.batch_state import Watch
 from nbqueue.current import CurrentJob
 from nbqueue.errors import BadInput
 from nbqueue.model import (

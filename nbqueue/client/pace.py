@@ -11,7 +11,7 @@ from nbqueue.checks import DAY, in_units
 from nbqueue.model import Tally
 
 if TYPE_CHECKING:
-    from nbqueue.client.watch import Watch
+    from nbqueue.client.state.batch_state import Watch
 
 WINDOW = 30.0  # seconds over which a pace is taken ...
 ENOUGH = 20  # ... if as many jobs ended in it; else it is taken since the beginning

@@ -28,7 +28,7 @@ from nbqueue.client.view import View
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
-    from nbqueue.client.watch import Watch
+    from nbqueue.client.state.batch_state import Watch
 
 PERIOD = 0.2  # seconds between two updates at least
 TICK = 1.0  # seconds after which times move, news or not

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import wire
-from nbqueue.client.part import Part
 from nbqueue.client.session import Session, tell
 from nbqueue.client.spool import directory, records
 from nbqueue.client.spool.directory import Kept
 from nbqueue.client.spool.reader import Book, Tale
 from nbqueue.client.spool.records import Birth, Kind
-from nbqueue.client.watch import Watch
+from nbqueue.client.state.batch_state import Watch
+from nbqueue.client.state.selection import Part
 from nbqueue.errors import BadSignature, SetupError
 from nbqueue.model import Spec, Tally, decode
 from nbqueue.store.broker import Broker

@@ -11,10 +11,10 @@ import msgspec
 
 from nbqueue import wire
 from nbqueue.client import handles, recall
-from nbqueue.client.part import Part
 from nbqueue.client.spool import records
 from nbqueue.client.spool.records import Standing
-from nbqueue.client.watch import Watch, header, opened
+from nbqueue.client.state.batch_state import Watch, header, opened
+from nbqueue.client.state.selection import Part
 from nbqueue.errors import BadSignature, InUse
 from nbqueue.model import Cause, FunctionRecord, Outcome, State, Tally, decode, encode
 from nbqueue.store.broker import Broker

@@ -251,7 +251,7 @@ def _results(batch: Batch[Any], indexes: list[int]) -> list[bytes | None]:
 
 
 def _result(batch: Batch[Any], index: int, blob: bytes | None) -> bytes | None:
-    from nbqueue.client.watch import opened
+    from nbqueue.client.state.batch_state import opened
 
     if blob is None:
         return None

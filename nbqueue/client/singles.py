@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nbqueue.client.watch import Watch
+    from nbqueue.client.state.batch_state import Watch
 
 
 class _Ref(weakref.ref["Watch"]):

@@ -11,7 +11,7 @@ from nbqueue.model import Options, Spec
 
 if TYPE_CHECKING:
     from nbqueue.client.session import Session
-    from nbqueue.client.watch import Watch
+    from nbqueue.client.state.batch_state import Watch
 
 
 def place(options: Options, session: Session) -> str:

@@ -22,10 +22,10 @@ from nbqueue.client.calls import closures, function_diff, items
 from nbqueue.client.calls.argument_hashes import Marks
 from nbqueue.client.calls.function import Function, describe
 from nbqueue.client.calls.items import Calls
-from nbqueue.client.part import Part, Sent
 from nbqueue.client.session import Session, tell
 from nbqueue.client.spool.records import Birth
-from nbqueue.client.watch import Watch
+from nbqueue.client.state.batch_state import Watch
+from nbqueue.client.state.selection import Part, Sent
 from nbqueue.errors import BadItems, InsideJob, InUse, ServerRefused, SetupError
 from nbqueue.model import Notes, Options, Spec, State, Tally, encode, new_id
 from nbqueue.store.broker import Broker

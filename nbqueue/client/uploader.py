@@ -19,7 +19,7 @@ from nbqueue.errors import NbqueueError, NoServer
 
 if TYPE_CHECKING:
     from nbqueue.client.session import Session
-    from nbqueue.client.watch import Watch
+    from nbqueue.client.state.batch_state import Watch
 
 T = TypeVar("T")
 PART = 1_000

@@ -18,7 +18,7 @@ from nbqueue.model import Tally
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
-    from nbqueue.client.watch import Watch
+    from nbqueue.client.state.batch_state import Watch
 
 # In the order in which a bar shows them.
 STATES = ("finished", "failed", "canceled", "started", "queued", "scheduled", "deferred")

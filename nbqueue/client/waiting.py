@@ -12,7 +12,7 @@ from nbqueue import wire
 from nbqueue.checks import in_units, seconds
 from nbqueue.client import progress
 from nbqueue.client.session import Session, tell, within
-from nbqueue.client.watch import Watch
+from nbqueue.client.state.batch_state import Watch
 from nbqueue.errors import BadInput, Expired, LostByServer, NbqueueError, NoServer, NotDone, SetupError
 from nbqueue.model import State, utc
 from nbqueue.store import pending

@@ -13,7 +13,7 @@ from nbqueue.client import markup, view
 from nbqueue.client.acts import Acts
 from nbqueue.client.groups import Groups
 from nbqueue.client.pace import Pace
-from nbqueue.client.watch import Watch
+from nbqueue.client.state.batch_state import Watch
 from nbqueue.client.widget import Controls
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from nbqueue import perform, wire
-from nbqueue.client.watch import opened
+from nbqueue.client.state.batch_state import opened
 from nbqueue.model import FunctionRecord, Outcome, Ride, Spec, WorkerInfo, decode, encode
 from nbqueue.settings import host
 from nbqueue.store.records import Fitness, Grant, Held, Settled

@@ -7,7 +7,7 @@ from hands import Hands
 
 import nbqueue
 from nbqueue.client.groups import GAP, VARIETY, Groups, frame_of, normal, place_words
-from nbqueue.client.watch import Watch
+from nbqueue.client.state.batch_state import Watch
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 
 N = 100_000

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from nbqueue import current, settings, wire
-from nbqueue.client import facts, watch
+from nbqueue.client import facts
 from nbqueue.client import notes as client_notes
 from nbqueue.client.spool import reader
 from nbqueue.client.spool import records as spoolfile
 from nbqueue.client.spool.records import Appender, Back, Birth, Births, Block, Kind, Scan, Standing, births
+from nbqueue.client.state import batch_state
 from nbqueue.errors import NbqueueError
 from nbqueue.model import (
     Cause,
@@ -155,7 +156,7 @@ def _scan(path: Path) -> object:
 
 def _log(data: bytes) -> object:
     """Entries of a batch's log."""
-    found = watch.Watch("b", "q", "", Spec(label="f"))
+    found = batch_state.Watch("b", "q", "", Spec(label="f"))
     for entry in data.split(b"|")[:20]:
         found.enter(entry)
     return found.collected
@@ -208,8 +209,8 @@ PARSERS: dict[str, tuple[Parser, bytes]] = {
     "unseal": (_sealed(wire.ARGUMENTS), SEALER.seal(wire.ARGUMENTS, "b", 0, b"payload")),
     "stored": (records.Stored.parse, stored()),
     "note": (lambda data: records.Stored.parse(data).note(), NOTE),
-    "opened": (partial(watch.opened, SEALER, "b", 0), stored()),
-    "opened note": (partial(watch.opened, SEALER, "b", 0), NOTE),
+    "opened": (partial(batch_state.opened, SEALER, "b", 0), stored()),
+    "opened note": (partial(batch_state.opened, SEALER, "b", 0), NOTE),
     "past": (records.past, b"\0\0\0\3abc\0\0\0\0"),
     "view": (_progress, b"|".join(_view)),
     "whole": (_whole, b"3|0-2-user|D|b2"),

@@ -30,7 +30,7 @@ from nbqueue.client.spool.writer import Pen
 from nbqueue.errors import BadSignature
 
 if TYPE_CHECKING:
-    from nbqueue.client.watch import Watch
+    from nbqueue.client.state.batch_state import Watch
 
 T = TypeVar("T")
 Said = Sequence[tuple[Kind, Sequence[tuple[int, bytes]]]]  # what jobs wrote and said, by its kind: (index, sealed)

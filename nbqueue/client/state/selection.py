@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from nbqueue.client.spool.records import Standing
-from nbqueue.client.watch import Watch
+from nbqueue.client.state.batch_state import Watch
 from nbqueue.model import Outcome, Spec, State, Tally
 from nbqueue.store.decoding import Progress, entry_of
 
