@@ -13,7 +13,7 @@ from proxy import Proxy
 from witness import Witness
 
 import nbqueue
-from nbqueue.client import session as sessions
+from nbqueue.client.session import session as sessions
 from nbqueue.settings import born
 from nbqueue.store import server as program
 from nbqueue.store.connection import connect

@@ -24,7 +24,7 @@ from nbqueue.store.connection import connect, preflight
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nbqueue.client.session import Session
+    from nbqueue.client.session.session import Session
 
 RQS = "redis://localhost:6379"  # where `rq worker` looks without a word
 
@@ -123,7 +123,7 @@ def configured(url: str | None, namespace: str | None, config: Path | None) -> S
 
 def session(url: str | None, namespace: str | None, config: Path | None, *, start: bool = False) -> Session:
     """The session that the client's verbs use from now on. Only with `start` a private server may be started."""
-    from nbqueue.client import session as sessions
+    from nbqueue.client.session import session as sessions
 
     found = _sought(url, namespace, config) if not start else configured(url, namespace, config)
     opened = sessions.Session(found)

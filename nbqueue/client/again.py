@@ -17,7 +17,7 @@ from nbqueue.client import inline, looking, waiting
 from nbqueue.client.calls import closures, dataframes, function_diff
 from nbqueue.client.calls.function import describe
 from nbqueue.client.job import Job
-from nbqueue.client.session import tell
+from nbqueue.client.session.session import tell
 from nbqueue.errors import BadInput, BadOption, Expired
 from nbqueue.model import FunctionRecord, Hook, Options, Spec, State, decode, encode, new_id
 

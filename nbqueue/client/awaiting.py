@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.client import progress, waiting
-from nbqueue.client.kernel import shell
-from nbqueue.client.session import tell
+from nbqueue.client.session.kernel import shell
+from nbqueue.client.session.session import tell
 from nbqueue.client.state.batch_state import Watch
 
 if TYPE_CHECKING:

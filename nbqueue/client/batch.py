@@ -13,7 +13,7 @@ from nbqueue.client import again, frame, looking, progress, spills, waiting
 from nbqueue.client.facts import parents_of
 from nbqueue.client.job import Job, error_of, text_of, value_of
 from nbqueue.client.jobs import Jobs
-from nbqueue.client.session import Session, within
+from nbqueue.client.session.session import Session, within
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.errors import (
     BadInput,

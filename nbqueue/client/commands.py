@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nbqueue.checks import seconds
-from nbqueue.client import session as sessions
 from nbqueue.client.job import Job
+from nbqueue.client.session import session as sessions
 from nbqueue.client.submission import refuse_inside
 from nbqueue.client.worker import Worker, WorkerHandle
 from nbqueue.errors import NoSuchWorker

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nbqueue.client import kernel
+from nbqueue.client.session import kernel
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch

@@ -13,7 +13,7 @@ import msgspec
 
 from nbqueue import perform, wire
 from nbqueue.client import notes, waiting
-from nbqueue.client.session import within
+from nbqueue.client.session.session import within
 from nbqueue.client.spool.records import Kind
 from nbqueue.client.state.batch_state import opened
 from nbqueue.client.waiting import lifetime

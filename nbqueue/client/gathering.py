@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nbqueue.checks import seconds
 from nbqueue.client import frame, looking, waiting
 from nbqueue.client.job import Job
-from nbqueue.client.session import within
+from nbqueue.client.session.session import within
 from nbqueue.errors import BadInput, SetupError
 
 if TYPE_CHECKING:

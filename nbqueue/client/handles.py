@@ -12,7 +12,7 @@ from nbqueue import wire
 from nbqueue.checks import check_title
 from nbqueue.client.batch import Batch
 from nbqueue.client.job import Job
-from nbqueue.client.session import Session
+from nbqueue.client.session.session import Session
 from nbqueue.client.spool.records import Birth
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.errors import BadSignature, Damaged, Expired, NoSuchJob, NotThere

@@ -90,7 +90,8 @@ class Job(Facts[R]):
     @classmethod
     def fetch(cls, id: str, connection: Any = None, *, namespace: str | None = None) -> Job[Any]:  # noqa: A002 - RQ's
         """The job with this id, of whatever session. Raises NoSuchJob, Expired, UnknownKey."""
-        from nbqueue.client import handles, session, submission
+        from nbqueue.client import handles, submission
+        from nbqueue.client.session import session
 
         submission.refuse_inside("Job.fetch")
         return handles.fetch(session.of(connection, namespace), id)
@@ -98,7 +99,8 @@ class Job(Facts[R]):
     @classmethod
     def fetch_many(cls, job_ids: Iterable[str], connection: Any = None) -> list[Job[Any] | None]:
         """The jobs with these ids, 1,000 in a round trip; None for those that are not there."""
-        from nbqueue.client import handles, session, submission
+        from nbqueue.client import handles, submission
+        from nbqueue.client.session import session
 
         submission.refuse_inside("Job.fetch_many")
         found = handles.fetch_many(session.of(connection), job_ids)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nbqueue.checks import check_title
 from nbqueue.client import handles, recall
 from nbqueue.client.batch import Batch
-from nbqueue.client.session import Session
+from nbqueue.client.session.session import Session
 from nbqueue.client.spool.directory import Kept
 from nbqueue.client.spool.records import Birth
 from nbqueue.errors import BadSignature, Expired, NoBatchAtAll, NoSuchBatch, SetupError

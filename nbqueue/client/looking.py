@@ -13,7 +13,7 @@ from nbqueue.store.broker import Broker
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
     from nbqueue.client.job import Job
-    from nbqueue.client.session import Session
+    from nbqueue.client.session.session import Session
     from nbqueue.store.records import BatchView
 
 PART = 1_000

@@ -19,7 +19,7 @@ from nbqueue.client import handles, progress, recall, spills, spoolnames, upload
 from nbqueue.client.again import LIMITS
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import argument_hashes, function_diff
-from nbqueue.client.session import tell
+from nbqueue.client.session.session import tell
 from nbqueue.client.state.batch_state import KEPT_ARGUMENTS, Watch
 from nbqueue.client.state.selection import Part
 from nbqueue.errors import Changed, InUse, NoSuchBatch

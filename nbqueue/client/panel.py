@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from nbqueue.client import details, markup, view
 from nbqueue.client.acts import Acts
 from nbqueue.client.groups import Frame, Groups, place_words
-from nbqueue.client.kernel import attended, cell_of, number
 from nbqueue.client.pace import Pace, line, pace_of
 from nbqueue.client.rounds import Rounds
 from nbqueue.client.serving import Lookout
+from nbqueue.client.session.kernel import attended, cell_of, number
 from nbqueue.client.view import View
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.client import earlier
-from nbqueue.client.kernel import cell, shell
 from nbqueue.client.pace import line, pace_of
+from nbqueue.client.session.kernel import cell, shell
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch

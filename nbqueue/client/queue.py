@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbqueue.checks import brief, check_queue
-from nbqueue.client import registry, session, terms
+from nbqueue.client import registry, terms
 from nbqueue.client.calls.function import Function, describe
 from nbqueue.client.enqueuing import (
     RESULT_TTL,
@@ -24,7 +24,8 @@ from nbqueue.client.enqueuing import (
 )
 from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs
-from nbqueue.client.session import Session
+from nbqueue.client.session import session
+from nbqueue.client.session.session import Session
 from nbqueue.client.submission import Submission, When, refuse_inside
 from nbqueue.client.uploader import arrived
 from nbqueue.errors import BadInput, BadOption, NotThere

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import wire
-from nbqueue.client.session import Session, tell
+from nbqueue.client.session.session import Session, tell
 from nbqueue.client.spool import directory, records
 from nbqueue.client.spool.directory import Kept
 from nbqueue.client.spool.reader import Book, Tale

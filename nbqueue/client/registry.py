@@ -12,7 +12,7 @@ from nbqueue.client.facts import parents_of, ridden
 from nbqueue.client.handles import listed, shown_spec
 from nbqueue.client.job import Job, text_of
 from nbqueue.client.jobs import Jobs
-from nbqueue.client.session import Session
+from nbqueue.client.session.session import Session
 from nbqueue.client.state.batch_state import opened
 from nbqueue.errors import BadSignature
 from nbqueue.model import Cause, Notes, Outcome, Spec, State, job_id

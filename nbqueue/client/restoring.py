@@ -22,7 +22,7 @@ from nbqueue.store.records import NewBatch
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
-    from nbqueue.client.session import Session
+    from nbqueue.client.session.session import Session
     from nbqueue.client.spool.reader import Tale
 
 PART = 1_000

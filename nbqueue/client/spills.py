@@ -10,7 +10,7 @@ from nbqueue.errors import BadSignature, SpillLost
 from nbqueue.model import Options, Spec
 
 if TYPE_CHECKING:
-    from nbqueue.client.session import Session
+    from nbqueue.client.session.session import Session
     from nbqueue.client.state.batch_state import Watch
 
 

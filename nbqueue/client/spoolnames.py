@@ -10,7 +10,7 @@ from nbqueue.client import recall
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import argument_hashes, function_diff
 from nbqueue.client.restoring import Restoring
-from nbqueue.client.session import tell
+from nbqueue.client.session.session import tell
 from nbqueue.errors import BadSignature, Changed
 from nbqueue.model import State
 

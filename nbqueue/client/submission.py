@@ -22,7 +22,7 @@ from nbqueue.client.calls import closures, function_diff, items
 from nbqueue.client.calls.argument_hashes import Marks
 from nbqueue.client.calls.function import Function, describe
 from nbqueue.client.calls.items import Calls
-from nbqueue.client.session import Session, tell
+from nbqueue.client.session.session import Session, tell
 from nbqueue.client.spool.records import Birth
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.client.state.selection import Part, Sent

@@ -18,7 +18,7 @@ from nbqueue.client import progress
 from nbqueue.errors import NbqueueError, NoServer
 
 if TYPE_CHECKING:
-    from nbqueue.client.session import Session
+    from nbqueue.client.session.session import Session
     from nbqueue.client.state.batch_state import Watch
 
 T = TypeVar("T")

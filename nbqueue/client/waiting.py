@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nbqueue import wire
 from nbqueue.checks import in_units, seconds
 from nbqueue.client import progress
-from nbqueue.client.session import Session, tell, within
+from nbqueue.client.session.session import Session, tell, within
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.errors import BadInput, Expired, LostByServer, NbqueueError, NoServer, NotDone, SetupError
 from nbqueue.model import State, utc

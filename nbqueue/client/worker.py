@@ -12,9 +12,9 @@ from typing import Any
 
 from nbqueue.checks import check_name, check_queue, seconds
 from nbqueue.client import handles
-from nbqueue.client import session as sessions
 from nbqueue.client.job import Job
-from nbqueue.client.session import Session
+from nbqueue.client.session import session as sessions
+from nbqueue.client.session.session import Session
 from nbqueue.errors import BadInput, BadOption
 from nbqueue.model import BEAT, LEASE, WorkerInfo, utc, worker_info
 from nbqueue.worker import mail

@@ -7,7 +7,7 @@ from fleet import Fleet
 from lab import BEGIN, Lab, Page
 
 import nbqueue
-from nbqueue.client import session as sessions
+from nbqueue.client.session import session as sessions
 
 
 @pytest.fixture

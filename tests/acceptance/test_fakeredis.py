@@ -7,7 +7,7 @@ import pytest
 from helpers import eventually
 
 import nbqueue
-from nbqueue.client import session as sessions
+from nbqueue.client.session import session as sessions
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client import session as sessions
+from nbqueue.client.session import session as sessions
 from nbqueue.model import WorkerInfo, decode
 from nbqueue.settings import born
 from nbqueue.store import server

@@ -18,7 +18,7 @@ from proxy import Proxy
 import nbqueue
 from nbqueue import Queue
 from nbqueue.cli.main import cli
-from nbqueue.client import session as sessions
+from nbqueue.client.session import session as sessions
 from nbqueue.errors import InUse
 from nbqueue.model import Cause
 from nbqueue.store.scripts import load

@@ -11,7 +11,7 @@ from fleet import Fleet
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client import session as sessions
+from nbqueue.client.session import session as sessions
 from nbqueue.store import server as program
 
 

@@ -127,7 +127,7 @@ def test_all_queues_are_those_that_come_later_too(session):
 
 
 def shuts_its_worker_down(url, namespace):
-    from nbqueue.client import session as sessions
+    from nbqueue.client.session import session as sessions
 
     for worker in Worker.all(url, namespace=namespace):
         worker.shutdown()

@@ -11,7 +11,7 @@ from hands import Hands
 from helpers import leaks
 
 import nbqueue
-from nbqueue.client import session as session_module
+from nbqueue.client.session import session as session_module
 
 
 @pytest.fixture(autouse=True)

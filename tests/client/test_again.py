@@ -8,8 +8,8 @@ import pytest
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client import session as sessions
-from nbqueue.client.session import Session
+from nbqueue.client.session import session as sessions
+from nbqueue.client.session.session import Session
 from nbqueue.errors import BadInput, BadOption, BatchFailed, Changed
 
 TEXT = """

@@ -12,7 +12,7 @@ from jupyter_client.manager import start_new_kernel
 
 import nbqueue
 from nbqueue.client import listing
-from nbqueue.client.session import Session
+from nbqueue.client.session.session import Session
 
 
 def halve(x):

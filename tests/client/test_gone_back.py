@@ -5,7 +5,7 @@ from hands import Hands
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client import session as sessions
+from nbqueue.client.session import session as sessions
 from nbqueue.errors import LostByServer
 
 

@@ -14,8 +14,8 @@ import pytest
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client import home as home_module
-from nbqueue.client import session as session_module
+from nbqueue.client.session import local_mode as home_module
+from nbqueue.client.session import session as session_module
 from nbqueue.errors import BadOption, NoServerProgram
 from nbqueue.launch import local
 from nbqueue.store import server

@@ -9,7 +9,7 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue.client import view
-from nbqueue.client.singles import Singles
+from nbqueue.client.session.singles import Singles
 from nbqueue.errors import LostByServer
 from nbqueue.model import Tally
 

@@ -15,7 +15,7 @@ from fleet import Fleet
 
 import nbqueue
 from nbqueue import get_current_job
-from nbqueue.client import session as session_module
+from nbqueue.client.session import session as session_module
 from nbqueue.errors import BadInput, Expired, InsideJob
 from nbqueue.worker import loading
 

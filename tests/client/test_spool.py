@@ -18,7 +18,7 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue.client import recall, view
-from nbqueue.client import session as session_module
+from nbqueue.client.session import session as session_module
 from nbqueue.client.spool import directory, records, spool
 from nbqueue.client.spool.reader import Book
 from nbqueue.client.spool.records import Block, Kind, Standing

@@ -7,8 +7,8 @@ from hands import Hands
 
 import nbqueue
 from nbqueue.client import listing
-from nbqueue.client import session as sessions
-from nbqueue.client.session import Session
+from nbqueue.client.session import session as sessions
+from nbqueue.client.session.session import Session
 from nbqueue.errors import BadInput
 
 

@@ -17,8 +17,8 @@ from IPython.core.interactiveshell import InteractiveShell
 import nbqueue
 from nbqueue import current
 from nbqueue.client import again
-from nbqueue.client import session as session_module
 from nbqueue.client.calls import items
+from nbqueue.client.session import session as session_module
 from nbqueue.errors import (
     BadInput,
     BadItems,

@@ -410,7 +410,7 @@ def test_one_batch_may_be_watched_twice(session, hands):
 
 
 def test_many_batches_at_once_are_all_collected(session, hands, monkeypatch):
-    monkeypatch.setattr("nbqueue.client.collector.LOGS", 3)
+    monkeypatch.setattr("nbqueue.client.session.collector.LOGS", 3)
     batches = [nbqueue.map(square, [number]) for number in range(10)]
     for number in (7, 9):
         batches[number].cancel()

@@ -54,7 +54,7 @@ API = {
     "job_id": lambda name: nbqueue.options(job_id=name).submit(abs, 1),
     "Queue": nbqueue.Queue,
     "enqueue": lambda name: nbqueue.Queue("q").enqueue(abs, 1, job_id=name),
-    "namespace": lambda name: nbqueue.connect(nbqueue.client.session.peek().settings.url, namespace=name),
+    "namespace": lambda name: nbqueue.connect(nbqueue.client.session.session.peek().settings.url, namespace=name),
     "Queue namespace": lambda name: nbqueue.Queue("q", namespace=name).count,
     "attach": nbqueue.attach,
     "fetch": nbqueue.Job.fetch,

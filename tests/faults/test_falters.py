@@ -11,7 +11,7 @@ from helpers import wait_until
 from proxy import Proxy
 
 import nbqueue
-from nbqueue.client import session as sessions
+from nbqueue.client.session import session as sessions
 from nbqueue.errors import NoServer, ServerRefused
 from nbqueue.store import server as program
 from nbqueue.store.connection import connect, preflight

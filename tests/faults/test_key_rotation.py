@@ -7,7 +7,7 @@ from fleet import Fleet
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client import session as sessions
+from nbqueue.client.session import session as sessions
 from nbqueue.errors import UnknownKey
 
 NEW = "n" * 64

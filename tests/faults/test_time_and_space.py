@@ -18,7 +18,7 @@ from grounds import LIMIT
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client import session as sessions
+from nbqueue.client.session import session as sessions
 from nbqueue.errors import Expired
 
 CLOCK = """

@@ -239,7 +239,7 @@ def test_numpys_random_module_is_found_by_a_finder_whose_loader_takes_another_wa
     assert module.executed
 
 
-# ---------------------------------------------------------------- IPython and its kernel (client/kernel.py, sources.py)
+# -------------------------------------------------------------- IPython and its kernel (client: kernel.py, sources.py)
 
 CELL = """
 import json, linecache

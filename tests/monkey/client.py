@@ -12,7 +12,7 @@ import time
 import traceback
 
 import nbqueue
-from nbqueue.client import session as sessions
+from nbqueue.client.session import session as sessions
 from nbqueue.errors import LostByServer, NoServer, ServerRefused
 from tests.monkey import flow as flows
 

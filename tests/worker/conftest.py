@@ -7,7 +7,7 @@ import pytest
 from acceptance.conftest import home  # noqa: F401 - the same fixture
 
 import nbqueue
-from nbqueue.client import session as sessions
+from nbqueue.client.session import session as sessions
 from nbqueue.store import server as program
 
 

@@ -14,12 +14,12 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
-from nbqueue.client.singles import Singles, Watches
+from nbqueue.client.session.singles import Singles, Watches
 from nbqueue.client.spool.records import Kind
 from nbqueue.errors import Damaged, NbqueueError, NoServer, ServerRefused, WrongPassword
 
 if TYPE_CHECKING:
-    from nbqueue.client.session import Session
+    from nbqueue.client.session.session import Session
     from nbqueue.client.state.batch_state import Watch
     from nbqueue.client.uploader import Upload
     from nbqueue.store.broker import Broker

@@ -8,8 +8,8 @@ import msgspec
 
 from nbqueue import settings as settings_module
 from nbqueue.checks import brief, counted, size
-from nbqueue.client import session as session_module
-from nbqueue.client.session import Session
+from nbqueue.client.session import session as session_module
+from nbqueue.client.session.session import Session
 from nbqueue.errors import BadOption, NoServer, NoSuchWorker
 from nbqueue.launch import local
 from nbqueue.store import server

@@ -19,8 +19,8 @@ import msgspec
 from nbqueue import settings as settings_module
 from nbqueue import spill, wire
 from nbqueue.checks import check_name, counted, seconds, warn
-from nbqueue.client.collector import Collector
-from nbqueue.client.kernel import shell
+from nbqueue.client.session.collector import Collector
+from nbqueue.client.session.kernel import shell
 from nbqueue.client.spool import records
 from nbqueue.client.spool.spool import Spool
 from nbqueue.errors import BadInput, BadSecret, NbqueueError, NoServer, SetupError, WrongPassword
