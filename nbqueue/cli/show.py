@@ -9,7 +9,7 @@ import click
 
 from nbqueue.checks import inert
 from nbqueue.cli.common import console, print_json, server_options, session
-from nbqueue.client import handles, listing
+from nbqueue.client.lookup import find, listing
 from nbqueue.errors import NoSuchJob
 from nbqueue.model import utc
 
@@ -46,7 +46,7 @@ def show(
     except NoSuchJob:
         if (view := None if ":" in job_id else listing.find(opened, job_id)) is None:
             raise
-        facts, texts = _batch(handles.handle(opened, view), view)
+        facts, texts = _batch(find.handle(opened, view), view)
     else:
         facts, texts = _facts(job), _texts(job)
         if with_args:

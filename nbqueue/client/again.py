@@ -13,10 +13,11 @@ import msgspec
 
 from nbqueue import checks, wire
 from nbqueue.checks import brief
-from nbqueue.client import inline, looking, waiting
+from nbqueue.client import inline
 from nbqueue.client.calls import closures, dataframes, function_diff
 from nbqueue.client.calls.function import describe
 from nbqueue.client.job import Job
+from nbqueue.client.lookup import refresh, waiting
 from nbqueue.client.session.session import tell
 from nbqueue.errors import BadInput, BadOption, Expired
 from nbqueue.model import FunctionRecord, Hook, Options, Spec, State, decode, encode, new_id
@@ -68,7 +69,7 @@ def retry(
     _take_in(batch, seen, count, queue)
     if count < len(indexes):
         # Others ran them again, or the server went back and they ran anew: the next retry must name what stands now.
-        looking.look([Job(batch, index) for index in indexes], afresh=True)
+        refresh.look([Job(batch, index) for index in indexes], afresh=True)
     if watch.followed:
         session.collector.follow(watch)
     return count
@@ -219,7 +220,7 @@ def chosen(batch: Batch[Any], rows: Any) -> list[int]:
         raise BadInput(message=f"rows={brief(rows)} must name rows: positions, Jobs, job ids, or rows of to_frame().")
     found = sorted({_position(batch, row) for row in rows})
     if not watch.followed:
-        looking.look([Job(batch, index) for index in found], canceled=True)
+        refresh.look([Job(batch, index) for index in found], canceled=True)
     running = [index for index in found if not watch.has(index)]
     if running:
         first = Job(batch, running[0]).id

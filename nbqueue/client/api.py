@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from nbqueue.client import gathering, listing, progress, terms
+from nbqueue.client import gathering, progress, terms
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import dataframes, items
 from nbqueue.client.calls.function import Function, label_of
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.job import Job
+from nbqueue.client.lookup import listing
 from nbqueue.client.session import session
 from nbqueue.client.session.local_mode import Local
 from nbqueue.client.session.session import Session

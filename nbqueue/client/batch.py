@@ -9,10 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsIndex, TypeVar, overload
 
 from nbqueue.checks import brief, warn
-from nbqueue.client import again, frame, looking, progress, spills, waiting
+from nbqueue.client import again, frame, progress
 from nbqueue.client.facts import parents_of
 from nbqueue.client.job import Job, error_of, text_of, value_of
 from nbqueue.client.jobs import Jobs
+from nbqueue.client.lookup import refresh, spills, waiting
 from nbqueue.client.session.session import Session, within
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.errors import (
@@ -140,7 +141,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
 
         Raises LostByServer or Expired when the store has the batch no more, and what stopped the upload.
         """
-        first = partial(looking.reconsider_all, self) if looking.doubtful(self) else None
+        first = partial(refresh.reconsider_all, self) if refresh.doubtful(self) else None
         met = waiting.until(self, lambda: self.watch.settled, timeout, first=first)
         self._end_of_wait()
         return met
@@ -155,10 +156,10 @@ class Batch(Sequence[Job[R]], Generic[R]):
         return self._awaited().__await__()
 
     async def _awaited(self) -> Batch[R]:
-        from nbqueue.client import awaiting
+        from nbqueue.client.lookup import awaiting
 
-        if looking.doubtful(self):
-            await asyncio.to_thread(looking.reconsider_all, self)  # it asks the server, which may be slow
+        if refresh.doubtful(self):
+            await asyncio.to_thread(refresh.reconsider_all, self)  # it asks the server, which may be slow
         await awaiting.until(self, lambda: self.watch.settled)
         self._end_of_wait()
         return self
@@ -230,7 +231,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         Raises what stopped the upload, after the jobs that had arrived.
         """
         with within(timeout):
-            looking.reconsider_all(self)
+            refresh.reconsider_all(self)
         watch, place, seen = self.watch, 0, set[int]()
 
         def news() -> bool:
@@ -305,7 +306,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         else:
             named = set(self.session.ask(lambda broker: broker.failed(self.id)))
             failed = [Job(self, index) for index in self.indexes if index in named]
-            looking.look(failed)
+            refresh.look(failed)
         return Jobs(failed, f"failed jobs in {self.id}")
 
     # ------------------------------------------------------------ verbs

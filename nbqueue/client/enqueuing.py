@@ -9,12 +9,13 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nbqueue.checks import brief, seconds
-from nbqueue.client import notes, terms
+from nbqueue.client import terms
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import items
 from nbqueue.client.calls.function import Function, goes_by_name, resolved
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.job import Job
+from nbqueue.client.lookup import job_meta
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.client.submission import Submission, When, refuse_inside
 from nbqueue.errors import BadOption
@@ -73,7 +74,7 @@ def created(
     )
     watch = Watch(said.job_id or new_id(label, 8), origin, "", spec)
     watch.created_us, watch.expected = time.time_ns() // 1000, 1
-    watch.notes[0] = Notes(notes.plain(said.meta or {}))
+    watch.notes[0] = Notes(job_meta.plain(said.meta or {}))
     batch: Batch[Any] = Batch(queue.session, watch, spec, function=call, inline="collect")
     batch.unsent = Prepared(func, positionals(args), keywords(kwargs), {**given, "ttl": said.ttl})
     return Job(batch, 0)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from nbqueue import perform, wire
-from nbqueue.client import notes, waiting
+from nbqueue.client.lookup import job_meta, waiting
+from nbqueue.client.lookup.waiting import lifetime
 from nbqueue.client.session.session import within
 from nbqueue.client.spool.records import Kind
 from nbqueue.client.state.batch_state import opened
-from nbqueue.client.waiting import lifetime
 from nbqueue.errors import BadInput, BadSignature, Expired
 from nbqueue.model import Cause, Echo, Notes, Outcome, Rerun, Spec, State, runs_left, utc
 from nbqueue.store.records import past
@@ -371,12 +371,12 @@ class Facts(Generic[R]):
 
     def results(self) -> list[Run]:
         """All runs that have ended, the latest first: retries and repeats too."""
-        from nbqueue.client import recall
+        from nbqueue.client.lookup import archive
 
         found, batch = self.outcome, self.batch
         before = batch.watch.past.get(self.index, [])
         if not batch.inline:
-            blob = recall.asked(batch, Kind.PASTS, self.index)
+            blob = archive.asked(batch, Kind.PASTS, self.index)
             before = [opened(batch.session.sealer, batch.id, self.index, one) for one in past(blob or b"") if one]
         return [Run(self.id, outcome) for outcome in [*([found] if found is not None else []), *reversed(before)]]
 
@@ -434,11 +434,14 @@ class Facts(Generic[R]):
 
     def save_meta(self) -> None:
         """Writes `meta`; a job that runs writes over it when it saves its own. Raises BadInput for odd data."""
-        batch, found = self.batch, Notes(notes.plain(self.meta), None if self._notes is None else self._notes.progress)
+        batch, found = (
+            self.batch,
+            Notes(job_meta.plain(self.meta), None if self._notes is None else self._notes.progress),
+        )
         if batch.inline:
             batch.watch.notes[self.index] = found
             return
-        blob = notes.sealed(batch.session.sealer, batch.id, self.index, found.meta, found.progress)
+        blob = job_meta.sealed(batch.session.sealer, batch.id, self.index, found.meta, found.progress)
         batch.session.ask(lambda broker: broker.save(batch.id, self.index, blob))
         batch.session.spool.keep_said(batch.watch, [(Kind.METAS, [(self.index, blob)])])
 
@@ -455,11 +458,11 @@ class Facts(Generic[R]):
         return self._read_notes().progress
 
     def _read_notes(self) -> Notes:
-        from nbqueue.client import recall
+        from nbqueue.client.lookup import archive
 
         batch = self.batch
         if batch.inline:
             found = batch.watch.notes.get(self.index)
-            return found or notes.opened(batch.session.sealer, batch.spec, batch.id, self.index, None)
-        blob = recall.asked(batch, Kind.METAS, self.index)
-        return notes.opened(batch.session.sealer, batch.spec, batch.id, self.index, blob)
+            return found or job_meta.opened(batch.session.sealer, batch.spec, batch.id, self.index, None)
+        blob = archive.asked(batch, Kind.METAS, self.index)
+        return job_meta.opened(batch.session.sealer, batch.spec, batch.id, self.index, blob)

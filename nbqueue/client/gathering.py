@@ -8,8 +8,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.checks import seconds
-from nbqueue.client import frame, looking, waiting
+from nbqueue.client import frame
 from nbqueue.client.job import Job
+from nbqueue.client.lookup import refresh, waiting
 from nbqueue.client.session.session import within
 from nbqueue.errors import BadInput, SetupError
 
@@ -33,8 +34,8 @@ def until(chosen: Sequence[Job[Any]], timeout: float | None) -> None:
     """Waits for all. Raises NotDone after `timeout` seconds, Expired or LostByServer for what is gone."""
     end = None if timeout is None else time.monotonic() + seconds("timeout", timeout)
     with within(timeout), suppress(SetupError):  # where the store cannot be asked, the collector goes on trying
-        looking.reconsider(chosen)
-        looking.look(chosen)
+        refresh.reconsider(chosen)
+        refresh.look(chosen)
     _follow(chosen)
     for job in chosen:
         if not _await(job, end):

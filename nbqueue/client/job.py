@@ -8,8 +8,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbqueue import perform, wire
-from nbqueue.client import looking, waiting
 from nbqueue.client.facts import Facts
+from nbqueue.client.lookup import refresh, waiting
 from nbqueue.client.spool.records import Kind
 from nbqueue.errors import (
     BadInput,
@@ -90,20 +90,22 @@ class Job(Facts[R]):
     @classmethod
     def fetch(cls, id: str, connection: Any = None, *, namespace: str | None = None) -> Job[Any]:  # noqa: A002 - RQ's
         """The job with this id, of whatever session. Raises NoSuchJob, Expired, UnknownKey."""
-        from nbqueue.client import handles, submission
+        from nbqueue.client import submission
+        from nbqueue.client.lookup import find
         from nbqueue.client.session import session
 
         submission.refuse_inside("Job.fetch")
-        return handles.fetch(session.of(connection, namespace), id)
+        return find.fetch(session.of(connection, namespace), id)
 
     @classmethod
     def fetch_many(cls, job_ids: Iterable[str], connection: Any = None) -> list[Job[Any] | None]:
         """The jobs with these ids, 1,000 in a round trip; None for those that are not there."""
-        from nbqueue.client import handles, submission
+        from nbqueue.client import submission
+        from nbqueue.client.lookup import find
         from nbqueue.client.session import session
 
         submission.refuse_inside("Job.fetch_many")
-        found = handles.fetch_many(session.of(connection), job_ids)
+        found = find.fetch_many(session.of(connection), job_ids)
         return [None if isinstance(each, NotThere) else each for each in found]
 
     @classmethod
@@ -122,7 +124,7 @@ class Job(Facts[R]):
         """
         if self.batch.unsent is not None:
             return State.CREATED
-        found = looking.states([self])[0]
+        found = refresh.states([self])[0]
         if found is not None:
             return found
         self._look()
@@ -162,9 +164,9 @@ class Job(Facts[R]):
             return
         if watch.followed and self.batch.session.collector.outage is not None:
             return  # memory is what there is, until the collector reaches the server again
-        looking.reconsider([self])
+        refresh.reconsider([self])
         if not watch.has(self.index):
-            looking.read(self.batch, self.index)
+            refresh.read(self.batch, self.index)
 
     def wait(self, timeout: float | None = None) -> R:
         """Its value, when it has ended; or raises what the job raised, with the remote traceback as `__cause__`.
@@ -184,7 +186,7 @@ class Job(Facts[R]):
         return self._awaited().__await__()
 
     async def _awaited(self) -> R:
-        from nbqueue.client import awaiting
+        from nbqueue.client.lookup import awaiting
 
         if self._doubtful():
             with contextlib.suppress(SetupError):  # the collector goes on trying
@@ -258,7 +260,7 @@ class Job(Facts[R]):
             return  # withdrawn here, it would count as withdrawn in the spool, too
         with watch.changed:
             watch.withdraw(self.index)
-        looking.read(batch, self.index)
+        refresh.read(batch, self.index)
         if watch.gone:
             raise self._absence()
         if watch.followed and not watch.has(self.index):
@@ -275,13 +277,13 @@ class Job(Facts[R]):
     @property
     def log(self) -> str:
         """The last of what it wrote to stdout and stderr (4 kB when finished, 64 kB when failed)."""
-        from nbqueue.client import recall
+        from nbqueue.client.lookup import archive
 
         batch = self.batch
         found = self.outcome
         if found is None or batch.inline:
             return ""
-        blob = recall.asked(batch, Kind.TAILS, self.index)
+        blob = archive.asked(batch, Kind.TAILS, self.index)
         if not blob:
             return ""
         tail = batch.session.sealer.unseal(wire.TAIL, batch.id, self.index, blob, found.attempt)
@@ -336,7 +338,7 @@ class Job(Facts[R]):
 
         if self.batch.watch.gone:
             raise self._absence()
-        looking.look([self], afresh=True, canceled=True)
+        refresh.look([self], afresh=True, canceled=True)
         try:
             count = again.retry(self.batch, [self.index], None, {}, front=at_front)
         except NoSuchBatch:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from nbqueue.checks import brief
-from nbqueue.client import again, gathering, looking
+from nbqueue.client import again, gathering
 from nbqueue.client.job import Job, text_of
+from nbqueue.client.lookup import refresh
 from nbqueue.errors import BadOption, BadSignature, NotThere
 from nbqueue.model import Cause
 
@@ -91,7 +92,7 @@ class Jobs(Sequence[Job[R]], Generic[R]):
             groups.setdefault(id(each.batch.watch), []).append(each)
         if self._jobs:
             # Another session may have run them again since: the latest outcome is the one to withdraw.
-            looking.look(self._jobs, afresh=True, canceled=True)
+            refresh.look(self._jobs, afresh=True, canceled=True)
         count = 0
         for jobs in groups.values():
             try:

@@ -15,10 +15,11 @@ import msgspec
 
 from nbqueue import wire
 from nbqueue.checks import counted
-from nbqueue.client import handles, progress, recall, spills, spoolnames, uploader
+from nbqueue.client import progress, spoolnames, uploader
 from nbqueue.client.again import LIMITS
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import argument_hashes, function_diff
+from nbqueue.client.lookup import archive, find, spills
 from nbqueue.client.session.session import tell
 from nbqueue.client.state.batch_state import KEPT_ARGUMENTS, Watch
 from nbqueue.client.state.selection import Part
@@ -89,7 +90,7 @@ class Again:
 
     def __init__(self, asked: Submission, view: BatchView) -> None:
         self._asked, self._view, self._session = asked, view, asked.session
-        self._spec = handles.spec_of(self._session, view)
+        self._spec = find.spec_of(self._session, view)
         self._new: list[int] = []  # calls that no job has the arguments of
         self._first = view.n  # where these go
         self._replaced: tuple[bytes, bytes] | None = None  # the function and the description that it has from now on
@@ -115,7 +116,7 @@ class Again:
         if self._replaced is not None:
             self._session.spool.function(watch, *self._replaced)
         batch = self._batch(watch, spec, self._updated(len(rows)) if told else self._found(watch))
-        recall.resume(batch, self._view)
+        archive.resume(batch, self._view)
         self._look_at(watch, rows)
         if self._new:
             self._extend(watch, [payloads[place] for place in self._new])
@@ -145,7 +146,7 @@ class Again:
         stored = self._session.ask(lambda broker: broker.marks(self._view.id))
         if told or self._asked.marks.matched(stored, 1) != [0]:
             raise self._changed(told or ["the arguments of this single job changed"])
-        batch = handles.handle(self._session, self._view)
+        batch = find.handle(self._session, self._view)
         batch.function, batch.shown_in = self._asked.function.call, None
         self._session.collector.follow(batch.watch)
         return batch
@@ -157,7 +158,7 @@ class Again:
             raise self._changed(told)
         if told and self._view.open:
             self._await_upload()
-        batch = handles.handle(self._session, self._view)
+        batch = find.handle(self._session, self._view)
         rows: Sequence[int] = range(self._view.n) if source.watch.rows is None else source.watch.rows
         if told:
             self._first = self._view.n
@@ -312,6 +313,6 @@ def _limit(spec: Spec, view: BatchView, limit: str) -> Any:
 
 def _fill(watch: Watch, session: Any, view: BatchView) -> None:
     """What the store has told of the batch."""
-    known = handles.handle(session, view).watch
+    known = find.handle(session, view).watch
     watch.birth, watch.foreign, watch.created_us = known.birth, known.foreign, known.created_us
     watch.known = True

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbqueue.checks import brief, check_queue
-from nbqueue.client import registry, terms
+from nbqueue.client import terms
 from nbqueue.client.calls.function import Function, describe
 from nbqueue.client.enqueuing import (
     RESULT_TTL,
@@ -24,6 +24,7 @@ from nbqueue.client.enqueuing import (
 )
 from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs
+from nbqueue.client.lookup import queue_contents
 from nbqueue.client.session import session
 from nbqueue.client.session.session import Session
 from nbqueue.client.submission import Submission, When, refuse_inside
@@ -235,7 +236,7 @@ class Queue:
     # ------------------------------------------------------------ what waits
 
     def __len__(self) -> int:
-        return registry.length(self.session, self.name)
+        return queue_contents.length(self.session, self.name)
 
     def __bool__(self) -> bool:
         return True  # an empty queue is a queue
@@ -252,12 +253,12 @@ class Queue:
     @property
     def job_ids(self) -> list[str]:
         """The ids of the jobs that wait, in the order in which workers take them."""
-        return registry.waiting_ids(self.session, self.name)
+        return queue_contents.waiting_ids(self.session, self.name)
 
     @property
     def jobs(self) -> Jobs[Any]:
         """The jobs that wait, in the order in which workers take them."""
-        return registry.waiting(self.session, self.name)
+        return queue_contents.waiting(self.session, self.name)
 
     def get_job_ids(self, offset: int = 0, length: int = -1) -> list[str]:
         """`length` ids (all: -1) from `offset` on."""
@@ -288,32 +289,32 @@ class Queue:
     @property
     def failed(self) -> Jobs[Any]:
         """The failed jobs that are still kept; `.requeue()` runs all of them again."""
-        return registry.ended(self.session, self.name, State.FAILED)
+        return queue_contents.ended(self.session, self.name, State.FAILED)
 
     @property
     def finished(self) -> Jobs[Any]:
         """The finished jobs whose results are still kept."""
-        return registry.ended(self.session, self.name, State.FINISHED)
+        return queue_contents.ended(self.session, self.name, State.FINISHED)
 
     @property
     def canceled(self) -> Jobs[Any]:
         """The canceled jobs that are still kept."""
-        return registry.ended(self.session, self.name, State.CANCELED)
+        return queue_contents.ended(self.session, self.name, State.CANCELED)
 
     @property
     def started(self) -> Jobs[Any]:
         """The jobs that workers hold: they run, or are about to."""
-        return registry.in_state(self.session, self.name, State.STARTED)
+        return queue_contents.in_state(self.session, self.name, State.STARTED)
 
     @property
     def scheduled(self) -> Jobs[Any]:
         """The jobs that wait for their time."""
-        return registry.in_state(self.session, self.name, State.SCHEDULED)
+        return queue_contents.in_state(self.session, self.name, State.SCHEDULED)
 
     @property
     def deferred(self) -> Jobs[Any]:
         """The jobs that wait for what they depend on."""
-        return registry.in_state(self.session, self.name, State.DEFERRED)
+        return queue_contents.in_state(self.session, self.name, State.DEFERRED)
 
     # The same by RQ's names: as they are now, whenever they are asked for.
     failed_job_registry = failed
@@ -325,14 +326,14 @@ class Queue:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per job of this queue, waiting or ended, the latest submitted first. Nothing is unpickled for it."""
-        return registry.to_frame(self.session, self.name)
+        return queue_contents.to_frame(self.session, self.name)
 
     # ------------------------------------------------------------ verbs
 
     def empty(self) -> int:
         """Cancels all jobs that wait; answers how many. What runs goes on, what is deferred or scheduled stays."""
         refuse_inside("Queue.empty")
-        return registry.empty(self.session, self.name)
+        return queue_contents.empty(self.session, self.name)
 
     def delete(self, delete_jobs: bool = True) -> None:
         """Cancels all jobs that wait, and with `delete_jobs` removes every single job of this queue that has ended."""

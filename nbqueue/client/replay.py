@@ -10,7 +10,8 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import current, perform, wire
-from nbqueue.client import inline, recall, rows
+from nbqueue.client import inline, rows
+from nbqueue.client.lookup import archive
 from nbqueue.current import CurrentJob
 from nbqueue.errors import BadInput, Expired
 from nbqueue.model import FunctionRecord, decode
@@ -55,7 +56,7 @@ def function_of(batch: Batch[Any]) -> Callable[..., Any]:
     if not batch.inline:
         gone = batch.watch.gone
         sealed = None if gone else batch.session.ask(lambda broker: broker.function(batch.id))
-        sealed = recall.function(batch) if sealed is None else sealed
+        sealed = archive.function(batch) if sealed is None else sealed
         if sealed is not None:
             opened = batch.session.sealer.unseal(wire.FUNCTION, batch.id, -1, sealed)
             record = decode(FunctionRecord, opened, f"The function of {batch.id}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbqueue import wire
-from nbqueue.client import handles, recall
+from nbqueue.client.lookup import archive, find
 from nbqueue.client.spool import records
 from nbqueue.client.spool.records import Standing
 from nbqueue.client.state.batch_state import Watch, header, opened
@@ -40,7 +40,7 @@ class Restoring:
             raise BadSignature(what=f"The function of {found.birth.batch}", why="the spool has no copy of it")
         payload = session.sealer.unseal(wire.FUNCTION, found.birth.batch, -1, self.sealed)
         self.record = decode(FunctionRecord, payload, "A function")
-        self.spec = recall.spec_of(session, found)
+        self.spec = archive.spec_of(session, found)
         self._outcomes = {index: (path, each) for index, path, each in found.outcomes()}
         self._made: list[tuple[int, bytes]] = []
         self._withdrawn: list[tuple[int, bytes | int]] = []
@@ -165,7 +165,7 @@ def revived(batch: Batch[Any]) -> list[int] | None:
     if watch.gone not in {"lost", "expired"} or watch.birth is None or batch.single or batch.spec.source:
         return None
     session.spool.drain()
-    if not session.spool.on or (found := recall.tale(session, watch.birth)) is None:
+    if not session.spool.on or (found := archive.tale(session, watch.birth)) is None:
         return None
     try:
         kept = Restoring(session, found)
@@ -182,7 +182,7 @@ def _look_again(batch: Batch[Any]) -> None:
     session, before = batch.session, batch.watch
     view = session.ask(lambda broker: broker.view(batch.id))
     assert view is not None
-    found = handles.handle(session, view)
+    found = find.handle(session, view)
     watch = found.watch
     if before.rows is not None:
         watch = Part(batch.id, view.queue, "", found.spec, before.rows, whole=view.tally)
@@ -192,7 +192,7 @@ def _look_again(batch: Batch[Any]) -> None:
     batch.watch = watch
     mine = {name: getattr(batch.spec, name) for name in ("columns", "labeled", "index_names")}
     batch.spec = msgspec.structs.replace(found.spec, **mine)
-    recall.resume(batch, view)
+    archive.resume(batch, view)
     with watch.changed:
         watch.over = watch.whole
     session.collector.follow(watch)

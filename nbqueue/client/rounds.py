@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nbqueue.client import notes
 from nbqueue.client.job import Job
+from nbqueue.client.lookup import job_meta
 from nbqueue.errors import BadSignature, NbqueueError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class _Said(NamedTuple):
 
 def _read(batch: Batch[Any], index: int, blob: bytes) -> _Said | None:
     try:
-        said = notes.opened(batch.session.sealer, batch.spec, batch.id, index, blob).progress
+        said = job_meta.opened(batch.session.sealer, batch.spec, batch.id, index, blob).progress
     except BadSignature:
         return None  # of someone else's making: not shown
     job = Job(batch, index)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbqueue import perform, wire
 from nbqueue.checks import warn
-from nbqueue.client import looking, notes, recall
+from nbqueue.client.lookup import archive, job_meta, refresh
 from nbqueue.client.spool.records import Kind
 from nbqueue.errors import BadSignature, NbqueueError, NoSuchBatch, SetupError
 from nbqueue.model import Cause, Notes, Outcome, Spec, State, job_id
@@ -72,7 +72,7 @@ class Rows:
         views: dict[tuple[int, str], int] = {}
         firsts = [self.jobs[group.places[0]] for group in self.groups if group.places and not group.batch.inline]
         firsts = [job for job in firsts if not job.batch.watch.gone]
-        for session, _, pairs in looking.by_session(firsts):
+        for session, _, pairs in refresh.by_session(firsts):
             try:
                 told = session.ask(Broker.views, [batch for batch, _ in pairs])
             except SetupError as why:
@@ -140,7 +140,7 @@ def _outcome(batch: Batch[Any], index: int) -> Outcome | None:
 
 def _states(jobs: list[Job[Any]]) -> list[State]:
     there = [job for job in jobs if not job.batch.watch.gone]
-    answers = iter(looking.states(there))
+    answers = iter(refresh.states(there))
     return [State.QUEUED if job.batch.watch.gone else next(answers) or State.QUEUED for job in jobs]
 
 
@@ -149,7 +149,7 @@ def _noted(batch: Batch[Any], indexes: Sequence[int]) -> list[Notes]:
         return [batch.watch.notes.get(index, Notes()) for index in indexes]
     try:
         blobs = (
-            recall.said(batch, Kind.METAS, indexes)
+            archive.said(batch, Kind.METAS, indexes)
             if batch.watch.gone
             else batch.session.ask(lambda broker: broker.metas(batch.id, indexes))
         )
@@ -159,7 +159,7 @@ def _noted(batch: Batch[Any], indexes: Sequence[int]) -> list[Notes]:
     found = []
     for index, blob in zip(indexes, blobs, strict=True):
         try:
-            found.append(notes.opened(batch.session.sealer, batch.spec, batch.id, index, blob))
+            found.append(job_meta.opened(batch.session.sealer, batch.spec, batch.id, index, blob))
         except BadSignature:
             found.append(Notes())
     return found
@@ -191,9 +191,9 @@ def _payloads_of(jobs: Sequence[Job[Any]]) -> list[bytes | None]:
                 found[id(job)] = payload(job.batch, job.index)
         else:
             asked.append(job)
-    for session, some, pairs in looking.by_session(asked):
+    for session, some, pairs in refresh.by_session(asked):
         for job, blob in zip(some, session.ask(Broker.arguments_of, pairs), strict=True):
-            sealed = blob if blob is not None else recall.arguments(job.batch, [job.index])[0]
+            sealed = blob if blob is not None else archive.arguments(job.batch, [job.index])[0]
             found[id(job)] = _unsealed(job.batch, job.index, sealed)
     return [found.get(id(job)) for job in kept]
 
@@ -219,7 +219,7 @@ def _fetched(batch: Batch[Any], indexes: list[int], unsealed: _Unsealing | None 
     unsealed = unsealed or _unsealed
     if batch.spec.source:
         return [_result(batch, index, blob) for index, blob in zip(indexes, _results(batch, indexes), strict=True)]
-    sealed = recall.arguments(batch, indexes)
+    sealed = archive.arguments(batch, indexes)
     missing = [place for place, blob in enumerate(sealed) if blob is None]
     if missing and not batch.watch.gone:
         asked = [indexes[place] for place in missing]
@@ -247,7 +247,7 @@ def _results(batch: Batch[Any], indexes: list[int]) -> list[bytes | None]:
     found: list[bytes | None] = (
         [None] * len(indexes) if gone else batch.session.ask(lambda b: b.outcomes(source, indexes))
     )
-    return found if None not in found else recall.merged(found, batch.session, source, indexes)
+    return found if None not in found else archive.merged(found, batch.session, source, indexes)
 
 
 def _result(batch: Batch[Any], index: int, blob: bytes | None) -> bytes | None:
@@ -283,11 +283,11 @@ def _labels(batch: Batch[Any], n: int) -> list[Any]:
 
 
 def _source(batch: Batch[Any]) -> Batch[Any] | None:
-    from nbqueue.client import handles
+    from nbqueue.client.lookup import find
 
     if (view := batch.session.ask(lambda broker: broker.view(batch.spec.source))) is None:
-        return recall.quietly(batch.session, batch.spec.source)
+        return archive.quietly(batch.session, batch.spec.source)
     try:
-        return handles.handle(batch.session, view)
+        return find.handle(batch.session, view)
     except (BadSignature, NoSuchBatch):
         return None

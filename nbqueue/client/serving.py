@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nbqueue.client.waiting import Advice
+from nbqueue.client.lookup.waiting import Advice
 from nbqueue.errors import NbqueueError
 from nbqueue.store import pending
 

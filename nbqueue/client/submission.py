@@ -16,12 +16,13 @@ from typing import Any
 import msgspec
 
 from nbqueue import current, perform, settings, spill, wire
-from nbqueue.client import inline, notes, progress, spills, terms, uploader, waiting
+from nbqueue.client import inline, progress, terms, uploader
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import closures, function_diff, items
 from nbqueue.client.calls.argument_hashes import Marks
 from nbqueue.client.calls.function import Function, describe
 from nbqueue.client.calls.items import Calls
+from nbqueue.client.lookup import job_meta, spills, waiting
 from nbqueue.client.session.session import Session, tell
 from nbqueue.client.spool.records import Birth
 from nbqueue.client.state.batch_state import Watch
@@ -119,7 +120,7 @@ class Submission:
             single=self.single,
             owner=_owner(),
             description=options.description,
-            meta=b"" if self.single else notes.packed(options.meta),
+            meta=b"" if self.single else job_meta.packed(options.meta),
             retry=terms.rerun(options.retry),
             repeat=terms.rerun(options.repeat),
             hooks=tuple(sorted(self.function.record.hooks)),
@@ -213,7 +214,7 @@ class Submission:
         watch = self._watch(self.options.job_id or new_id(self.function.label))
         run = inline.Inline(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
         if self.options.meta:
-            watch.notes = {index: Notes(notes.plain(self.options.meta)) for index in range(len(payloads))}
+            watch.notes = {index: Notes(job_meta.plain(self.options.meta)) for index in range(len(payloads))}
         if self._allowed():
             run.all(payloads)
         else:
@@ -222,7 +223,7 @@ class Submission:
 
     def _allowed(self) -> bool:
         """Waits for what it depends on; whether that went as asked."""
-        return all(notes.finished(one, allow_failure=failed_too) for one, failed_too in terms.awaited(self.options))
+        return all(job_meta.finished(one, allow_failure=failed_too) for one, failed_too in terms.awaited(self.options))
 
     def _here(self, watch: Watch) -> Batch[Any]:
         batch = self._batch(watch)
@@ -335,7 +336,7 @@ class Submission:
             needs=self.waits.needs,
             source=self.spec.source,
             max_open=self.session.settings.max_open,
-            meta=notes.sealed(sealer, batch, 0, options.meta) if self.single and options.meta else b"",
+            meta=job_meta.sealed(sealer, batch, 0, options.meta) if self.single and options.meta else b"",
         )
 
     def _expect(self, payloads: list[bytes]) -> None:

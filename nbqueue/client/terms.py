@@ -12,8 +12,8 @@ from nbqueue.checks import brief, check_name, seconds
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls.function import Function, label_of, signature_of
 from nbqueue.client.job import Job
+from nbqueue.client.lookup.waiting import refuse_unsent
 from nbqueue.client.session.session import Session
-from nbqueue.client.waiting import refuse_unsent
 from nbqueue.errors import BadInput, BadOption
 from nbqueue.model import Options, Rerun, Spec
 from nbqueue.policies import Callback, Dependency, Repeat, Retry

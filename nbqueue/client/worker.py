@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from nbqueue.checks import check_name, check_queue, seconds
-from nbqueue.client import handles
 from nbqueue.client.job import Job
+from nbqueue.client.lookup import find
 from nbqueue.client.session import session as sessions
 from nbqueue.client.session.session import Session
 from nbqueue.errors import BadInput, BadOption
@@ -259,7 +259,7 @@ class WorkerHandle:
     def get_current_job(self) -> Job[Any] | None:
         """A job that it holds now; None if it holds none."""
         found = self.get_current_job_id()
-        return None if found is None else handles.fetch(self._session, found)
+        return None if found is None else find.fetch(self._session, found)
 
     def shutdown(self) -> None:
         """Tells it to finish what it runs and leave. Raises NoSuchWorker when it has left already."""

@@ -11,7 +11,7 @@ from helpers import wait_until
 from jupyter_client.manager import start_new_kernel
 
 import nbqueue
-from nbqueue.client import listing
+from nbqueue.client.lookup import listing
 from nbqueue.client.session.session import Session
 
 

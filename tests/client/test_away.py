@@ -11,8 +11,9 @@ from helpers import wait_until
 from proxy import Proxy
 
 import nbqueue
-from nbqueue.client import uploader, waiting
+from nbqueue.client import uploader
 from nbqueue.client.jobs import Jobs
+from nbqueue.client.lookup import waiting
 from nbqueue.errors import NoServer, NotDone
 
 

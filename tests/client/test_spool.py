@@ -17,7 +17,8 @@ import pytest
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client import recall, view
+from nbqueue.client import view
+from nbqueue.client.lookup import archive
 from nbqueue.client.session import session as session_module
 from nbqueue.client.spool import directory, records, spool
 from nbqueue.client.spool.reader import Book
@@ -463,5 +464,5 @@ def test_what_a_file_says_first_is_read_once(server, session, hands, monkeypatch
     assert sorted(scanned) == sorted(set(scanned))
     monkeypatch.undo()
     directory.files_of(Path(session.spool.folder), batches[0].id)[0].write_bytes(b"")
-    assert recall.find(session, "b0") is None
-    assert recall.find(session, "b1").birth.batch == batches[1].id
+    assert archive.find(session, "b0") is None
+    assert archive.find(session, "b1").birth.batch == batches[1].id

@@ -11,7 +11,7 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue import Retry
-from nbqueue.client import notes, recall
+from nbqueue.client.lookup import archive, job_meta
 from nbqueue.client.spool import directory, spool
 from nbqueue.client.spool.reader import Book
 
@@ -46,7 +46,7 @@ def outcomes(file, batch):
 def test_logs_and_meta_are_there_after_the_server_forgot(server, session, hands):
     batch = nbqueue.map(work, range(3))
     for index in range(2):
-        blob = notes.sealed(session.sealer, batch.id, index, {"step": index}, (1.0, 2.0, "half"))
+        blob = job_meta.sealed(session.sealer, batch.id, index, {"step": index}, (1.0, 2.0, "half"))
         session.broker.save(batch.id, index, blob)
     hands.work()
     assert batch.wait(10)
@@ -240,5 +240,5 @@ def test_a_disk_that_does_not_answer_holds_up_no_listing(session, hands, monkeyp
     monkeypatch.setattr(directory, "kept", lambda _: pytest.fail("the disk was read by who asked"))
     session.spool.desk.patience = 0.2
     assert list(nbqueue.batches()["id"]) == [batch.id]
-    assert recall.tale(session, batch.watch.birth) is None
+    assert archive.tale(session, batch.watch.birth) is None
     free.set()

@@ -6,7 +6,7 @@ import pytest
 from hands import Hands
 
 import nbqueue
-from nbqueue.client import listing
+from nbqueue.client.lookup import listing
 from nbqueue.client.session import session as sessions
 from nbqueue.client.session.session import Session
 from nbqueue.errors import BadInput

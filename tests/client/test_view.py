@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 import nbqueue
 from nbqueue.client import details, markup, panel, view
 from nbqueue.client.groups import Groups, Kind
+from nbqueue.client.lookup.waiting import Advice
 from nbqueue.client.pace import Pace, pace_of
 from nbqueue.client.rounds import SHOWN, Rounds
 from nbqueue.client.serving import Lookout, Serving
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.client.view import Failures, View
-from nbqueue.client.waiting import Advice
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 
 N = 100_000

@@ -14,7 +14,7 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue import State
-from nbqueue.client import waiting
+from nbqueue.client.lookup import waiting
 from nbqueue.errors import (
     BadInput,
     BadOption,

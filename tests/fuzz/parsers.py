@@ -18,7 +18,7 @@ from typing import Any
 
 from nbqueue import current, settings, wire
 from nbqueue.client import facts
-from nbqueue.client import notes as client_notes
+from nbqueue.client.lookup import job_meta as client_notes
 from nbqueue.client.spool import reader
 from nbqueue.client.spool import records as spoolfile
 from nbqueue.client.spool.records import Appender, Back, Birth, Births, Block, Kind, Scan, Standing, births

@@ -354,10 +354,10 @@ class Collector:
             self._gone(watch, "lost" if lost else "expired")
 
     def _gone(self, watch: Watch, why: str) -> None:
-        from nbqueue.client import recall
+        from nbqueue.client.lookup import archive
 
         self.drop(watch)
-        recall.mend(self._session, watch)
+        archive.mend(self._session, watch)
         with watch.changed:
             watch.gone = watch.gone or why  # what this process removed meanwhile was not lost
             watch.recount()

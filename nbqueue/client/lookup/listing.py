@@ -6,8 +6,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.checks import check_title
-from nbqueue.client import handles, recall
 from nbqueue.client.batch import Batch
+from nbqueue.client.lookup import archive
+from nbqueue.client.lookup import find as handles
 from nbqueue.client.session.session import Session
 from nbqueue.client.spool.directory import Kept
 from nbqueue.client.spool.records import Birth
@@ -32,20 +33,20 @@ def attach(session: Session, name: str | None) -> Batch[Any]:
     try:
         view = _latest(session) if wanted is None else find(session, wanted)
     except SetupError as why:
-        if (spooled := recall.attached(session, wanted, why)) is None:
+        if (spooled := archive.attached(session, wanted, why)) is None:
             raise
         return spooled
-    if (view is None or view.expired) and (spooled := recall.attached(session, wanted)) is not None:
+    if (view is None or view.expired) and (spooled := archive.attached(session, wanted)) is not None:
         return spooled
     if view is None:
         raise NoSuchBatch(name=name, server=session.server) if name else NoBatchAtAll(server=session.server)
     batch = handles.handle(session, view)
     if view.expired:
-        from nbqueue.client.waiting import lifetime
+        from nbqueue.client.lookup.waiting import lifetime
 
         raise Expired(what=view.id, ttl=lifetime(batch.spec.result_ttl))
     session.attend()
-    recall.resume(batch, view)
+    archive.resume(batch, view)
     session.collector.follow(batch.watch)
     return batch
 
@@ -74,7 +75,7 @@ def batches(session: Session) -> pd.DataFrame:
     views = [view for view in session.ask(lambda broker: broker.batches()) if not view.expired]
     many = [view.id for view in views if not view.single]  # a million single jobs are not asked about one by one
     sizes = dict(zip(many, session.ask(lambda broker: broker.sizes(many)), strict=True))
-    copies = recall.copies(session)
+    copies = archive.copies(session)
     rows = [_row(session, view, sizes.get(view.id), copies.pop(view.id, None)) for view in views]
     rows += [_spooled(kept, birth, spec) for kept, birth, spec in copies.values()]
     place = COLUMNS.index("created_at")

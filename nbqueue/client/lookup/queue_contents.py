@@ -7,11 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbqueue import perform
-from nbqueue.client import columns, frame, looking, notes
+from nbqueue.client import columns, frame
 from nbqueue.client.facts import parents_of, ridden
-from nbqueue.client.handles import listed, shown_spec
 from nbqueue.client.job import Job, text_of
 from nbqueue.client.jobs import Jobs
+from nbqueue.client.lookup import job_meta, refresh
+from nbqueue.client.lookup.find import listed, shown_spec
 from nbqueue.client.session.session import Session
 from nbqueue.client.state.batch_state import opened
 from nbqueue.errors import BadSignature
@@ -64,7 +65,7 @@ def in_state(session: Session, queue: str, state: State) -> Jobs[Any]:
 def ended(session: Session, queue: str, state: State) -> Jobs[Any]:
     """As in_state, with the outcomes."""
     jobs = in_state(session, queue, state)
-    looking.look(jobs, canceled=state is State.CANCELED)
+    refresh.look(jobs, canceled=state is State.CANCELED)
     return jobs
 
 
@@ -181,6 +182,6 @@ def _outcome(session: Session, row: _Row, blob: bytes | None) -> Outcome | None:
 
 def _notes(session: Session, row: _Row, meta: bytes | None) -> Notes:
     try:
-        return notes.opened(session.sealer, row.spec, row.batch, row.index, meta)
+        return job_meta.opened(session.sealer, row.spec, row.batch, row.index, meta)
     except BadSignature:
         return Notes()

@@ -92,13 +92,13 @@ def _opened(
     session: Session, batch: str, view: BatchView | Damaged | None, *, named: bool
 ) -> Batch[Any] | float | None:
     """The Batch of this id, or else (`named`) name; for how many seconds it was kept if it expired; None: not there."""
-    from nbqueue.client import recall
+    from nbqueue.client.lookup import archive
 
     if view is None and named and (other := session.ask(Broker.named, batch)) is not None:
         view = session.ask(Broker.view, other)
     if isinstance(view, Damaged):
         raise view
-    if (view is None or view.expired) and (spooled := recall.quietly(session, batch)) is not None:
+    if (view is None or view.expired) and (spooled := archive.quietly(session, batch)) is not None:
         return spooled
     if view is None:
         return None
@@ -107,7 +107,7 @@ def _opened(
 
 
 def _job(session: Session, batch: Batch[Any] | float | None, name: str, digits: str) -> Job[Any] | NotThere:
-    from nbqueue.client.waiting import lifetime
+    from nbqueue.client.lookup.waiting import lifetime
 
     if isinstance(batch, float):
         return Expired(what=name, ttl=lifetime(batch))

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from nbqueue.client import progress, waiting
+from nbqueue.client import progress
+from nbqueue.client.lookup import waiting
 from nbqueue.client.session.kernel import shell
 from nbqueue.client.session.session import tell
 from nbqueue.client.state.batch_state import Watch
