@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbqueue.client import again, view
+from nbqueue.client import view
 from nbqueue.client.groups import Groups, Member
+from nbqueue.client.submit import retry
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
@@ -44,8 +45,8 @@ class Acts:
         count, told = 0, []
         for batch in list(self._batches):
             if batch.watch.tally.failed and not batch.watch.gone:
-                told.append(again.changed(batch))
-                count += again.retry(batch, None, None, {}, warn=False)
+                told.append(retry.changed(batch))
+                count += retry.retry(batch, None, None, {}, warn=False)
         return " ".join([f"{count:,} run again.", *dict.fromkeys(filter(None, told))])
 
     def batch_of(self, member: Member) -> Batch[Any]:

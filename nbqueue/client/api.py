@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from nbqueue.client import gathering, progress, terms
+from nbqueue.client import gathering, progress
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import dataframes, items
 from nbqueue.client.calls.function import Function, label_of
@@ -20,7 +20,8 @@ from nbqueue.client.lookup import listing
 from nbqueue.client.session import session
 from nbqueue.client.session.local_mode import Local
 from nbqueue.client.session.session import Session
-from nbqueue.client.submission import Submission, refuse_inside
+from nbqueue.client.submit import options as terms
+from nbqueue.client.submit.submission import Submission, refuse_inside
 from nbqueue.errors import BadOption
 from nbqueue.model import Options
 

@@ -9,13 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsIndex, TypeVar, overload
 
 from nbqueue.checks import brief, warn
-from nbqueue.client import again, frame, progress
+from nbqueue.client import frame, progress
 from nbqueue.client.facts import parents_of
 from nbqueue.client.job import Job, error_of, text_of, value_of
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.lookup import refresh, spills, waiting
 from nbqueue.client.session.session import Session, within
 from nbqueue.client.state.batch_state import Watch
+from nbqueue.client.submit import retry
 from nbqueue.errors import (
     BadInput,
     BadOption,
@@ -220,7 +221,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
             facts["what"] = "did not finish" + (f" ({tally.canceled} canceled)" if tally.canceled else "")
             facts["remedy"] = "`batch.failed` lists those that failed, `batch.retry()` runs them again"
         else:
-            facts |= {"what": "were canceled", "remedy": f"{again.canceled_again(self)} runs them"}
+            facts |= {"what": "were canceled", "remedy": f"{retry.canceled_again(self)} runs them"}
         complaint = BatchFailed(**facts, error=text_of(outcome, parents).rstrip("."))
         complaint.__cause__ = error_of(outcome, job, parents) or JobFailed(job=job, cause=None, error="")
         return complaint
@@ -317,7 +318,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         Also while the input is still read. Where a job fails, the one that waits for it ends as canceled. Keywords are
         nbqueue's options, as in `map`. Raises BadOption.
         """
-        from nbqueue.client import following
+        from nbqueue.client.submit import following
 
         return following.batch(self, function, options)
 
@@ -327,7 +328,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         `func` replaces the function; `limits` are timeout, grace, isolate, slice, preload, max_result, spill, and
         queue, to which the whole batch moves. With `func` or `queue` it must have ended. Raises BadInput or BadOption.
         """
-        again.retry(self, rows, func, limits)
+        retry.retry(self, rows, func, limits)
         return self
 
     def cancel(self, *, running: bool = True) -> int:

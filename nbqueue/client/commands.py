@@ -7,7 +7,7 @@ from typing import Any
 from nbqueue.checks import seconds
 from nbqueue.client.job import Job
 from nbqueue.client.session import session as sessions
-from nbqueue.client.submission import refuse_inside
+from nbqueue.client.submit.submission import refuse_inside
 from nbqueue.client.worker import Worker, WorkerHandle
 from nbqueue.errors import NoSuchWorker
 

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nbqueue.checks import brief, seconds
-from nbqueue.client import terms
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import items
 from nbqueue.client.calls.function import Function, goes_by_name, resolved
@@ -17,7 +16,8 @@ from nbqueue.client.calls.items import Calls
 from nbqueue.client.job import Job
 from nbqueue.client.lookup import job_meta
 from nbqueue.client.state.batch_state import Watch
-from nbqueue.client.submission import Submission, When, refuse_inside
+from nbqueue.client.submit import options as terms
+from nbqueue.client.submit.submission import Submission, When, refuse_inside
 from nbqueue.errors import BadOption
 from nbqueue.model import Notes, Options, Spec, new_id
 

@@ -221,7 +221,7 @@ class Facts(Generic[R]):
     @property
     def func(self) -> Callable[..., R]:
         """Its function, unpickled now. Raises BadSignature, BadInput."""
-        from nbqueue.client import replay
+        from nbqueue.client.submit import replay
 
         return replay.function_of(self.batch)
 

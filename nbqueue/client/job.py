@@ -81,7 +81,8 @@ class Job(Facts[R]):
 
         Until then its status is `created`, and only this process has it. Raises BadOption, BadInput.
         """
-        from nbqueue.client import enqueuing, queue, submission
+        from nbqueue.client import enqueuing, queue
+        from nbqueue.client.submit import submission
 
         submission.refuse_inside("Job.create")
         home = queue.Queue(origin or DEFAULT_QUEUE, connection, namespace=namespace)
@@ -90,9 +91,9 @@ class Job(Facts[R]):
     @classmethod
     def fetch(cls, id: str, connection: Any = None, *, namespace: str | None = None) -> Job[Any]:  # noqa: A002 - RQ's
         """The job with this id, of whatever session. Raises NoSuchJob, Expired, UnknownKey."""
-        from nbqueue.client import submission
         from nbqueue.client.lookup import find
         from nbqueue.client.session import session
+        from nbqueue.client.submit import submission
 
         submission.refuse_inside("Job.fetch")
         return find.fetch(session.of(connection, namespace), id)
@@ -100,9 +101,9 @@ class Job(Facts[R]):
     @classmethod
     def fetch_many(cls, job_ids: Iterable[str], connection: Any = None) -> list[Job[Any] | None]:
         """The jobs with these ids, 1,000 in a round trip; None for those that are not there."""
-        from nbqueue.client import submission
         from nbqueue.client.lookup import find
         from nbqueue.client.session import session
+        from nbqueue.client.submit import submission
 
         submission.refuse_inside("Job.fetch_many")
         found = find.fetch_many(session.of(connection), job_ids)
@@ -296,7 +297,7 @@ class Job(Facts[R]):
 
         What it raises comes untouched, so that %debug goes to where it happened. Raises Expired, BadInput.
         """
-        from nbqueue.client import replay
+        from nbqueue.client.submit import replay
 
         return replay.replay(self, func)  # type: ignore[no-any-return]
 
@@ -334,13 +335,13 @@ class Job(Facts[R]):
 
         Raises BadInput while it has not ended, Expired when the store has it no more.
         """
-        from nbqueue.client import again
+        from nbqueue.client.submit import retry
 
         if self.batch.watch.gone:
             raise self._absence()
         refresh.look([self], afresh=True, canceled=True)
         try:
-            count = again.retry(self.batch, [self.index], None, {}, front=at_front)
+            count = retry.retry(self.batch, [self.index], None, {}, front=at_front)
         except NoSuchBatch:
             raise self._absence() from None
         if not count:
@@ -363,7 +364,7 @@ class Job(Facts[R]):
 
         Raises BadInput for a job of a batch of many: `batch.then(function)` takes all of its results.
         """
-        from nbqueue.client import following
+        from nbqueue.client.submit import following
 
         return following.job(self, function, options)
 

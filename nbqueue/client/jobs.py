@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from nbqueue.checks import brief
-from nbqueue.client import again, gathering
+from nbqueue.client import gathering
 from nbqueue.client.job import Job, text_of
 from nbqueue.client.lookup import refresh
+from nbqueue.client.submit import retry
 from nbqueue.errors import BadOption, BadSignature, NotThere
 from nbqueue.model import Cause
 
@@ -96,7 +97,7 @@ class Jobs(Sequence[Job[R]], Generic[R]):
         count = 0
         for jobs in groups.values():
             try:
-                count += again.retry(jobs[0].batch, jobs, None, {}, front=at_front)
+                count += retry.retry(jobs[0].batch, jobs, None, {}, front=at_front)
             except NotThere:
                 continue  # it has expired since these jobs were listed, and the others need not wait for that
         return count

@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbqueue.checks import brief, check_queue
-from nbqueue.client import terms
 from nbqueue.client.calls.function import Function, describe
 from nbqueue.client.enqueuing import (
     RESULT_TTL,
@@ -27,8 +26,9 @@ from nbqueue.client.jobs import Jobs
 from nbqueue.client.lookup import queue_contents
 from nbqueue.client.session import session
 from nbqueue.client.session.session import Session
-from nbqueue.client.submission import Submission, When, refuse_inside
-from nbqueue.client.uploader import arrived
+from nbqueue.client.submit import options as terms
+from nbqueue.client.submit.submission import Submission, When, refuse_inside
+from nbqueue.client.submit.upload import arrived
 from nbqueue.errors import BadInput, BadOption, NotThere
 from nbqueue.model import DEFAULT_QUEUE, Options, State
 from nbqueue.store.broker import Broker

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 import nbqueue
-from nbqueue.client import submission
+from nbqueue.client.submit import submission
 from nbqueue.errors import BadItems, Changed
 
 

@@ -11,9 +11,9 @@ from helpers import wait_until
 from proxy import Proxy
 
 import nbqueue
-from nbqueue.client import uploader
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.lookup import waiting
+from nbqueue.client.submit import upload
 from nbqueue.errors import NoServer, NotDone
 
 
@@ -55,7 +55,7 @@ def goes_away(proxy, far):
 
 
 def test_an_open_upload_does_not_hold_the_collector_up(far, proxy, hands, monkeypatch):
-    monkeypatch.setattr(uploader, "BEAT", 0.05)
+    monkeypatch.setattr(upload, "BEAT", 0.05)
     more = threading.Event()
 
     def items():
@@ -74,7 +74,7 @@ def test_an_open_upload_does_not_hold_the_collector_up(far, proxy, hands, monkey
 
 
 def test_an_upload_whose_batch_is_gone_leaves_others_alone(session, hands, monkeypatch):
-    monkeypatch.setattr(uploader, "BEAT", 0.01)
+    monkeypatch.setattr(upload, "BEAT", 0.01)
     more = threading.Event()
 
     def items():

@@ -12,10 +12,10 @@ from helpers import wait_until
 from test_spool import another_kernel, files, flush, settled
 
 import nbqueue
-from nbqueue.client import restoring
 from nbqueue.client.spool import records
 from nbqueue.client.spool.io_thread import Desk, Hung
 from nbqueue.client.spool.reader import Book
+from nbqueue.client.submit import restore as restoring
 from nbqueue.store.broker import Broker
 
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client import uploader
+from nbqueue.client.submit import upload
 from nbqueue.errors import NotPicklable
 
 
@@ -33,7 +33,7 @@ def test_a_hundred_thousand_small_items_are_sent_in_few_requests(session):
 
 
 def test_sized_items_are_sealed_before_map_returns(session, hands, monkeypatch):
-    monkeypatch.setattr(uploader, "AT_ONCE", 0.0)
+    monkeypatch.setattr(upload, "AT_ONCE", 0.0)
     source = [[number] for number in range(2_500)]
     batch = nbqueue.map(sum, source)
     for item in source:
@@ -63,7 +63,7 @@ def test_first_jobs_run_before_the_last_item_is_read(session, busy):
 
 
 def test_a_slow_first_item_does_not_hold_map(session, busy, monkeypatch):
-    monkeypatch.setattr("nbqueue.client.submission.FIRST", 0.05)
+    monkeypatch.setattr("nbqueue.client.submit.submission.FIRST", 0.05)
     first = threading.Event()
 
     def source():
@@ -119,7 +119,7 @@ def test_an_input_that_breaks_off_is_the_same_at_first_and_later(session, busy):
 
 
 def test_an_input_that_breaks_off_before_its_first_item_is_the_same_at_first_and_later(session, busy, monkeypatch):
-    monkeypatch.setattr("nbqueue.client.submission.FIRST", 0.01)
+    monkeypatch.setattr("nbqueue.client.submit.submission.FIRST", 0.01)
     gate = threading.Event()
 
     def source():
@@ -159,11 +159,11 @@ def test_cancel_stops_an_endless_iterator(session):
 
 
 def test_an_upload_outlives_a_pause_by_signs_of_life(session, hands, monkeypatch):
-    monkeypatch.setattr(uploader, "BEAT", 0.05)
+    monkeypatch.setattr(upload, "BEAT", 0.05)
     seen = []
     more = threading.Event()
-    real = uploader.Upload._send
-    monkeypatch.setattr(uploader.Upload, "_send", lambda self, **how: (seen.append(how), real(self, **how))[1])
+    real = upload.Upload._send
+    monkeypatch.setattr(upload.Upload, "_send", lambda self, **how: (seen.append(how), real(self, **how))[1])
 
     def source():
         yield 1
@@ -181,7 +181,7 @@ def test_a_script_that_ends_after_map_has_sent_everything_and_prints_no_tracebac
     script.write_text(
         textwrap.dedent(f"""
         import nbqueue
-        from nbqueue.client import uploader
+        from nbqueue.client.submit import upload as uploader
         uploader.AT_ONCE = 0.0
         nbqueue.connect({server.url!r}, namespace={session.settings.namespace!r})
         nbqueue.map(abs, range(5_000), name="sized")

@@ -16,9 +16,9 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import nbqueue
 from nbqueue import current
-from nbqueue.client import again
 from nbqueue.client.calls import items
 from nbqueue.client.session import session as session_module
+from nbqueue.client.submit import retry
 from nbqueue.errors import (
     BadInput,
     BadItems,
@@ -288,10 +288,10 @@ def test_rows_to_retry_are_named_in_many_ways(session, busy):
     assert batch.wait(10)
     assert other.wait(10)
     frame = batch.to_frame()
-    assert again.chosen(batch, frame[frame["x"] > 1]) == [2, 3]
-    assert again.chosen(batch, [3, -4, batch[1], batch[1].id]) == [0, 1, 3]
-    assert again.chosen(batch, None) == []
-    assert again.chosen(batch, 2) == [2]
+    assert retry.chosen(batch, frame[frame["x"] > 1]) == [2, 3]
+    assert retry.chosen(batch, [3, -4, batch[1], batch[1].id]) == [0, 1, 3]
+    assert retry.chosen(batch, None) == []
+    assert retry.chosen(batch, 2) == [2]
     for bad in (other.to_frame(), frame[["x"]], [4], ["x"], [True], [1.5], 3.5, [other[0]]):
         with pytest.raises(BadInput):
             batch.retry(bad)

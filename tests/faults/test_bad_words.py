@@ -26,7 +26,7 @@ import nbqueue
 from nbqueue.checks import is_queue
 from nbqueue.cli.main import cli
 from nbqueue.client.spool.records import Appender, Block, Kind, Scan
-from nbqueue.client.terms import WORDS
+from nbqueue.client.submit.options import WORDS
 from nbqueue.errors import BadInput, BadName, BadOption, NbqueueError, NoServer
 from nbqueue.store import connection
 

@@ -11,7 +11,7 @@ from helpers import wait_until
 from redis import exceptions as wrong
 
 import nbqueue
-from nbqueue.client import uploader
+from nbqueue.client.submit import upload
 from nbqueue.errors import LostByServer, NoServer, ServerRefused
 from nbqueue.store.scripts import load
 
@@ -139,7 +139,7 @@ def test_memory_is_full_while_jobs_run(hurt):
 
 def test_memory_is_full_in_the_middle_of_a_submit(hurt, monkeypatch):
     """`map` raises, so there is no handle: nothing of what had arrived goes on."""
-    monkeypatch.setattr(uploader, "AT_ONCE", 60)  # else the rest goes out on a thread, and waiting raises
+    monkeypatch.setattr(upload, "AT_ONCE", 60)  # else the rest goes out on a thread, and waiting raises
     client = hurt.client()
     client.config_set("maxmemory", client.info("memory")["used_memory"] + (6 << 20))
     with pytest.raises(ServerRefused, match="memory is full"):

@@ -33,9 +33,9 @@ def test_lost_replies(wire, verb):
 
 
 def test_a_submit_that_may_have_arrived_says_so(wire, monkeypatch):
-    from nbqueue.client import uploader
+    from nbqueue.client.submit import upload
 
-    monkeypatch.setattr(uploader, "ARRIVE", 0.5)
+    monkeypatch.setattr(upload, "ARRIVE", 0.5)
     nbqueue.map(abs, [1]).cancel()
     wire.proxy.lose(load("submit").sha, 1000)
     with pytest.raises(NoServer, match=r"nbqueue\.attach\('abs-\w+'\)") as told:

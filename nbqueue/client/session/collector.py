@@ -21,7 +21,7 @@ from nbqueue.errors import Damaged, NbqueueError, NoServer, ServerRefused, Wrong
 if TYPE_CHECKING:
     from nbqueue.client.session.session import Session
     from nbqueue.client.state.batch_state import Watch
-    from nbqueue.client.uploader import Upload
+    from nbqueue.client.submit.upload import Upload
     from nbqueue.store.broker import Broker
     from nbqueue.store.decoding import Progress
     from nbqueue.store.ear import Hints

@@ -23,7 +23,7 @@ from nbqueue.store.records import Stored
 
 if TYPE_CHECKING:
     from nbqueue.client.spool.reader import Tale
-    from nbqueue.client.uploader import Upload
+    from nbqueue.client.submit.upload import Upload
     from nbqueue.store.decoding import Progress
 
 _log = logging.getLogger(__name__)

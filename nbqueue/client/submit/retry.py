@@ -13,12 +13,12 @@ import msgspec
 
 from nbqueue import checks, wire
 from nbqueue.checks import brief
-from nbqueue.client import inline
 from nbqueue.client.calls import closures, dataframes, function_diff
 from nbqueue.client.calls.function import describe
 from nbqueue.client.job import Job
 from nbqueue.client.lookup import refresh, waiting
 from nbqueue.client.session.session import tell
+from nbqueue.client.submit import in_process
 from nbqueue.errors import BadInput, BadOption, Expired
 from nbqueue.model import FunctionRecord, Hook, Options, Spec, State, decode, encode, new_id
 
@@ -53,7 +53,7 @@ def retry(
     if func is None and warn and (told := changed(batch)):
         checks.warn(told)
     if batch.inline:
-        inline.again(batch, indexes, func, spec)
+        in_process.again(batch, indexes, func, spec)
         return len(indexes)
     session, watch = batch.session, batch.watch
     spec, changes = _changes(batch, func, spec, queue)
@@ -126,9 +126,9 @@ def canceled_again(batch: Batch[Any]) -> str:
 
 
 def _revived(batch: Batch[Any]) -> list[int] | None:
-    from nbqueue.client import restoring  # which makes batches
+    from nbqueue.client.submit import restore  # which makes batches
 
-    return restoring.revived(batch)
+    return restore.revived(batch)
 
 
 def _refuse_running(batch: Batch[Any], func: Callable[..., Any] | str | None, queue: str | None) -> None:

@@ -10,8 +10,9 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import current, perform, wire
-from nbqueue.client import inline, rows
+from nbqueue.client import rows
 from nbqueue.client.lookup import archive
+from nbqueue.client.submit import in_process
 from nbqueue.current import CurrentJob
 from nbqueue.errors import BadInput, Expired
 from nbqueue.model import FunctionRecord, decode
@@ -48,7 +49,7 @@ def replay(job: Job[Any], func: Callable[..., Any] | None) -> Any:
 
     with sown(spec.seed, index), current.inside(job.id, spec.seed, index, present):
         value = function(*args, **kwargs)
-        return inline.awaited(value) if isinstance(value, CoroutineType) else value
+        return in_process.awaited(value) if isinstance(value, CoroutineType) else value
 
 
 def function_of(batch: Batch[Any]) -> Callable[..., Any]:

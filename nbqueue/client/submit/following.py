@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nbqueue.client import terms
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import items
 from nbqueue.client.calls.function import Function
 from nbqueue.client.calls.items import Calls
-from nbqueue.client.submission import Submission, refuse_inside
+from nbqueue.client.submit import options as terms
+from nbqueue.client.submit.submission import Submission, refuse_inside
 from nbqueue.errors import BadInput, BadOption
 from nbqueue.model import Options
 

@@ -9,14 +9,14 @@ import msgspec
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import argument_hashes, function_diff
 from nbqueue.client.lookup import archive
-from nbqueue.client.restoring import Restoring
 from nbqueue.client.session.session import tell
+from nbqueue.client.submit.restore import Restoring
 from nbqueue.errors import BadSignature, Changed
 from nbqueue.model import State
 
 if TYPE_CHECKING:
     from nbqueue.client.spool.reader import Tale
-    from nbqueue.client.submission import Submission
+    from nbqueue.client.submit.submission import Submission
 
 
 class Remembered:

@@ -15,20 +15,21 @@ import msgspec
 
 from nbqueue import wire
 from nbqueue.checks import counted
-from nbqueue.client import progress, spoolnames, uploader
-from nbqueue.client.again import LIMITS
+from nbqueue.client import progress
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import argument_hashes, function_diff
 from nbqueue.client.lookup import archive, find, spills
 from nbqueue.client.session.session import tell
 from nbqueue.client.state.batch_state import KEPT_ARGUMENTS, Watch
 from nbqueue.client.state.selection import Part
+from nbqueue.client.submit import spoolnames, upload
+from nbqueue.client.submit.retry import LIMITS
 from nbqueue.errors import Changed, InUse, NoSuchBatch
 from nbqueue.model import FunctionRecord, Spec, State, Tally, decode, encode, new_id
 from nbqueue.store.broker import Broker
 
 if TYPE_CHECKING:
-    from nbqueue.client.submission import Submission
+    from nbqueue.client.submit.submission import Submission
     from nbqueue.store.records import BatchView
 
 TRIES = 20  # others that submit the same name at the same moment
@@ -293,7 +294,7 @@ class Again:
         assert asked.marks is not None
         begun, start = time.monotonic(), first
         sealed = []
-        for part in uploader.parts(payloads):
+        for part in upload.parts(payloads):
             sealed.append(session.sealer.seal_all(wire.ARGUMENTS, watch.batch, start, part))
             start += len(part)
         own = b"".join(asked.marks.of(place) for place in self._new)
@@ -302,9 +303,9 @@ class Again:
         start = first
         for run in sealed:
             session.spool.arguments(watch, start, run)
-            session.spool.marks(watch, start, own[uploader.MARK * (start - first) :][: uploader.MARK * len(run)])
+            session.spool.marks(watch, start, own[upload.MARK * (start - first) :][: upload.MARK * len(run)])
             start += len(run)
-        uploader.send_parts(session, watch, sealed, asked.nonce, begun, first=first, marks=own)
+        upload.send_parts(session, watch, sealed, asked.nonce, begun, first=first, marks=own)
 
 
 def _limit(spec: Spec, view: BatchView, limit: str) -> Any:

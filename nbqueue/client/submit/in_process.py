@@ -145,7 +145,7 @@ class Inline:
         def note(kind: int, payload: bytes) -> None:
             self.watch.notes[index] = noted(self.watch.notes.get(index), kind, payload, spec.meta)
 
-        from nbqueue.client import replay
+        from nbqueue.client.submit import replay
 
         with replay.sown(spec.seed, index), current.inside(job, spec.seed, index, present, note):
             if self.mode is True:

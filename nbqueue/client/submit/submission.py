@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from nbqueue import current, perform, settings, spill, wire
-from nbqueue.client import inline, progress, terms, uploader
+from nbqueue.client import progress
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import closures, function_diff, items
 from nbqueue.client.calls.argument_hashes import Marks
@@ -27,6 +27,9 @@ from nbqueue.client.session.session import Session, tell
 from nbqueue.client.spool.records import Birth
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.client.state.selection import Part, Sent
+from nbqueue.client.submit import in_process
+from nbqueue.client.submit import options as terms
+from nbqueue.client.submit import upload as uploader
 from nbqueue.errors import BadItems, InsideJob, InUse, ServerRefused, SetupError
 from nbqueue.model import Notes, Options, Spec, State, Tally, encode, new_id
 from nbqueue.store.broker import Broker
@@ -142,9 +145,9 @@ class Submission:
             return self._inline(self.packed())
         if self.marks is None:
             return self._shown(self.made())
-        from nbqueue.client import naming
+        from nbqueue.client.submit import reattach
 
-        return self._shown(naming.submit(self))
+        return self._shown(reattach.submit(self))
 
     @property
     def once(self) -> bool:
@@ -212,7 +215,7 @@ class Submission:
 
     def _inline(self, payloads: list[bytes]) -> Batch[Any]:
         watch = self._watch(self.options.job_id or new_id(self.function.label))
-        run = inline.Inline(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
+        run = in_process.Inline(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
         if self.options.meta:
             watch.notes = {index: Notes(job_meta.plain(self.options.meta)) for index in range(len(payloads))}
         if self._allowed():
@@ -390,7 +393,7 @@ class Submission:
         options = self.options
         name = options.job_id or new_id(self.function.label)
         watch = Watch(name, options.queue, "", self.spec, max_failed=options.max_failed)
-        run = inline.Inline(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
+        run = in_process.Inline(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
         if self._allowed():
             run.after([outcome for outcome in found if outcome is not None])
         else:
