@@ -9,8 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsIndex, TypeVar, overload
 
 from nbqueue.checks import brief, warn
-from nbqueue.client import frame, progress
+from nbqueue.client import progress
 from nbqueue.client.facts import parents_of
+from nbqueue.client.frames import frame
 from nbqueue.client.job import Job, error_of, text_of, value_of
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.lookup import refresh, spills, waiting
@@ -271,11 +272,11 @@ class Batch(Sequence[Job[R]], Generic[R]):
         not finish is left out, with a warning. Raises BadInput where a result is of another kind, NotDone after
         `timeout` seconds.
         """
-        from nbqueue.client import stacking
+        from nbqueue.client.frames import concat
 
         if wait and not self._arrived(timeout):
             raise waiting.not_done(self, f"Batch {self.id}", timeout)
-        return stacking.stack(self, args=args)
+        return concat.stack(self, args=args)
 
     def _arrived(self, timeout: float | None) -> bool:
         """As wait; where the input broke off, or the server forgot, what had arrived is enough, with a warning."""

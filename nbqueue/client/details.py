@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbqueue import perform
-from nbqueue.client import rows
+from nbqueue.client.frames import rows
+from nbqueue.client.frames.rows import opened_call
 from nbqueue.client.job import Job, text_of
 from nbqueue.client.pace import clock
-from nbqueue.client.rows import opened_call
 from nbqueue.errors import BadSignature, NbqueueError
 from nbqueue.model import Cause
 

@@ -252,7 +252,7 @@ class Facts(Generic[R]):
         return self.call_string
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        from nbqueue.client import rows
+        from nbqueue.client.frames import rows
 
         payload = rows.payload(self.batch, self.index)
         if payload is None:

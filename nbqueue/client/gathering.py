@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.checks import seconds
-from nbqueue.client import frame
+from nbqueue.client.frames import frame
 from nbqueue.client.job import Job
 from nbqueue.client.lookup import refresh, waiting
 from nbqueue.client.session.session import within

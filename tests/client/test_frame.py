@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nbqueue
-from nbqueue.client import columns, frame
+from nbqueue.client.frames import columns, frame
 from nbqueue.errors import CannotOpen
 
 

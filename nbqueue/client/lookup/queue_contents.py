@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbqueue import perform
-from nbqueue.client import columns, frame
 from nbqueue.client.facts import parents_of, ridden
+from nbqueue.client.frames import columns, frame
 from nbqueue.client.job import Job, text_of
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.lookup import job_meta, refresh

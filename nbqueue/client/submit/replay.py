@@ -10,7 +10,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from nbqueue import current, perform, wire
-from nbqueue.client import rows
+from nbqueue.client.frames import rows
 from nbqueue.client.lookup import archive
 from nbqueue.client.submit import in_process
 from nbqueue.current import CurrentJob

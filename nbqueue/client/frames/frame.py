@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from nbqueue import perform
 from nbqueue.checks import size_text, warn
-from nbqueue.client import columns
-from nbqueue.client.columns import MISSING
 from nbqueue.client.facts import parents_of, ridden
+from nbqueue.client.frames import columns
+from nbqueue.client.frames.columns import MISSING
+from nbqueue.client.frames.rows import Rows, of_batch, of_jobs, opened_call
 from nbqueue.client.job import text_of
-from nbqueue.client.rows import Rows, of_batch, of_jobs, opened_call
 from nbqueue.errors import NbqueueError
 from nbqueue.model import Outcome, Spilled, State, utc
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.checks import warn
-from nbqueue.client import columns, frame
 from nbqueue.client.calls import dataframes
-from nbqueue.client.rows import of_batch
+from nbqueue.client.frames import columns, frame
+from nbqueue.client.frames.rows import of_batch
 from nbqueue.errors import BadInput
 from nbqueue.model import State
 
