@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from nbqueue.client import gathering, progress
+from nbqueue.client import gathering
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import dataframes, items
 from nbqueue.client.calls.function import Function, label_of
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.job import Job
 from nbqueue.client.lookup import listing
+from nbqueue.client.panel import display
 from nbqueue.client.session import session
 from nbqueue.client.session.local_mode import Local
 from nbqueue.client.session.session import Session
@@ -192,7 +193,7 @@ def attach(name: str | None = None) -> Batch[Any]:
     Raises NoSuchBatch.
     """
     refuse_inside("attach")
-    return progress.presented(listing.attach(session.current(), name))
+    return display.presented(listing.attach(session.current(), name))
 
 
 def batches() -> pd.DataFrame:

@@ -9,12 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsIndex, TypeVar, overload
 
 from nbqueue.checks import brief, warn
-from nbqueue.client import progress
 from nbqueue.client.facts import parents_of
 from nbqueue.client.frames import frame
 from nbqueue.client.job import Job, error_of, text_of, value_of
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.lookup import refresh, spills, waiting
+from nbqueue.client.panel import display
 from nbqueue.client.session.session import Session, within
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.client.submit import retry
@@ -56,7 +56,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
     ) -> None:
         self.session, self.watch, self.spec = session, watch, spec
         self.name, self.function, self.inline = name, function, inline
-        self.shown_in = progress.cell()
+        self.shown_in = display.cell()
         self.visible = False  # whether a bar may be drawn while someone waits
         self.earlier: list[Batch[Any]] = []  # what the same cell submitted before, and still ran then
         self.told = ""  # what became of a submission under a name that was there already
@@ -133,8 +133,8 @@ class Batch(Sequence[Job[R]], Generic[R]):
         return f"<Batch {self.id}{name}: {self.tally}{tail}>"
 
     def _ipython_display_(self) -> None:
-        if self.shown_in is None or self.shown_in != progress.cell():
-            progress.view(self)
+        if self.shown_in is None or self.shown_in != display.cell():
+            display.view(self)
 
     # ------------------------------------------------------------ waiting
 

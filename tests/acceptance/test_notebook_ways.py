@@ -9,12 +9,12 @@ import nbformat
 import pytest
 from lab import ARTEFACTS, missing, until
 
-from nbqueue.client import details, markup
-from nbqueue.client.groups import Kind
-from nbqueue.client.rounds import Going
-from nbqueue.client.serving import Serving
-from nbqueue.client.view import Failures, View
-from nbqueue.client.widget import _STYLE
+from nbqueue.client.panel import html, job_details
+from nbqueue.client.panel.failures import Kind
+from nbqueue.client.panel.model import Failures, View
+from nbqueue.client.panel.polling import Going
+from nbqueue.client.panel.serving import Serving
+from nbqueue.client.panel.widget import _STYLE
 from nbqueue.model import Tally
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(missing()), reason=missing() or "-")]
@@ -254,10 +254,10 @@ def test_the_panel_can_be_read_on_every_background(lab):
         failures=(Failures(kind, 1),),
         retry=1,
     )
-    told = details.Told("pages-7k2f:3", "ran 3 s", "Traceback ...", "printed")
-    inner = markup.static(msgspec.structs.replace(seen, ended=True), {0: told}, asof="Snapshot. See x()", again="x()")
-    inner += "<div class='nbq-controls'>" + _STYLE + markup.head(seen) + markup.message("Canceled.", wrong=True)
-    inner += markup.told(told, "x = 5") + "</div>"
+    told = job_details.Told("pages-7k2f:3", "ran 3 s", "Traceback ...", "printed")
+    inner = html.static(msgspec.structs.replace(seen, ended=True), {0: told}, asof="Snapshot. See x()", again="x()")
+    inner += "<div class='nbq-controls'>" + _STYLE + html.head(seen) + html.message("Canceled.", wrong=True)
+    inner += html.told(told, "x = 5") + "</div>"
     page = lab.browser.new_page(viewport={"width": 900, "height": 900})
     for name, sheet, behind in themes():
         page.set_content(f"<style>{sheet}</style><body style='margin:0;padding:9px;background:{behind}'>{inner}</body>")

@@ -14,8 +14,8 @@ from helpers import eventually, wait_until
 
 import nbqueue
 from nbqueue import current, wire
-from nbqueue.client import serving
 from nbqueue.client.lookup import waiting
+from nbqueue.client.panel import serving
 from nbqueue.client.worker import Worker
 from nbqueue.model import Notes, decode
 from nbqueue.policies import Repeat, Retry

@@ -9,12 +9,12 @@ import statistics
 import time
 
 import nbqueue
-from nbqueue.client import markup, view
-from nbqueue.client.acts import Acts
-from nbqueue.client.groups import Groups
-from nbqueue.client.pace import Pace
+from nbqueue.client.panel import html, model
+from nbqueue.client.panel.acts import Acts
+from nbqueue.client.panel.failures import Groups
+from nbqueue.client.panel.rate import Pace
+from nbqueue.client.panel.widget import Controls
 from nbqueue.client.state.batch_state import Watch
-from nbqueue.client.widget import Controls
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 
 SIZES = (100, 10_000, 100_000)
@@ -67,11 +67,11 @@ def redraws(n: int) -> tuple[float, list[float], list[float]]:
         ended += NEWS
         began = time.perf_counter()
         groups.look()
-        seen = view.look([batch], pace, groups, ())
+        seen = model.look([batch], pace, groups, ())
         controls.show(seen)
         live.append(time.perf_counter() - began)
         began = time.perf_counter()
-        markup.static(seen)
+        html.static(seen)
         saved.append(time.perf_counter() - began)
     return first, live, saved
 

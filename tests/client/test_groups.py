@@ -6,7 +6,7 @@ import pytest
 from hands import Hands
 
 import nbqueue
-from nbqueue.client.groups import GAP, VARIETY, Groups, frame_of, normal, place_words
+from nbqueue.client.panel.failures import GAP, VARIETY, Groups, frame_of, normal, place_words
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 

@@ -8,7 +8,7 @@ import pytest
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client import view
+from nbqueue.client.panel import model
 from nbqueue.client.session.singles import Singles
 from nbqueue.errors import LostByServer
 from nbqueue.model import Tally
@@ -56,7 +56,7 @@ def test_everyone_who_waits_is_told(lost):
     for ask in asked:
         with pytest.raises(LostByServer, match="has forgotten"):
             ask()
-    assert "forgotten this batch, and 3 jobs of it" in view.trouble(batch.watch)
+    assert "forgotten this batch, and 3 jobs of it" in model.trouble(batch.watch)
     assert "lost by the server" in repr(batch)
 
 

@@ -9,7 +9,7 @@ import nbclient
 import nbformat
 import pytest
 
-from nbqueue.client import pace
+from nbqueue.client.panel import rate
 from nbqueue.model import Tally
 
 CELLS = (
@@ -101,11 +101,11 @@ def test_a_failure_in_a_function_of_the_same_cell_says_this_cell(cells):
 def test_words():
     tally = Tally(n=1000, queued=880, started=2, finished=116, failed=2)
     words = "118 of 1,000: 880 queued, 2 started, 116 finished, 2 failed, about 3 min left"
-    assert pace.line(tally, 1000, 190) == words
-    assert pace.line(Tally(n=3, canceled=1, finished=2), 3, None) == "3 of 3: 2 finished, 1 canceled"
-    assert pace.line(Tally(n=2, started=1, finished=1), 2, 0.1).endswith("1 started, 1 finished, about 1 s left")
-    assert [pace.span(s) for s in (5, 130, 7300)] == ["5 s", "2 min", "2 h"]
-    assert [pace.clock(s) for s in (0, 0.0214, 3, 0.42, 42, 725, 3912)] == [
+    assert rate.line(tally, 1000, 190) == words
+    assert rate.line(Tally(n=3, canceled=1, finished=2), 3, None) == "3 of 3: 2 finished, 1 canceled"
+    assert rate.line(Tally(n=2, started=1, finished=1), 2, 0.1).endswith("1 started, 1 finished, about 1 s left")
+    assert [rate.span(s) for s in (5, 130, 7300)] == ["5 s", "2 min", "2 h"]
+    assert [rate.clock(s) for s in (0, 0.0214, 3, 0.42, 42, 725, 3912)] == [
         "0 s",
         "21 ms",
         "3 s",
@@ -114,7 +114,7 @@ def test_words():
         "12:05",
         "1:05:12",
     ]
-    assert [pace.rate_words(r) for r in (1234, 3.2, 0.2, 1 / 720)] == ["1,234/s", "3.2/s", "12/min", "5.0/h"]
+    assert [rate.rate_words(r) for r in (1234, 3.2, 0.2, 1 / 720)] == ["1,234/s", "3.2/s", "12/min", "5.0/h"]
 
 
 def test_a_terminal_has_a_bar_while_it_waits_and_a_pipe_has_none(server, tmp_path):

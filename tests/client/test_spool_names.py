@@ -9,7 +9,7 @@ from hands import Hands
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client.groups import Groups
+from nbqueue.client.panel.failures import Groups
 from nbqueue.client.spool import directory
 from nbqueue.errors import Changed
 

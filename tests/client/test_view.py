@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nbqueue
-from nbqueue.client import details, markup, panel, view
-from nbqueue.client.groups import Groups, Kind
 from nbqueue.client.lookup.waiting import Advice
-from nbqueue.client.pace import Pace, pace_of
-from nbqueue.client.rounds import SHOWN, Rounds
-from nbqueue.client.serving import Lookout, Serving
+from nbqueue.client.panel import html, job_details, model, panel
+from nbqueue.client.panel.failures import Groups, Kind
+from nbqueue.client.panel.model import Failures, View
+from nbqueue.client.panel.polling import SHOWN, Rounds
+from nbqueue.client.panel.rate import Pace, pace_of
+from nbqueue.client.panel.serving import Lookout, Serving
 from nbqueue.client.state.batch_state import Watch
-from nbqueue.client.view import Failures, View
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 
 N = 100_000
@@ -44,7 +44,7 @@ def seen(batch, serving=()):
     groups = Groups(lambda frame: f"line {frame[1]}")
     groups.add(batch)
     groups.look()
-    return view.look([batch], pace_of(batch.watch), groups, serving)
+    return model.look([batch], pace_of(batch.watch), groups, serving)
 
 
 def fails(x):
@@ -84,7 +84,7 @@ def test_a_queue_without_workers_says_what_to_run_and_then_who_serves(session):
 
     wait_until(lambda: found().advice)
     assert found().command.endswith("nbqueue worker --url " + session.server + " gpu")
-    page = Elements(markup.head(seen(batch, [found()])))
+    page = Elements(html.head(seen(batch, [found()])))
     assert "No live worker serves the queue 'gpu'" in page.text
     assert "code" in page.tags
     hands = Hands(session, ("gpu",), slots=3)
@@ -98,15 +98,15 @@ def test_all_of_one_failed_job_is_told_and_arguments_only_on_request(session, ha
     batch = nbqueue.map(fails, [1])
     hands.start()
     batch.wait(20)
-    told = details.told(batch, 0, log=True)
+    told = job_details.told(batch, 0, log=True)
     assert told.job == f"{batch.id}:0"
     assert "peak memory 2 MB" in told.facts
     assert told.traceback.endswith("ValueError: <img src=x onerror=alert(1)>\n")
     assert told.log == "said something\n"
-    assert details.arguments(batch, 0) == "x = 1"
+    assert job_details.arguments(batch, 0) == "x = 1"
     batch.watch.payloads = None  # as after attach: the store has them
-    assert details.arguments(batch, 0) == "x = 1"
-    assert "x = 1" not in markup.told(told)
+    assert job_details.arguments(batch, 0) == "x = 1"
+    assert "x = 1" not in html.told(told)
 
 
 def test_the_arguments_of_what_follows_another_batch_are_its_results(session, hands):
@@ -115,7 +115,7 @@ def test_the_arguments_of_what_follows_another_batch_are_its_results(session, ha
     hands.work()
     hands.work()
     assert batch.wait(20)
-    assert details.arguments(batch, 0) == "x = 3"
+    assert job_details.arguments(batch, 0) == "x = 3"
 
 
 def test_a_shared_panel_says_who_serves_until_the_last_batch_has_ended(session, hands):
@@ -146,8 +146,8 @@ class Nasty:
 
 def test_an_argument_that_cannot_be_shown_costs_nothing():
     batch = nbqueue.map(lambda thing: 1 / 0, [Nasty(), "<script>x</script>"], inline="collect")
-    assert details.arguments(batch, 0) == "thing = <cannot be shown: RuntimeError: <b>no</b>>"
-    page = Elements(markup.told(details.told(batch, 1), details.arguments(batch, 1)))
+    assert job_details.arguments(batch, 0) == "thing = <cannot be shown: RuntimeError: <b>no</b>>"
+    page = Elements(html.told(job_details.told(batch, 1), job_details.arguments(batch, 1)))
     assert "script" not in page.tags
     assert "<script>x</script>" in page.text
 
@@ -155,7 +155,7 @@ def test_an_argument_that_cannot_be_shown_costs_nothing():
 def test_a_column_name_of_the_users_becomes_no_html():
     frame = pd.DataFrame({"<script>alert(1)</script>": [1], "'><b>x": [2]})
     batch = nbqueue.map(lambda **row: 1 / 0, frame, inline="collect")
-    page = Elements(markup.told(details.told(batch, 0), details.arguments(batch, 0)))
+    page = Elements(html.told(job_details.told(batch, 0), job_details.arguments(batch, 0)))
     assert not {"script", "img"} & set(page.tags)
     assert page.tags.count("b") == 1  # the job's
     assert "<script>alert(1)</script> = 1\n'><b>x = 2" in page.text
@@ -189,9 +189,9 @@ def test_no_text_of_the_users_becomes_html(title, message, trouble, command, tra
         serving=(Serving(title, 0, 0, (trouble,), f"run {command}", command), Serving("q", 1, 2, (trouble,))),
         failures=(Failures(kind, 1),),
     )
-    told = details.Told(title, message, trace, trace)
-    inner = markup.static(record, {0: told}) + markup.told(told, trouble) + markup.message(message, wrong=True)
-    page = Elements(markup.beside("ab12", inner, final=True))
+    told = job_details.Told(title, message, trace, trace)
+    inner = html.static(record, {0: told}) + html.told(told, trouble) + html.message(message, wrong=True)
+    page = Elements(html.beside("ab12", inner, final=True))
     assert set(page.tags) <= OURS
     assert page.tags.count("style") == 1
     allowed = {"style", "class", "title", "role", "tabindex"}
@@ -199,7 +199,7 @@ def test_no_text_of_the_users_becomes_html(title, message, trouble, command, tra
 
 
 def test_nothing_is_loaded_from_the_network():
-    page = markup.beside("ab12", markup.static(View(title="t", tally=Tally(n=1, queued=1), n=1)), final=False)
+    page = html.beside("ab12", html.static(View(title="t", tally=Tally(n=1, queued=1), n=1)), final=False)
     assert "http" not in page
     assert "url(" not in page
     assert "src=" not in page
@@ -229,7 +229,7 @@ def test_running_jobs_say_how_far_they_are_a_handful_at_most_and_keep_their_line
         return [each and int(each.job.rpartition(":")[2]) for each in rounds.going]
 
     wait_until(lambda: going() == [0, 1, 2, 3, 4])
-    page = Elements(markup.head(view.look([batch], Pace(), Groups(str), (), rounds.going)))
+    page = Elements(html.head(model.look([batch], Pace(), Groups(str), (), rounds.going)))
     assert f"{batch.id}:0 7.5" in page.text
     assert f"{batch.id}:4  4 of 40, <b>reading</b>" in page.text
     assert page.tags.count("b") == 1  # the title's
@@ -239,7 +239,7 @@ def test_running_jobs_say_how_far_they_are_a_handful_at_most_and_keep_their_line
         for n in numbers:
             (tmp_path / f"go{n}").touch()
         wait_until(lambda: all(batch.watch.has(n) for n in numbers), 20)
-        heights.add(len(view.look([batch], Pace(), Groups(str), (), rounds.going).going))
+        heights.add(len(model.look([batch], Pace(), Groups(str), (), rounds.going).going))
 
     ends(1)
     assert [each is None for each in rounds.going] == [False, True, False, False, False]
@@ -254,7 +254,7 @@ def test_running_jobs_say_how_far_they_are_a_handful_at_most_and_keep_their_line
 
 
 def test_one_failed_of_very_many_is_still_seen():
-    page = markup.head(View(title="t", tally=Tally(n=N, failed=1, queued=N - 1), n=N))
+    page = html.head(View(title="t", tally=Tally(n=N, failed=1, queued=N - 1), n=N))
     assert "min-width:3px" in page
     assert "aria-label='0 finished, 1 failed, 99,999 queued'" in page
 
@@ -262,9 +262,9 @@ def test_one_failed_of_very_many_is_still_seen():
 def test_what_is_not_copied_is_told_with_its_end():
     watch = Watch("b", "q", "", Spec(label="f"))
     watch.known, watch.tally = True, Tally(n=40, finished=40)
-    assert view.safety(watch, 37) == "37 results not saved here yet: on the server for 7 days after the batch ends"
+    assert model.safety(watch, 37) == "37 results not saved here yet: on the server for 7 days after the batch ends"
     watch.expires_us = 4_102_444_800_000_000
-    assert view.safety(watch, 1).startswith("1 result not saved here yet: on the server until ")
+    assert model.safety(watch, 1).startswith("1 result not saved here yet: on the server until ")
 
 
 def test_a_view_of_many_jobs_costs_no_more_than_one_of_few():
@@ -281,7 +281,7 @@ def test_a_view_of_many_jobs_costs_no_more_than_one_of_few():
     begun = time.thread_time()
     for _ in range(100):
         groups.look()
-        markup.head(view.look([batch], pace, groups, ()))
+        html.head(model.look([batch], pace, groups, ()))
     assert time.thread_time() - begun < 1  # 10 ms of work each, of the 200 that there are
 
 
@@ -323,22 +323,22 @@ def test_an_attached_batch_whose_jobs_ended_before_is_not_said_to_have_taken_unt
     watch = again.watch
     watch.over = False  # as it stands until the collector has come round
     pace = Pace(age=86_400.0)
-    view.look([again], pace, Groups(str), ())
+    model.look([again], pace, Groups(str), ())
     watch.over = True
-    seen = view.look([again], pace, Groups(str), ())
+    seen = model.look([again], pace, Groups(str), ())
     assert (seen.ended, seen.elapsed, seen.pace) == (True, None, "3 of 3")
 
 
 def test_what_is_left_to_copy_is_no_part_of_the_time_that_jobs_took(session, hands):
     batch, pace = nbqueue.map(abs, range(3)), Pace()
-    view.look([batch], pace, Groups(str), ())
+    model.look([batch], pace, Groups(str), ())
     hands.work()
     assert batch.wait(30)
     batch.watch.over = False
-    elapsed = view.look([batch], pace, Groups(str), ()).elapsed
+    elapsed = model.look([batch], pace, Groups(str), ()).elapsed
     assert elapsed > 0
     batch.watch.over = True
-    assert view.look([batch], pace, Groups(str), ()).elapsed == elapsed
+    assert model.look([batch], pace, Groups(str), ()).elapsed == elapsed
 
 
 class Handle:

@@ -6,11 +6,11 @@ import pytest
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client import view, widget
-from nbqueue.client.acts import Acts
-from nbqueue.client.groups import Groups
-from nbqueue.client.pace import pace_of
-from nbqueue.client.widget import Controls
+from nbqueue.client.panel import model, widget
+from nbqueue.client.panel.acts import Acts
+from nbqueue.client.panel.failures import Groups
+from nbqueue.client.panel.rate import pace_of
+from nbqueue.client.panel.widget import Controls
 from nbqueue.store import server as program
 
 
@@ -25,7 +25,7 @@ class Shown:
 
     def draw(self):
         self.groups.look()
-        self.controls.show(view.look([self.batch], pace_of(self.batch.watch), self.groups, ()))
+        self.controls.show(model.look([self.batch], pace_of(self.batch.watch), self.groups, ()))
         return self
 
     @property

@@ -361,15 +361,16 @@ def test_escape_codes_reach_no_terminal(session, fleet, monkeypatch):
 
 
 def test_markup_is_text_in_the_frame_and_the_panel(session, fleet):
-    from nbqueue.client import details, markup
-    from nbqueue.client.groups import Groups
-    from nbqueue.client.pace import pace_of
-    from nbqueue.client.view import look
+    from nbqueue.client.panel import html as markup
+    from nbqueue.client.panel import job_details
+    from nbqueue.client.panel.failures import Groups
+    from nbqueue.client.panel.model import look
+    from nbqueue.client.panel.rate import pace_of
 
     fleet.start().up()
     batch = nbqueue.map(evil, [EVIL], name=None)
     assert batch.wait(30)
-    told = details.told(batch, 0)
+    told = job_details.told(batch, 0)
     panel = markup.static(look([batch], pace_of(batch.watch), Groups(str), ()), {0: told}) + markup.told(told, EVIL)
     for shown in (batch.to_frame()._repr_html_(), panel):
         assert "<img" not in shown

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from nbqueue.client import progress
 from nbqueue.client.lookup import waiting
+from nbqueue.client.panel import display
 from nbqueue.client.session.kernel import shell
 from nbqueue.client.session.session import tell
 from nbqueue.client.state.batch_state import Watch
@@ -51,7 +51,7 @@ async def until(batch: Batch[Any], met: Callable[[], bool], *, index: int | None
     waiting.prepare(batch, met)
     begun, advice = time.monotonic(), waiting.Advice(batch.session, batch.watch)
     try:
-        with _listening(batch.watch) as bell, waiting.awaiting(batch.watch, index), progress.in_terminal(batch) as show:
+        with _listening(batch.watch) as bell, waiting.awaiting(batch.watch, index), display.in_terminal(batch) as show:
             while not met():
                 waiting.raise_trouble(batch, index)
                 await bell.heard(LOOK)

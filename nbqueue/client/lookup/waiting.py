@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbqueue import wire
 from nbqueue.checks import in_units, seconds
-from nbqueue.client import progress
+from nbqueue.client.panel import display
 from nbqueue.client.session.session import Session, tell, within
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.errors import BadInput, Expired, LostByServer, NbqueueError, NoServer, NotDone, SetupError
@@ -49,7 +49,7 @@ def until(
                 with suppress(SetupError):  # where the store cannot be asked, the collector goes on trying
                     first()
             prepare(batch, met)
-        with awaiting(watch, index), progress.in_terminal(batch) as show:
+        with awaiting(watch, index), display.in_terminal(batch) as show:
             while not met():
                 raise_trouble(batch, index, arrived=arrived)
                 passed = time.monotonic() - begun

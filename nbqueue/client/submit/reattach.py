@@ -15,10 +15,10 @@ import msgspec
 
 from nbqueue import wire
 from nbqueue.checks import counted
-from nbqueue.client import progress
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import argument_hashes, function_diff
 from nbqueue.client.lookup import archive, find, spills
+from nbqueue.client.panel import display
 from nbqueue.client.session.session import tell
 from nbqueue.client.state.batch_state import KEPT_ARGUMENTS, Watch
 from nbqueue.client.state.selection import Part
@@ -171,7 +171,7 @@ class Again:
             watch.payloads = None
             _fill(watch, self._session, self._view)
             batch.watch = watch
-        batch.source, batch.function, batch.shown_in = source, self._asked.function.call, progress.cell()
+        batch.source, batch.function, batch.shown_in = source, self._asked.function.call, display.cell()
         batch.told = self._updated(len(rows)) if told else "it was there already; nothing new runs"
         self._session.collector.follow(batch.watch)
         return batch

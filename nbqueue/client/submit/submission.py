@@ -16,13 +16,13 @@ from typing import Any
 import msgspec
 
 from nbqueue import current, perform, settings, spill, wire
-from nbqueue.client import progress
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import closures, function_diff, items
 from nbqueue.client.calls.argument_hashes import Marks
 from nbqueue.client.calls.function import Function, describe
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.lookup import job_meta, spills, waiting
+from nbqueue.client.panel import display
 from nbqueue.client.session.session import Session, tell
 from nbqueue.client.spool.records import Birth
 from nbqueue.client.state.batch_state import Watch
@@ -181,10 +181,10 @@ class Submission:
         return b"" if self.marks is None else self.marks.span(start, stop)
 
     def _shown(self, batch: Batch[Any]) -> Batch[Any]:
-        batch.visible = progress.wanted(batch, self.options.progress) and not self.single
+        batch.visible = display.wanted(batch, self.options.progress) and not self.single
         if batch.visible:
-            progress.announce(batch)
-        if batch.told and progress.shell() is None:
+            display.announce(batch)
+        if batch.told and display.shell() is None:
             tell(f"nbqueue: {batch.name}: {batch.told}.")
         return batch
 

@@ -17,14 +17,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from nbqueue.client import details, markup, view
-from nbqueue.client.acts import Acts
-from nbqueue.client.groups import Frame, Groups, place_words
-from nbqueue.client.pace import Pace, line, pace_of
-from nbqueue.client.rounds import Rounds
-from nbqueue.client.serving import Lookout
+from nbqueue.client.panel import html, job_details, model
+from nbqueue.client.panel.acts import Acts
+from nbqueue.client.panel.failures import Frame, Groups, place_words
+from nbqueue.client.panel.model import View
+from nbqueue.client.panel.polling import Rounds
+from nbqueue.client.panel.rate import Pace, line, pace_of
+from nbqueue.client.panel.serving import Lookout
 from nbqueue.client.session.kernel import attended, cell_of, number
-from nbqueue.client.view import View
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
@@ -74,10 +74,10 @@ class Panel:
 
     def update(self, watch: Watch) -> None:
         """Takes news of a batch, from any thread. The end is drawn at once, by the caller: it may be the cell's end."""
-        if self.broken or (self.closed and view.ended(watch)):
+        if self.broken or (self.closed and model.ended(watch)):
             return
         self._dirty = True
-        if all(view.ended(batch.watch) for batch in self._batches):
+        if all(model.ended(batch.watch) for batch in self._batches):
             self.draw()
         else:
             self.closed = False
@@ -132,7 +132,7 @@ class Panel:
 
     def _look(self) -> View:
         serving = [lookout.found for lookout in self._lookouts.values() if lookout.found is not None]
-        return view.look(self._batches, self._pace, self._groups, serving, self._rounds.going)
+        return model.look(self._batches, self._pace, self._groups, serving, self._rounds.going)
 
     def _show(self, seen: View) -> None:
         """The live widget, as long as there is something that it can do."""
@@ -160,14 +160,14 @@ class Panel:
         else:
             again = f"nbqueue.attach({self._batches[0].name or self._batches[0].id!r})"
             asof = f"Snapshot of {time.strftime('%d %b %Y, %H:%M')}. Current state: {again}"
-        text = markup.static(seen, examples, asof=asof, again=again)
+        text = html.static(seen, examples, asof=asof, again=again)
         if self._live:
-            text = markup.beside(self._ident, text, final=seen.ended)
+            text = html.beside(self._ident, text, final=seen.ended)
         return {"text/html": text, "text/plain": line(seen.tally, seen.n, seen.eta)}
 
-    def _example(self, kind: Any) -> details.Told | None:
+    def _example(self, kind: Any) -> job_details.Told | None:
         member = kind.member(0)
-        return None if member is None else details.told(self._groups.batch(member), member[1])
+        return None if member is None else job_details.told(self._groups.batch(member), member[1])
 
     def _display(self) -> None:
         """Makes the outputs, in the cell that runs."""
@@ -176,7 +176,7 @@ class Panel:
         self._groups.look()
         seen = self._look()
         if not self._batches[0].inline and (not seen.ended or seen.retry) and attended():
-            from nbqueue.client.widget import Controls
+            from nbqueue.client.panel.widget import Controls
 
             self._controls = Controls(self._ident, Acts(self._batches, self._groups))
             self._controls.show(seen)

@@ -8,7 +8,7 @@ from nbqueue import perform
 from nbqueue.client.frames import rows
 from nbqueue.client.frames.rows import opened_call
 from nbqueue.client.job import Job, text_of
-from nbqueue.client.pace import clock
+from nbqueue.client.panel.rate import clock
 from nbqueue.errors import BadSignature, NbqueueError
 from nbqueue.model import Cause
 

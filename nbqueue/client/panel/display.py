@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from nbqueue.client import earlier
-from nbqueue.client.pace import line, pace_of
+from nbqueue.client.panel import previous_run
+from nbqueue.client.panel.rate import line, pace_of
 from nbqueue.client.session.kernel import cell, shell
 
 if TYPE_CHECKING:
     from nbqueue.client.batch import Batch
-    from nbqueue.client.panel import Panel
+    from nbqueue.client.panel.panel import Panel
 
 __all__ = ["announce", "cell", "in_terminal", "presented", "shell", "view", "wanted"]
 
@@ -39,9 +39,9 @@ def announce(batch: Batch[Any]) -> None:
     number = cell()
     if number is None:
         return
-    from nbqueue.client.panel import Panel
+    from nbqueue.client.panel.panel import Panel
 
-    earlier.note(batch)
+    previous_run.note(batch)
     count, shared = _cells.get(number, (0, None))
     count += 1
     if count < SHARED_FROM:
@@ -68,7 +68,7 @@ def view(batch: Batch[Any]) -> None:
     if shell() is None:
         print(repr(batch))  # noqa: T201 - IPython in a terminal displays by printing
     else:
-        from nbqueue.client.panel import Panel
+        from nbqueue.client.panel.panel import Panel
 
         Panel(batch)
 

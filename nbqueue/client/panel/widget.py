@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nbqueue.checks import counted
-from nbqueue.client import details, markup
-from nbqueue.client.acts import Acts
-from nbqueue.client.groups import Kind
-from nbqueue.client.view import Failures, View
+from nbqueue.client.panel import html, job_details
+from nbqueue.client.panel.acts import Acts
+from nbqueue.client.panel.failures import Kind
+from nbqueue.client.panel.model import Failures, View
 
 KEPT = 50  # widgets of panels that a kernel keeps: more would make every reload of the page slower
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 _STYLE = (
-    f"<style>.nbq-controls{{{markup.PAIR};padding:3px 6px;border-radius:4px}}"
+    f"<style>.nbq-controls{{{html.PAIR};padding:3px 6px;border-radius:4px}}"
     # JupyterLab keeps so much free at the right of HTML, as which the bar stays at the end: it does not jump then.
     ".jp-OutputArea-output .nbq-controls{margin-right:20px}"
     ".nbq-controls .jupyter-button{height:auto;min-height:26px;line-height:1.6;padding:1px 10px}"
@@ -78,10 +78,10 @@ class Controls:
         """Shows `view`. What has not changed is not sent."""
         with self._lock:
             self._view = view
-            self._head.value, self._lines.value = markup.top(view), markup.lines(view)
+            self._head.value, self._lines.value = html.top(view), html.lines(view)
             self._arrange()
             self._list(view.failures)
-            self._more.value = markup.message(view.more) if view.more else ""
+            self._more.value = html.message(view.more) if view.more else ""
 
     def _list(self, failures: Sequence[Failures]) -> None:
         """Rows stay where they are, so that none loses the focus or closes; those without a kind are hidden."""
@@ -143,13 +143,13 @@ class Controls:
     def _work(self, act: Callable[[], str], words: str) -> None:
         if self._working:
             return
-        self._working, self._note.value = True, markup.message(words)
+        self._working, self._note.value = True, html.message(words)
 
         def run() -> None:
             try:
-                told = markup.message(act())
+                told = html.message(act())
             except Exception as why:  # noqa: BLE001 - a thread has no caller: whatever it is, the user reads it here
-                told = markup.message(f"{type(why).__name__}: {why}", wrong=True)
+                told = html.message(f"{type(why).__name__}: {why}", wrong=True)
             self._working, self._note.value = False, told
 
         _aside(run)
@@ -230,7 +230,7 @@ class Row:
             try:
                 text = self._read(kind, place, asked=asked)
             except Exception as why:  # noqa: BLE001 - a thread has no caller: whatever it is, the user reads it here
-                text = markup.message(f"{type(why).__name__}: {why}", wrong=True)
+                text = html.message(f"{type(why).__name__}: {why}", wrong=True)
             with self._lock:
                 if (kind, place, asked) == (self.kind, self._place, self._asked):
                     self._told.value = text
@@ -240,12 +240,12 @@ class Row:
     def _read(self, kind: Kind | None, place: int, *, asked: bool) -> str:
         member = None if kind is None else kind.member(place)
         if member is None:
-            return markup.message("It runs again.")
+            return html.message("It runs again.")
         batch, index = self._acts.batch_of(member), member[1]
-        told = details.told(batch, index, log=True)
+        told = job_details.told(batch, index, log=True)
         if told is None:
-            return markup.message("It runs again.")
-        return markup.told(told, details.arguments(batch, index) if asked else None)
+            return html.message("It runs again.")
+        return html.told(told, job_details.arguments(batch, index) if asked else None)
 
 
 def _button(text: str, click: Callable[[], None], tooltip: str, style: str = "") -> Any:

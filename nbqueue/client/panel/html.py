@@ -8,9 +8,9 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 
-from nbqueue.client.details import Told
-from nbqueue.client.rounds import Going
-from nbqueue.client.view import Failures, View
+from nbqueue.client.panel.job_details import Told
+from nbqueue.client.panel.model import Failures, View
+from nbqueue.client.panel.polling import Going
 
 TRACE = 6_000  # characters of a traceback in a saved notebook
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from nbqueue.checks import counted
-from nbqueue.client import earlier
-from nbqueue.client.groups import Groups, Kind
-from nbqueue.client.pace import Pace, clock, left_words, lifetime, rate_words
-from nbqueue.client.rounds import Going
-from nbqueue.client.serving import Serving
+from nbqueue.client.panel import previous_run
+from nbqueue.client.panel.failures import Groups, Kind
+from nbqueue.client.panel.polling import Going
+from nbqueue.client.panel.rate import Pace, clock, left_words, lifetime, rate_words
+from nbqueue.client.panel.serving import Serving
 from nbqueue.model import Tally
 
 if TYPE_CHECKING:
@@ -146,13 +146,15 @@ def _weight(kind: Kind, *, exact: bool) -> int:
 
 def _earlier(batches: Sequence[Batch[Any]]) -> list[Batch[Any]]:
     return [
-        one for one in {id(one): one for batch in batches for one in batch.earlier}.values() if earlier.running(one)
+        one
+        for one in {id(one): one for batch in batches for one in batch.earlier}.values()
+        if previous_run.running(one)
     ]
 
 
 def _notes(batches: Sequence[Batch[Any]]) -> tuple[tuple[str, str], ...]:
     told = [(batch.told, "") for batch in batches if batch.told]
-    return (*told, *earlier.words(_earlier(batches)))
+    return (*told, *previous_run.words(_earlier(batches)))
 
 
 def ended(watch: Watch) -> bool:

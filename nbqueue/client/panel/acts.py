@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nbqueue.client import view
-from nbqueue.client.groups import Groups, Member
+from nbqueue.client.panel import model
+from nbqueue.client.panel.failures import Groups, Member
 from nbqueue.client.submit import retry
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ class Acts:
 
     def cancel(self) -> str:
         """Cancels all that has not ended."""
-        count = sum(batch.cancel() for batch in list(self._batches) if not view.ended(batch.watch))
+        count = sum(batch.cancel() for batch in list(self._batches) if not model.ended(batch.watch))
         return f"{count:,} canceled."
 
     def cancel_earlier(self) -> str:
         """Cancels what the same cell submitted before."""
-        before = {one.id: one for batch in list(self._batches) for one in batch.earlier if not view.ended(one.watch)}
+        before = {one.id: one for batch in list(self._batches) for one in batch.earlier if not model.ended(one.watch)}
         count = sum(one.cancel() for one in before.values())
         return f"{count:,} canceled of {', '.join(before) or 'what was submitted before'}."
 
