@@ -9,11 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsIndex, TypeVar, overload
 
 from nbqueue.checks import brief, warn
-from nbqueue.client.facts import parents_of
 from nbqueue.client.frames import frame
-from nbqueue.client.job import Job, error_of, text_of, value_of
+from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.lookup import refresh, spills, waiting
+from nbqueue.client.lookup.results import error_of, parents_of, text_of, value_of
 from nbqueue.client.panel import display
 from nbqueue.client.session.session import Session, within
 from nbqueue.client.state.batch_state import Watch

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import msgspec
-
 from nbqueue import perform, wire
 from nbqueue.client.lookup import job_meta, waiting
+from nbqueue.client.lookup.results import Run, echoes_in, has_run, parents_of
 from nbqueue.client.lookup.waiting import lifetime
 from nbqueue.client.session.session import within
 from nbqueue.client.spool.records import Kind
 from nbqueue.client.state.batch_state import opened
-from nbqueue.errors import BadInput, BadSignature, Expired
-from nbqueue.model import Cause, Echo, Notes, Outcome, Rerun, Spec, State, runs_left, utc
+from nbqueue.errors import BadInput, Expired
+from nbqueue.model import Cause, Echo, Notes, Outcome, Rerun, State, runs_left, utc
 from nbqueue.store.records import past
 
 if TYPE_CHECKING:
@@ -26,90 +24,10 @@ if TYPE_CHECKING:
     from nbqueue.store.records import BatchView, Holder
 
 R = TypeVar("R")
-_echoes = msgspec.msgpack.Decoder(list[Echo])
-
-
-@dataclass(frozen=True)
-class Run:
-    """How one run of a job went. `return_value` unpickles what it gave."""
-
-    job_id: str
-    outcome: Outcome
-
-    @property
-    def status(self) -> State:
-        """finished, failed or canceled."""
-        return self.outcome.state
-
-    @property
-    def attempt(self) -> int:
-        """Which run it was, from 1."""
-        return self.outcome.attempt
-
-    @property
-    def started_at(self) -> datetime | None:
-        """When it began; None for a job that was canceled before."""
-        return utc(self.outcome.started_us) if ridden(self.outcome) else None
-
-    @property
-    def ended_at(self) -> datetime:
-        """When it ended."""
-        return utc(self.outcome.ended_us)
-
-    @property
-    def exc_info(self) -> str | None:
-        """The traceback, as text; None if it finished."""
-        failure = self.outcome.failure
-        return None if failure is None else failure.traceback or str(failure)
-
-    @property
-    def worker_name(self) -> str | None:
-        """The worker that ran it; None for a job that was canceled before."""
-        return self.outcome.worker or None
-
-    @property
-    def type(self) -> str:
-        """`successful`, `failed`, `stopped` or `canceled`."""
-        words = {State.FINISHED: "successful", State.FAILED: "failed"}
-        return words.get(self.outcome.state) or ("stopped" if ridden(self.outcome) else "canceled")
-
-    @property
-    def created_at(self) -> datetime:
-        """As `ended_at`: when this result came to be."""
-        return self.ended_at
-
-    @property
-    def exc_string(self) -> str | None:
-        """As `exc_info`."""
-        return self.exc_info
-
-    @property
-    def return_value(self) -> Any:
-        """The value that it gave, unpickled now; None if it gave none. Raises SpillLost, CannotOpen."""
-        finished = self.outcome.state is State.FINISHED
-        return perform.opened(self.outcome, f"The result of {self.job_id}") if finished else None
-
-
-def parents_of(spec: Spec) -> list[str]:
-    """Ids of the jobs and batches that a job, or each of a batch, depends on."""
-    return [*spec.depends_on, *([spec.source] if spec.source else [])]
 
 
 def _intervals(rerun: Rerun | None) -> list[float] | None:
     return None if rerun is None else list(rerun.intervals)
-
-
-def echoes_in(data: bytes) -> list[Echo]:
-    """The echoes in a record whose signature is checked. Raises BadSignature."""
-    try:
-        return _echoes.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as why:
-        raise BadSignature(what="What became of a callback", why=f"it is no list of echoes ({why})") from why
-
-
-def ridden(outcome: Outcome) -> bool:
-    """Whether its job ran, rather than being canceled before."""
-    return bool(outcome.runtime_us or (outcome.worker and outcome.state is not State.CANCELED))
 
 
 class Facts(Generic[R]):
@@ -331,7 +249,7 @@ class Facts(Generic[R]):
         """When its run began, the latest if there were several; None while none has."""
         found = self.outcome
         if found is not None:
-            return utc(found.started_us) if ridden(found) else None
+            return utc(found.started_us) if has_run(found) else None
         holder = self._holder()
         return None if holder is None else utc(holder.since_us)
 

@@ -7,24 +7,21 @@ import contextlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nbqueue import perform, wire
+from nbqueue import wire
 from nbqueue.client.facts import Facts
 from nbqueue.client.lookup import refresh, waiting
+from nbqueue.client.lookup.results import error_of, text_of, value_of
 from nbqueue.client.spool.records import Kind
 from nbqueue.errors import (
     BadInput,
     BadSignature,
-    CannotOpen,
     Expired,
-    JobCanceled,
-    JobFailed,
     NoSuchBatch,
     NoSuchWorker,
     NotThere,
-    RemoteTraceback,
     SetupError,
 )
-from nbqueue.model import DEFAULT_QUEUE, MAX_LOSSES, Cause, Failure, Outcome, State, job_id
+from nbqueue.model import DEFAULT_QUEUE, Cause, Outcome, State, job_id
 from nbqueue.worker import mail
 
 if TYPE_CHECKING:
@@ -367,83 +364,3 @@ class Job(Facts[R]):
         from nbqueue.client.submit import following
 
         return following.job(self, function, options)
-
-
-def value_of(outcome: Outcome, job: str, parents: Sequence[str] = ()) -> Any:
-    """The value of a finished job; raises the job's error otherwise."""
-    error = error_of(outcome, job, parents)
-    if error is not None:
-        raise error
-    return perform.opened(outcome, f"The result of {job}")
-
-
-def error_of(outcome: Outcome, job: str, parents: Sequence[str] = ()) -> BaseException | None:
-    """The exception that stands for an outcome; None if it finished. `parents` is what the job depends on."""
-    if outcome.state is State.FINISHED:
-        return None
-    if outcome.state is State.CANCELED:
-        return JobCanceled(job=job, cause=outcome.cause, remedy=_again(outcome.cause, parents))
-    rebuilt = _rebuilt(outcome.failure, outcome.cause)
-    if isinstance(rebuilt, StopIteration | StopAsyncIteration):
-        # As in a generator (PEP 479): in `map(Job.wait, batch)` it would look like the end of the batch.
-        stopped = RuntimeError(f"{job} raised {type(rebuilt).__name__}")
-        stopped.__cause__ = rebuilt
-        return stopped
-    if rebuilt is not None:
-        return rebuilt
-    error = JobFailed(job=job, cause=outcome.cause, error=text_of(outcome))
-    if outcome.failure is not None and outcome.failure.traceback:
-        error.__cause__ = RemoteTraceback(outcome.failure.traceback)
-    return error
-
-
-def _again(cause: Cause | None, parents: Sequence[str]) -> str:
-    if cause is Cause.DEPENDENCY:
-        return f"{_named(parents)} did not finish. Requeue that: then it runs, too."
-    return "Its `requeue()` runs it again."
-
-
-def _rebuilt(failure: Failure | None, cause: Cause | None) -> BaseException | None:
-    if failure is None or failure.pickled is None or cause is Cause.TIMEOUT:
-        return None
-    try:
-        error = perform.careful(failure.pickled, "An exception")
-    except CannotOpen:
-        return None  # its class is not here, or refuses: JobFailed carries the text instead
-    if not isinstance(error, Exception):
-        return None  # SystemExit or KeyboardInterrupt of a job must not end the notebook
-    error.__cause__ = RemoteTraceback(failure.traceback)
-    return error
-
-
-_WORDS = {
-    Cause.USER: "canceled",
-    Cause.EXPIRED: "canceled: it waited longer than its ttl",
-}
-
-
-def text_of(outcome: Outcome, parents: Sequence[str] = ()) -> str:
-    """What went wrong in a word or a line; empty for a finished job. `parents` is what it depends on."""
-    if outcome.failure is not None:
-        return str(outcome.failure)
-    if outcome.state is State.FINISHED:
-        return ""
-    if outcome.cause is Cause.DEPENDENCY:
-        return f"canceled: {_named(parents)} did not finish"
-    if outcome.cause is Cause.LOST:
-        last = f"{outcome.worker} on {outcome.host}" if outcome.host else outcome.worker
-        times = f"its worker was lost {MAX_LOSSES} times while it ran only this job"
-        return f"{times}; the last one was {last}, in attempt {outcome.attempt}"
-    code = f" (code {outcome.code})" if outcome.code else ""
-    word = _WORDS.get(outcome.cause) if outcome.cause else None
-    return f"{word or outcome.cause or outcome.state}{code}"
-
-
-def _named(parents: Sequence[str]) -> str:
-    """What a job depends on, in words."""
-    if not parents:
-        return "what it depends on"
-    if len(parents) == 1:
-        return f"{parents[0]}, which it depends on,"
-    more = f" and {len(parents) - 3:,} more" if len(parents) > 3 else ""
-    return f"one of what it depends on ({', '.join(parents[:3])}{more})"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from nbqueue.checks import brief
 from nbqueue.client import gathering
-from nbqueue.client.job import Job, text_of
+from nbqueue.client.job import Job
 from nbqueue.client.lookup import refresh
+from nbqueue.client.lookup.results import text_of
 from nbqueue.client.submit import retry
 from nbqueue.errors import BadOption, BadSignature, NotThere
 from nbqueue.model import Cause

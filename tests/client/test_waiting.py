@@ -373,7 +373,7 @@ def test_a_forged_outcome_is_never_opened(session, hands):
 
 @pytest.mark.parametrize("cause", [Cause.TIMEOUT, Cause.CRASHED])
 def test_limits_and_crashes_are_job_failed(session, cause):
-    from nbqueue.client.job import error_of
+    from nbqueue.client.lookup.results import error_of
 
     failure = Failure("nbqueue.errors.JobTimeout", "after 3 s") if cause is Cause.TIMEOUT else None
     found = error_of(Outcome(State.FAILED, cause, 1, 1, 1, code=-11, failure=failure), "x:1")

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from nbqueue import perform
 from nbqueue.checks import size_text, warn
-from nbqueue.client.facts import parents_of, ridden
 from nbqueue.client.frames import columns
 from nbqueue.client.frames.columns import MISSING
 from nbqueue.client.frames.rows import Rows, of_batch, of_jobs, opened_call
-from nbqueue.client.job import text_of
+from nbqueue.client.lookup.results import has_run, parents_of, text_of
 from nbqueue.errors import NbqueueError
 from nbqueue.model import Outcome, Spilled, State, utc
 
@@ -90,7 +89,7 @@ def _plain(rows: Rows) -> dict[str, pd.Series[Any]]:
         None if o is None or o.state is State.FINISHED else text_of(o, parents_of(spec))
         for o, spec in zip(rows.outcomes, rows.specs, strict=True)
     ]
-    ran = [float("nan") if o is None else o.runtime_us / 1e6 for o in map(_ridden, rows.outcomes)]
+    ran = [float("nan") if o is None else o.runtime_us / 1e6 for o in map(_if_run, rows.outcomes)]
     return {"error": columns.text(errors), "runtime_s": _floats(ran), "job_id": columns.text(rows.ids)}
 
 
@@ -100,16 +99,16 @@ def _floats(values: Sequence[float | None]) -> pd.Series[Any]:
     return pd.Series(values, dtype="float64")
 
 
-def _ridden(outcome: Outcome | None) -> Outcome | None:
+def _if_run(outcome: Outcome | None) -> Outcome | None:
     """The outcome, if its job ran to an end; None if it never began, or was canceled."""
-    return outcome if outcome is not None and outcome.state is not State.CANCELED and ridden(outcome) else None
+    return outcome if outcome is not None and outcome.state is not State.CANCELED and has_run(outcome) else None
 
 
 def _meta(rows: Rows) -> dict[str, pd.Series[Any]]:
     import pandas as pd
 
     outcomes, queued, said = rows.outcomes, rows.queued(), rows.notes()
-    ran = [_ridden(o) for o in outcomes]
+    ran = [_if_run(o) for o in outcomes]
     floats = {
         "wait_s": [_waited(o, us) for o, us in zip(ran, queued, strict=True)],
         "cpu_s": [None if o is None else o.cpu_us / 1e6 for o in ran],

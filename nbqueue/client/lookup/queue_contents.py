@@ -7,12 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbqueue import perform
-from nbqueue.client.facts import parents_of, ridden
 from nbqueue.client.frames import columns, frame
-from nbqueue.client.job import Job, text_of
+from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.lookup import job_meta, refresh
 from nbqueue.client.lookup.find import listed, shown_spec
+from nbqueue.client.lookup.results import has_run, parents_of, text_of
 from nbqueue.client.session.session import Session
 from nbqueue.client.state.batch_state import opened
 from nbqueue.errors import BadSignature
@@ -149,7 +149,7 @@ def _cells(session: Session, row: _Row, blob: bytes | None, meta: bytes | None) 
     view, spec = row.view, row.spec
     outcome = _outcome(session, row, blob)
     said = _notes(session, row, meta)
-    ran = outcome if outcome is not None and ridden(outcome) else None
+    ran = outcome if outcome is not None and has_run(outcome) else None
     return {
         "job_id": view.id if view.single else job_id(view.id, row.index),
         "function": spec.label,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from nbqueue.client.job import text_of
+from nbqueue.client.lookup.results import text_of
 from nbqueue.errors import BadSignature
 from nbqueue.model import Cause, State
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nbqueue import perform
 from nbqueue.client.frames import rows
 from nbqueue.client.frames.rows import opened_call
-from nbqueue.client.job import Job, text_of
+from nbqueue.client.job import Job
+from nbqueue.client.lookup.results import text_of
 from nbqueue.client.panel.rate import clock
 from nbqueue.errors import BadSignature, NbqueueError
 from nbqueue.model import Cause

@@ -1,0 +1,175 @@
+"""What the outcome of a job says: its value, or the error that stands for it, or words; and how each run went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from nbqueue import perform
+from nbqueue.errors import BadSignature, CannotOpen, JobCanceled, JobFailed, RemoteTraceback
+from nbqueue.model import MAX_LOSSES, Cause, Echo, Failure, Outcome, Spec, State, utc
+
+_echoes = msgspec.msgpack.Decoder(list[Echo])
+
+
+@dataclass(frozen=True)
+class Run:
+    """How one run of a job went. `return_value` unpickles what it gave."""
+
+    job_id: str
+    outcome: Outcome
+
+    @property
+    def status(self) -> State:
+        """finished, failed or canceled."""
+        return self.outcome.state
+
+    @property
+    def attempt(self) -> int:
+        """Which run it was, from 1."""
+        return self.outcome.attempt
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When it began; None for a job that was canceled before."""
+        return utc(self.outcome.started_us) if has_run(self.outcome) else None
+
+    @property
+    def ended_at(self) -> datetime:
+        """When it ended."""
+        return utc(self.outcome.ended_us)
+
+    @property
+    def exc_info(self) -> str | None:
+        """The traceback, as text; None if it finished."""
+        failure = self.outcome.failure
+        return None if failure is None else failure.traceback or str(failure)
+
+    @property
+    def worker_name(self) -> str | None:
+        """The worker that ran it; None for a job that was canceled before."""
+        return self.outcome.worker or None
+
+    @property
+    def type(self) -> str:
+        """`successful`, `failed`, `stopped` or `canceled`."""
+        words = {State.FINISHED: "successful", State.FAILED: "failed"}
+        return words.get(self.outcome.state) or ("stopped" if has_run(self.outcome) else "canceled")
+
+    @property
+    def created_at(self) -> datetime:
+        """As `ended_at`: when this result came to be."""
+        return self.ended_at
+
+    @property
+    def exc_string(self) -> str | None:
+        """As `exc_info`."""
+        return self.exc_info
+
+    @property
+    def return_value(self) -> Any:
+        """The value that it gave, unpickled now; None if it gave none. Raises SpillLost, CannotOpen."""
+        finished = self.outcome.state is State.FINISHED
+        return perform.opened(self.outcome, f"The result of {self.job_id}") if finished else None
+
+
+def parents_of(spec: Spec) -> list[str]:
+    """Ids of the jobs and batches that a job, or each of a batch, depends on."""
+    return [*spec.depends_on, *([spec.source] if spec.source else [])]
+
+
+def echoes_in(data: bytes) -> list[Echo]:
+    """The echoes in a record whose signature is checked. Raises BadSignature."""
+    try:
+        return _echoes.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as why:
+        raise BadSignature(what="What became of a callback", why=f"it is no list of echoes ({why})") from why
+
+
+def has_run(outcome: Outcome) -> bool:
+    """Whether its job ran, rather than being canceled before."""
+    return bool(outcome.runtime_us or (outcome.worker and outcome.state is not State.CANCELED))
+
+
+def value_of(outcome: Outcome, job: str, parents: Sequence[str] = ()) -> Any:
+    """The value of a finished job; raises the job's error otherwise."""
+    error = error_of(outcome, job, parents)
+    if error is not None:
+        raise error
+    return perform.opened(outcome, f"The result of {job}")
+
+
+def error_of(outcome: Outcome, job: str, parents: Sequence[str] = ()) -> BaseException | None:
+    """The exception that stands for an outcome; None if it finished. `parents` is what the job depends on."""
+    if outcome.state is State.FINISHED:
+        return None
+    if outcome.state is State.CANCELED:
+        return JobCanceled(job=job, cause=outcome.cause, remedy=_again(outcome.cause, parents))
+    rebuilt = _rebuilt(outcome.failure, outcome.cause)
+    if isinstance(rebuilt, StopIteration | StopAsyncIteration):
+        # As in a generator (PEP 479): in `map(Job.wait, batch)` it would look like the end of the batch.
+        stopped = RuntimeError(f"{job} raised {type(rebuilt).__name__}")
+        stopped.__cause__ = rebuilt
+        return stopped
+    if rebuilt is not None:
+        return rebuilt
+    error = JobFailed(job=job, cause=outcome.cause, error=text_of(outcome))
+    if outcome.failure is not None and outcome.failure.traceback:
+        error.__cause__ = RemoteTraceback(outcome.failure.traceback)
+    return error
+
+
+def _again(cause: Cause | None, parents: Sequence[str]) -> str:
+    if cause is Cause.DEPENDENCY:
+        return f"{_named(parents)} did not finish. Requeue that: then it runs, too."
+    return "Its `requeue()` runs it again."
+
+
+def _rebuilt(failure: Failure | None, cause: Cause | None) -> BaseException | None:
+    if failure is None or failure.pickled is None or cause is Cause.TIMEOUT:
+        return None
+    try:
+        error = perform.careful(failure.pickled, "An exception")
+    except CannotOpen:
+        return None  # its class is not here, or refuses: JobFailed carries the text instead
+    if not isinstance(error, Exception):
+        return None  # SystemExit or KeyboardInterrupt of a job must not end the notebook
+    error.__cause__ = RemoteTraceback(failure.traceback)
+    return error
+
+
+_WORDS = {
+    Cause.USER: "canceled",
+    Cause.EXPIRED: "canceled: it waited longer than its ttl",
+}
+
+
+def text_of(outcome: Outcome, parents: Sequence[str] = ()) -> str:
+    """What went wrong in a word or a line; empty for a finished job. `parents` is what it depends on."""
+    if outcome.failure is not None:
+        return str(outcome.failure)
+    if outcome.state is State.FINISHED:
+        return ""
+    if outcome.cause is Cause.DEPENDENCY:
+        return f"canceled: {_named(parents)} did not finish"
+    if outcome.cause is Cause.LOST:
+        last = f"{outcome.worker} on {outcome.host}" if outcome.host else outcome.worker
+        times = f"its worker was lost {MAX_LOSSES} times while it ran only this job"
+        return f"{times}; the last one was {last}, in attempt {outcome.attempt}"
+    code = f" (code {outcome.code})" if outcome.code else ""
+    word = _WORDS.get(outcome.cause) if outcome.cause else None
+    return f"{word or outcome.cause or outcome.state}{code}"
+
+
+def _named(parents: Sequence[str]) -> str:
+    """What a job depends on, in words."""
+    if not parents:
+        return "what it depends on"
+    if len(parents) == 1:
+        return f"{parents[0]}, which it depends on,"
+    more = f" and {len(parents) - 3:,} more" if len(parents) > 3 else ""
+    return f"one of what it depends on ({', '.join(parents[:3])}{more})"
