@@ -203,10 +203,10 @@ class Batch(Sequence[Job[R]], Generic[R]):
             return None, why
 
     def outcomes(self) -> Iterator[tuple[int, Outcome]]:
-        """(index, outcome) of all jobs that have ended, in input order. Raises BadSignature."""
+        """(index, outcome) of all jobs that have ended, in input order; one that cannot be read counts as failed."""
         sealer = self.session.sealer
         for index in self.indexes:
-            outcome = self.watch.outcome(index, sealer)
+            outcome = self.watch.shown(index, sealer)
             if outcome is not None:
                 yield index, outcome
 

@@ -21,7 +21,7 @@ from nbqueue.errors import (
     NotThere,
     SetupError,
 )
-from nbqueue.model import DEFAULT_QUEUE, Cause, Outcome, State, job_id
+from nbqueue.model import DEFAULT_QUEUE, Outcome, State, job_id
 from nbqueue.worker import mail
 
 if TYPE_CHECKING:
@@ -141,9 +141,7 @@ class Job(Facts[R]):
     @property
     def error(self) -> str:
         """What went wrong, in a line; empty while nothing has."""
-        found = self.outcome
-        if found is None and self.batch.watch.gone == "lost":
-            return str(Cause.LOST_BY_SERVER)
+        found = shown(self)
         return "" if found is None else text_of(found, self.dependency_ids)
 
     @property
@@ -364,3 +362,9 @@ class Job(Facts[R]):
         from nbqueue.client.submit import following
 
         return following.job(self, function, options)
+
+
+def shown(job: Job[Any]) -> Outcome | None:
+    """As `job.outcome`, for who shows many: see Watch.shown."""
+    job._look()  # noqa: SLF001 - its own module
+    return job.batch.watch.shown(job.index, job.batch.session.sealer)

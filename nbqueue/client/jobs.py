@@ -13,8 +13,7 @@ from nbqueue.client.job import Job
 from nbqueue.client.lookup import refresh
 from nbqueue.client.lookup.results import text_of
 from nbqueue.client.submit import retry
-from nbqueue.errors import BadOption, BadSignature, NotThere
-from nbqueue.model import Cause
+from nbqueue.errors import BadOption, NotThere
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -173,13 +172,8 @@ class Jobs(Sequence[Job[R]], Generic[R]):
 
 
 def _told(job: Job[R]) -> tuple[str, str]:
-    try:
-        # Of memory alone: a table must not ask the store once a row.
-        outcome = job.batch.watch.outcome(job.index, job.batch.session.sealer)
-    except BadSignature as why:
-        return "signature", _line(str(why))
-    if outcome is None and job.batch.watch.gone == "lost":
-        return str(Cause.LOST_BY_SERVER), ""
+    # Of memory alone: a table must not ask the store once a row.
+    outcome = job.batch.watch.shown(job.index, job.batch.session.sealer)
     if outcome is None:
         return "", ""  # it has not ended, or a retry has withdrawn it since
     return str(outcome.cause or ""), _line(text_of(outcome, job.dependency_ids))

@@ -13,7 +13,7 @@ from nbqueue.checks import warn
 from nbqueue.client.lookup import archive, job_meta, refresh
 from nbqueue.client.spool.records import Kind
 from nbqueue.errors import BadSignature, NbqueueError, NoSuchBatch, SetupError
-from nbqueue.model import Cause, Notes, Outcome, Spec, State, job_id
+from nbqueue.model import Notes, Outcome, Spec, State, job_id
 from nbqueue.store.broker import Broker
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def of_batch(batch: Batch[Any]) -> Rows:
         batch,
         [batch.id] if batch.single else [job_id(batch.id, index) for index in batch.indexes],
         [Group(batch, batch.indexes, range(n))],
-        [_outcome(batch, index) for index in batch.indexes],
+        [batch.watch.shown(index, batch.session.sealer) for index in batch.indexes],
         payloads(batch, n),
         [spec] * n,
         labels,
@@ -122,20 +122,10 @@ def of_jobs(jobs: Sequence[Job[Any]]) -> Rows:
         jobs,
         [job.id for job in jobs],
         list(found.values()),
-        [_outcome(job.batch, job.index) for job in jobs],
+        [job.batch.watch.shown(job.index, job.batch.session.sealer) for job in jobs],
         _payloads_of(jobs),
         [job.batch.spec for job in jobs],
     )
-
-
-def _outcome(batch: Batch[Any], index: int) -> Outcome | None:
-    try:
-        found = batch.watch.outcome(index, batch.session.sealer)
-    except BadSignature as why:
-        return Outcome(State.FAILED, Cause.SIGNATURE, 0, 0, 0, failure=perform.failure_of(why))
-    if found is None and batch.watch.gone == "lost":
-        return Outcome(State.FAILED, Cause.LOST_BY_SERVER, 0, 0, 0)
-    return found
 
 
 def _states(jobs: list[Job[Any]]) -> list[State]:

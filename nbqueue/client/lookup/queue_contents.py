@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nbqueue import perform
 from nbqueue.client.frames import columns, frame
 from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs
@@ -14,9 +13,9 @@ from nbqueue.client.lookup import job_meta, refresh
 from nbqueue.client.lookup.find import listed, shown_spec
 from nbqueue.client.lookup.results import has_run, parents_of, text_of
 from nbqueue.client.session.session import Session
-from nbqueue.client.state.batch_state import opened
+from nbqueue.client.state.batch_state import opened, shown
 from nbqueue.errors import BadSignature
-from nbqueue.model import Cause, Notes, Outcome, Spec, State, job_id
+from nbqueue.model import Notes, Spec, State, job_id
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import BatchView
 
@@ -147,7 +146,7 @@ def _rows(session: Session, view: BatchView) -> Iterator[_Row]:
 
 def _cells(session: Session, row: _Row, blob: bytes | None, meta: bytes | None) -> dict[str, Any]:
     view, spec = row.view, row.spec
-    outcome = _outcome(session, row, blob)
+    outcome = None if blob is None else shown(lambda: opened(session.sealer, row.batch, row.index, blob))
     said = _notes(session, row, meta)
     ran = outcome if outcome is not None and has_run(outcome) else None
     return {
@@ -169,15 +168,6 @@ def _cells(session: Session, row: _Row, blob: bytes | None, meta: bytes | None) 
         "worker": None if outcome is None else outcome.worker or None,
         "owner": spec.owner or None,
     }
-
-
-def _outcome(session: Session, row: _Row, blob: bytes | None) -> Outcome | None:
-    if blob is None:
-        return None
-    try:
-        return opened(session.sealer, row.batch, row.index, blob)
-    except BadSignature as why:
-        return Outcome(row.state, Cause.SIGNATURE, 0, 0, 0, failure=perform.failure_of(why))
 
 
 def _notes(session: Session, row: _Row, meta: bytes | None) -> Notes:

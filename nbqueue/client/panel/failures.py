@@ -12,7 +12,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.client.lookup.results import text_of
-from nbqueue.errors import BadSignature
 from nbqueue.model import Cause, State
 
 if TYPE_CHECKING:
@@ -161,10 +160,7 @@ class Groups:
 
 def _told(batch: Batch[Any], index: int) -> tuple[Cause | None, str, str, Frame | None] | None:
     """(cause, exception, first line of the message, frame) of a failed job; None if it was withdrawn meanwhile."""
-    try:
-        outcome = batch.watch.outcome(index, batch.session.sealer)
-    except BadSignature as why:
-        return Cause.SIGNATURE, "BadSignature", _line(str(why)), None
+    outcome = batch.watch.shown(index, batch.session.sealer)
     if outcome is None or outcome.state is not State.FAILED:
         return None
     failure = outcome.failure

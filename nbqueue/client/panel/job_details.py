@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nbqueue import perform
 from nbqueue.client.frames import rows
 from nbqueue.client.frames.rows import opened_call
-from nbqueue.client.job import Job
+from nbqueue.client.job import Job, shown
 from nbqueue.client.lookup.results import text_of
 from nbqueue.client.panel.rate import clock
-from nbqueue.errors import BadSignature, NbqueueError
+from nbqueue.errors import NbqueueError
 from nbqueue.model import Cause
 
 if TYPE_CHECKING:
@@ -32,10 +32,7 @@ class Told(NamedTuple):
 def told(batch: Batch[Any], index: int, *, log: bool = False) -> Told | None:
     """What there is to know of a job; None while it has no outcome. `log` asks the store, and never raises."""
     job = Job(batch, index)
-    try:
-        outcome = job.outcome
-    except BadSignature as why:
-        return Told(job.id, "cause signature", str(why))
+    outcome = shown(job)
     if outcome is None:
         return None
     facts = [f"cause {outcome.cause}"] if outcome.cause not in {None, Cause.ERROR} else []  # of errors it says nothing

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from nbqueue import wire
+from nbqueue import perform, wire
 from nbqueue.client.spool import records
 from nbqueue.client.spool.records import Birth, Standing
 from nbqueue.errors import BadSignature, Damaged
-from nbqueue.model import Cause, Echo, Notes, Outcome, Spec, State, Tally, decode
+from nbqueue.model import Cause, Echo, Failure, Notes, Outcome, Spec, State, Tally, decode
 from nbqueue.store.decoding import entry_of
 from nbqueue.store.records import Stored
 
@@ -188,6 +188,13 @@ class Watch:
             cause = next((cause for cut, cause in self._causes.items() if index in cut), Cause.USER)
             return Outcome(State.CANCELED, cause, 0, 0, 0)
         return None
+
+    def shown(self, index: int, sealer: wire.Sealer) -> Outcome | None:
+        """As outcome, for who shows many: a failure stands for one that cannot be read, or that the server lost."""
+        found = shown(lambda: self.outcome(index, sealer))
+        if found is None and self.gone == "lost":
+            return Outcome(State.FAILED, Cause.LOST_BY_SERVER, 0, 0, 0)
+        return found
 
     def barred(self, index: int) -> bool:
         """Whether a job may have been canceled with what it depends on; where that runs again, so does this job."""
@@ -448,3 +455,12 @@ def opened(sealer: wire.Sealer, batch: str, index: int, blob: bytes) -> Outcome:
         return outcome
     note = stored.note(f"The outcome of {batch}:{index}")
     return Outcome(stored.state, note.cause, stored.attempt, note.ended_us, 0, host=note.host, worker=note.worker)
+
+
+def shown(read: Callable[[], Outcome | None]) -> Outcome | None:
+    """What `read` gives; in the place of one whose signature is not valid, a failure that says so."""
+    try:
+        return read()
+    except BadSignature as why:
+        failure = Failure(perform.type_name(type(why)), str(why))
+        return Outcome(State.FAILED, Cause.SIGNATURE, 0, 0, 0, failure=failure)

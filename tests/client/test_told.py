@@ -1,0 +1,78 @@
+"""How a job ended is told alike by all that tell it, also where its outcome cannot be read, or is lost."""
+
+import pytest
+from helpers import wait_until
+
+import nbqueue
+from nbqueue import Queue
+from nbqueue.client.jobs import Jobs
+from nbqueue.client.panel import job_details
+from nbqueue.client.panel.failures import Groups
+from nbqueue.errors import BatchFailed
+from nbqueue.model import Cause
+
+
+def half(x):
+    return 1 / x
+
+
+def forged(session, batch, index):
+    """Another handle on a batch, of which one outcome was changed in the store after it was signed."""
+    broker = session.broker
+    key = broker.keys.part(batch.id, "out")
+    blob = broker.client.hget(key, index)
+    broker.client.hset(key, index, blob[:-1] + bytes([blob[-1] ^ 1]))
+    return nbqueue.attach(batch.id)
+
+
+def tellers(batch):
+    """What each says of job 1: its cause."""
+    job, groups = batch[1], Groups(str)
+    groups.add(batch)
+    wait_until(groups.look)
+    told = job_details.told(batch, 1)
+    frame = batch.to_frame(wait=False, meta=True)
+    return {
+        "frame": (frame["status"][1], frame["cause"][1]),
+        "gather": tuple(nbqueue.gather([job])[["status", "error"]].iloc[0]),
+        "job": job.error,
+        "details": (told.facts, told.traceback),
+        "groups": [kind.what for kind in groups.kinds()],
+        "causes": Jobs([job], "one").causes,
+        "table": repr(Jobs([job], "one")).splitlines()[-1],
+    }
+
+
+def test_an_outcome_that_is_not_signed_by_us_is_a_failure_wherever_it_is_told(session, busy, monkeypatch):
+    monkeypatch.setattr(session.spool, "why", "this test damages what it copies")
+    batch = nbqueue.map(half, [1, 0, 2])
+    batch.wait(20)
+    other = forged(session, batch, 1)
+    other.wait(20)
+    error = other[1].error
+    assert "does not carry a valid signature" in error
+    assert tellers(other) == {
+        "frame": ("failed", "signature"),
+        "gather": ("failed", error),
+        "job": error,
+        "details": ("cause signature", error),
+        "groups": [error[:159] + "…"],
+        "causes": {"signature": 1},
+        "table": f"{other[1].id}  signature  {error[:117]}...",
+    }
+    row = Queue("default").to_frame().set_index("job_id").loc[other[1].id]
+    assert (row["status"], row["cause"], row["error"]) == ("failed", "signature", error)
+    with pytest.raises(BatchFailed, match="BadSignature"):
+        other.results()
+
+
+def test_a_job_that_the_server_lost_is_a_failure_wherever_it_is_told(session):
+    batch = nbqueue.map(half, [1, 0, 2])
+    batch.cancel()
+    found = nbqueue.Job.fetch(batch[1].id).batch
+    found.watch.gone = "lost"
+    cause = Cause.LOST_BY_SERVER
+    assert (found[1].error, job_details.told(found, 1).facts) == (cause, f"cause {cause}")
+    assert Jobs([found[1]], "one").causes == {cause: 1}
+    assert list(found.to_frame(wait=False, meta=True)["cause"]) == [cause] * 3
+    assert [job.index for job in found.failed] == [0, 1, 2]
