@@ -129,14 +129,16 @@ def perform(
     stage = "arguments"
     try:
         clock.start()
-        args, kwargs, _ = unpack(payload)
+        # A context of its own: what is set there (decimal's precision, NumPy's options) ends with the call.
+        context = contextvars.copy_context()
+        args, kwargs, _ = context.run(unpack, payload)
         stage = "call"
-        value = contextvars.copy_context().run(_called, function, args, kwargs)
+        value = context.run(_called, function, args, kwargs)
         stage = "result"
         if isinstance(value, Retry):
             cause, failure, rerun = Cause.RETRY, _asked(value.rerun), value.rerun
         else:
-            data, spilled = _stored(value, max_result, spill_to)
+            data, spilled = context.run(_stored, value, max_result, spill_to)
         clock.stop()
     except BaseException as why:  # noqa: BLE001 - a job may raise anything; all of it becomes its outcome
         clock.stop()
@@ -149,7 +151,7 @@ def perform(
 
 
 def _called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the function gives, in a context of its own: what it sets there, and decimal's precision, ends with it."""
+    """What the function gives; decimal's context is an object of its own, too."""
     if (decimal := sys.modules.get("decimal")) is not None:
         decimal.setcontext(decimal.getcontext().copy())
     value = function(*args, **kwargs)

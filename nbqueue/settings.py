@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +71,8 @@ def home_folder(environ: Mapping[str, str] = os.environ) -> Path:
                 message=f"This process has no home folder ({why}), and nbqueue keeps its secret there. Set "
                 "NBQUEUE_SECRET to the secret that clients and workers share, or NBQUEUE_HOME to a folder, or HOME."
             ) from why
+        import tempfile  # a worker's children should not have imported `random` by themselves
+
         return Path(tempfile.gettempdir()) / f"nbqueue-{os.getuid()}"
 
 
@@ -203,6 +203,8 @@ def born(pid: int) -> str:
     except OSError:
         if Path("/proc/self").exists():
             return ""
+        import subprocess  # nor `locale`
+
         shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
         return shown.stdout.strip()
     return "" if fields[0] in "ZX" else fields[19]

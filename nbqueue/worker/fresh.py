@@ -16,6 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import PurePath
 from types import (
     BuiltinFunctionType,
@@ -116,7 +117,7 @@ class Held:
     def __init__(self, function: Callable[..., Any], namespaces: Iterable[dict[str, Any]] = ()) -> None:
         """`namespaces` are those of others, in which a call may bind names that the next one finds."""
         self.mutable = False  # whether a call may change something in place
-        self._names = [Names(each) for each in namespaces]
+        self._spaces: list[Mapping[str, Any]] = [*namespaces]
         self._cells: list[tuple[CellType, Any]] = []
         self._functions: list[tuple[FunctionType, Any, Any, CodeType]] = []
         self._caches: list[Any] = []
@@ -129,20 +130,22 @@ class Held:
                 seen[id(thing)] = thing  # kept, so that no id is given twice
                 waiting += self._visit(thing)
                 self.mutable = self.mutable or len(seen) > _MOST
+        self._names = Names(self._spaces)
 
     def reset(self) -> bool:
         """Whether nothing that it holds was bound anew; empties its caches."""
         for cache in self._caches:
             if cache.cache_info().currsize:
                 cache.cache_clear()
-        return (
-            all(map(Names.same, self._names))
-            and all(_content(cell) is content for cell, content in self._cells)
-            and all(
-                f.__defaults__ is defaults and f.__kwdefaults__ is named and f.__code__ is code
-                for f, defaults, named, code in self._functions
-            )
-        )
+        for function, defaults, named, code in self._functions:
+            if function.__defaults__ is not defaults or function.__kwdefaults__ is not named:
+                return False
+            if function.__code__ is not code:
+                return False
+        for cell, content in self._cells:
+            if _content(cell) is not content:
+                return False
+        return self._names.same()
 
     def _visit(self, thing: Any) -> Iterator[Any]:
         if isinstance(thing, FunctionType | type | wire.CACHED):
@@ -171,7 +174,7 @@ class Held:
 
     def _code(self, thing: Any) -> Iterator[Any]:
         if isinstance(thing, type):
-            self._names.append(Names(vars(thing)))
+            self._spaces.append(vars(thing))
             yield from (*thing.__bases__, *_members(thing))
         elif isinstance(thing, FunctionType):
             yield from self._function(thing)
@@ -189,30 +192,33 @@ class Held:
             yield content
 
     def _named(self, names: Mapping[str, Any]) -> Iterator[Any]:
-        if all(each.names is not names for each in self._names):
-            self._names.append(Names(names))
+        if all(each is not names for each in self._spaces):
+            self._spaces.append(names)
             yield from (value for name, value in names.items() if name != "__builtins__")
 
 
 class Names:
-    """A namespace, and what it held when it was looked at."""
+    """Namespaces, and what they held when they were looked at."""
 
-    def __init__(self, names: Mapping[str, Any]) -> None:
-        self.names = names
-        self._keys, self._values = [*names], [*names.values()]
+    def __init__(self, spaces: Iterable[Mapping[str, Any]]) -> None:
+        self._spaces = [*spaces]
+        self._views = [space.values() for space in self._spaces]
+        self._keys = [*chain.from_iterable(self._spaces)]
+        self._values = [*chain.from_iterable(self._views)]
 
     def same(self) -> bool:
         """Whether each name is still bound to the same object, and none has come or gone."""
-        if [*self.names] != self._keys and not self._cleaned():
+        if [*chain.from_iterable(self._spaces)] != self._keys and not self._cleaned():
             return False
-        return all(map(operator.is_, self.names.values(), self._values))
+        return all(map(operator.is_, chain.from_iterable(self._views), self._values))
 
     def _cleaned(self) -> bool:
-        if isinstance(self.names, dict):
-            for name in _OTHERS:
-                if name not in self._keys:
-                    self.names.pop(name, None)
-        return [*self.names] == self._keys
+        """Takes out what Python writes into namespaces by itself; whether they have the same names then."""
+        for name in set(_OTHERS).difference(self._keys):
+            for space in self._spaces:
+                if isinstance(space, dict):
+                    space.pop(name, None)
+        return [*chain.from_iterable(self._spaces)] == self._keys
 
 
 def _content(cell: CellType) -> Any:

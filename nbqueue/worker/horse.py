@@ -31,7 +31,7 @@ from nbqueue import current, perform, spill
 from nbqueue.errors import LoadError
 from nbqueue.model import Cause, Failure, FunctionRecord, Ride, Spilled, State, decode, encode
 from nbqueue.worker import frames, fresh, hooks, loading, restore, tree
-from nbqueue.worker.limits import ALARM, Alarm, Board, overdue
+from nbqueue.worker.limits import Alarm, Board, overdue
 from nbqueue.worker.slots import Call, Errand
 
 FAILED, UNMARKED, STAYS, LASTS = 1, 2, 4, 8  # flags of a DONE
@@ -185,7 +185,7 @@ class Horse:
         copies = self._loaded()
         self._imported = len(sys.modules)
         alone = bool(saddle.calls) and saddle.calls[0].solo
-        scene = None if alone else restore.Scene(self._output, ALARM, loading.own_modules(saddle.record))
+        scene = None if alone else restore.Scene(self._output, loading.own_modules(saddle.record))
         if not saddle.calls:
             tree.rename(tree.SPARE)
             _rehearse()

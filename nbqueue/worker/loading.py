@@ -56,6 +56,8 @@ def settle_in(record: FunctionRecord, paths: Sequence[str] = ()) -> None:
         sys.path[place:place] = [path for path in dict.fromkeys([here, *wanted]) if path not in (*sys.path, "/")]
     sys.path[:0] = [path for path in dict.fromkeys(paths) if path]
     notebook.settle_in()
+    for name in ("resource", "signal"):  # they are there again once code of the user's imports them: see restore
+        sys.modules.pop(name, None)
 
 
 def load(record: FunctionRecord, preload: Sequence[str] = ()) -> Callable[..., Any]:

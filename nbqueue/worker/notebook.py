@@ -9,7 +9,6 @@ import builtins
 import functools
 import re
 import string
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from types import CellType, FrameType, FunctionType, MethodType, ModuleType
@@ -148,6 +147,8 @@ class Shell:
 
     def system(self, command: str) -> None:
         """`!command`; its exit code is `_exit_code` in `__main__`."""
+        import subprocess  # it imports `locale`, which then would be looked at after every call
+
         sys.stdout.flush()
         done = subprocess.run(_expanded(command, sys._getframe(1)), shell=True, check=False)  # noqa: S602, SLF001
         self.user_ns["_exit_code"] = done.returncode
@@ -156,6 +157,8 @@ class Shell:
 
     def getoutput(self, command: str, split: bool = True, depth: int = 0) -> Lines | str:
         """`lines = !command`."""
+        import subprocess
+
         text = _expanded(command, sys._getframe(1 + depth))  # noqa: SLF001
         done = subprocess.run(text, shell=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # noqa: S602
         found = done.stdout.decode("utf-8", "replace")

@@ -1,23 +1,29 @@
 """What a call may have changed in its process, put back before the next call of the same child.
 
-Each row of the table reads one thing that belongs to the process. What differs after a call is put back; where that
-does not help, where nothing can put it back, or where the call has imported a module in between (which may have changed
-it for good reason, or have read it while it was changed), the child ends, and the next call gets a fresh one. All of it
-is compared first, or costs one system call: about 20 microseconds in all, and 10 more with pandas.
+Each row of the table reads things that belong to the process. What differs after a call is put back; where that does
+not help, where nothing can put it back, or where the call has imported a module in between (which may have changed it
+for good reason, or have read it while it was changed), the child ends, and the next call gets a fresh one. All of it is
+compared first, or costs one system call.
+
+This is done after every call, so that what is always there is read by few functions in a row, without steps of Python
+code in between; and what only a module gives access to is not read where nobody has imported that module.
 """
 
 from __future__ import annotations
 
 import _locale
 import _signal  # type: ignore[import-not-found]  # `signal` wraps answers in enums, a microsecond each
+import _socket
 import _thread
+import decimal
 import faulthandler
+import gc
+import logging
 import operator
 import os
-import random
 import resource
-import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,230 +31,276 @@ from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any, NamedTuple
 
 from nbqueue.worker.fresh import Names
+from nbqueue.worker.limits import ALARM
 
-_SIGNALS = tuple(
-    int(getattr(signal, name))
-    for name in (
-        *("SIGTERM", "SIGINT", "SIGHUP", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGUSR1", "SIGUSR2", "SIGCHLD"),
-        *("SIGPIPE", "SIGQUIT", "SIGXCPU"),
-    )
+_SIGNALS = (
+    *(_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGALRM, _signal.SIGVTALRM, _signal.SIGPROF),
+    *(_signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGCHLD, _signal.SIGPIPE, _signal.SIGQUIT, _signal.SIGXCPU, ALARM),
 )
-_TIMERS = tuple(int(each) for each in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF))
-_SETMASK = int(signal.SIG_SETMASK)
+_TIMERS = (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF)
 _LIMITS = tuple(
     getattr(resource, name)
     for name in ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_STACK")
 )
 _SMALL = 1_000  # entries of a container that are looked at one by one
 
+Read = Callable[[], Any]
+Write = Callable[[Any], object]
+
 
 class Row(NamedTuple):
-    """One thing of a process: the module that must be there for it, how it is read, and how it is put back, if at all.
+    """Things of a process: the module that it takes to change them, and how they are read, and put back, if at all.
 
-    `read` is given the module, and `write` what `read` gave before the call.
+    `made` is given the module. What `read` gives is compared after every call with what it gave first, which is what
+    `write` is given.
     """
 
     module: str
-    read: Callable[[Any], Any]
-    write: Callable[[Any, Any], object] | None = None
+    made: Callable[[Any], tuple[Read, Write | None]]
 
 
 # ---------------------------------------------------------------- the interpreter
 
 
-def _interpreter(m: Any) -> Any:
-    return (
-        m.getrecursionlimit(),
-        m.getswitchinterval(),
-        m.get_int_max_str_digits(),
-        m.gettrace(),
-        m.getprofile(),
-        m.get_asyncgen_hooks(),
-        m.get_coroutine_origin_tracking_depth(),
-        m.dont_write_bytecode,
-        m.excepthook,
-        m.displayhook,
-        m.unraisablehook,
-        m.breakpointhook,
-        m.stdin,
-        m.stdin is not None and m.stdin.closed,
-        [*m.argv],
-        [*m.path],
-    )
+def _interpreter(_: Any) -> tuple[Read, Write]:
+    def read() -> Any:
+        return (
+            sys.getrecursionlimit(),
+            sys.getswitchinterval(),
+            sys.get_int_max_str_digits(),
+            sys.gettrace(),
+            sys.getprofile(),
+            sys.get_asyncgen_hooks(),
+            sys.get_coroutine_origin_tracking_depth(),
+            gc.isenabled(),
+            gc.get_threshold(),
+            gc.get_debug(),
+            gc.callbacks,
+            sys.path,
+            sys.argv,
+            sys.stdin,
+            sys.dont_write_bytecode,
+            sys.excepthook,
+            sys.displayhook,
+            sys.unraisablehook,
+            sys.breakpointhook,
+        )
+
+    def write(was: Any) -> None:
+        sys.setrecursionlimit(was[0])
+        sys.setswitchinterval(was[1])
+        sys.set_int_max_str_digits(was[2])
+        sys.settrace(was[3])
+        sys.setprofile(was[4])
+        sys.set_asyncgen_hooks(*was[5])
+        sys.set_coroutine_origin_tracking_depth(was[6])
+        (gc.enable if was[7] else gc.disable)()
+        gc.set_threshold(*was[8])
+        gc.set_debug(was[9])
+        gc.callbacks[:], sys.path[:], sys.argv, sys.stdin = was[10], was[11], [*was[12]], was[13]
+        sys.dont_write_bytecode, sys.excepthook, sys.displayhook, sys.unraisablehook, sys.breakpointhook = was[14:]
+
+    return read, write
 
 
-def _set_interpreter(m: Any, was: Any) -> None:
-    m.setrecursionlimit(was[0])
-    m.setswitchinterval(was[1])
-    m.set_int_max_str_digits(was[2])
-    m.settrace(was[3])
-    m.setprofile(was[4])
-    m.set_asyncgen_hooks(*was[5])
-    m.set_coroutine_origin_tracking_depth(was[6])
-    m.dont_write_bytecode, m.excepthook, m.displayhook, m.unraisablehook, m.breakpointhook, m.stdin = was[7:13]
-    m.argv, m.path[:] = [*was[14]], was[15]
+def _irreparable(_: Any) -> tuple[Read, None]:
+    streams = [stream for stream in (sys.stdin, sys.stdout, sys.stderr) if stream is not None]
+    tool: Any = getattr(getattr(sys, "monitoring", None), "get_tool", None)  # since Python 3.12
+    numbers = range(6 if tool else 0)
+
+    def read() -> Any:
+        closed = [stream.closed for stream in streams]
+        return sys.meta_path, sys.path_hooks, closed, [*map(tool, numbers)]
+
+    return read, None
 
 
-def _importing(m: Any) -> Any:
-    return [finder for finder in m.meta_path if finder is not _late], [*m.path_hooks]
+def _builtins(m: Any) -> tuple[Read, Write]:
+    names = vars(m)
+    before = dict(names)
+
+    def read() -> Any:
+        # A third of what comparing the dict takes. A name that comes in the place of another one is the last.
+        return [*names.values()], next(reversed(names))
+
+    def write(_: Any) -> None:
+        for name in names.keys() - before.keys():
+            del names[name]
+        names.update(before)
+
+    return read, write
 
 
-def _monitoring(m: Any) -> Any:
-    return [m.monitoring.get_tool(number) for number in range(6)]
+def _library(warnings: Any) -> tuple[Read, Write]:
+    """What those modules of Python hold that are always there."""
+    context = decimal.DefaultContext  # the template of contexts; that of a call is its own, as perform makes it
+
+    def read() -> Any:
+        return (
+            (context.prec, context.rounding, context.Emin, context.Emax, context.capitals, context.clamp),
+            _socket.getdefaulttimeout(),
+            threading.excepthook,
+            threading.gettrace(),
+            threading.getprofile(),
+            threading.stack_size(),
+            warnings.filters,
+            warnings.showwarning,
+            warnings.formatwarning,
+            warnings.onceregistry,
+        )
+
+    def write(was: Any) -> None:
+        (context.prec, context.rounding, context.Emin, context.Emax, context.capitals, context.clamp) = was[0]
+        _socket.setdefaulttimeout(was[1])
+        threading.excepthook = was[2]
+        threading.settrace(was[3])
+        threading.setprofile(was[4])
+        threading.stack_size(was[5])
+        if warnings.showwarning is not was[7]:
+            logging.captureWarnings(capture=False)
+        warnings.resetwarnings()  # it makes the interpreter look at the filters anew
+        warnings.filters[:], warnings.showwarning, warnings.formatwarning = was[6:9]
+        warnings.onceregistry.clear()
+        warnings.onceregistry.update(was[9])
+
+    return read, write
 
 
-def _set_builtins(m: Any, was: Any) -> None:
-    for name in [name for name in vars(m) if name not in was]:
-        delattr(m, name)
-    vars(m).update(was)
+def _loggers(m: Any) -> tuple[Read, Write]:
+    root, silent = m.root, (0, True, False, (), ())
 
+    def state(log: Any) -> Any:
+        return log.level, log.propagate, log.disabled, [*log.handlers], [*log.filters]
 
-def _collector(m: Any) -> Any:
-    return m.isenabled(), m.get_threshold(), m.get_debug(), [*m.callbacks]
+    def read() -> Any:
+        found: dict[str, Any] = {
+            name: state(log)
+            for name, log in root.manager.loggerDict.items()
+            if not isinstance(log, m.PlaceHolder)
+            and (log.level or log.handlers or log.disabled or log.filters or not log.propagate)
+        }
+        return root.manager.disable, state(root), found
 
+    def write(was: Any) -> None:
+        m.disable(was[0])
+        put_back(root, was[1])
+        for name in read()[2] | was[2]:
+            put_back(m.getLogger(name), was[2].get(name, silent))
 
-def _set_collector(m: Any, was: Any) -> None:
-    (m.enable if was[0] else m.disable)()
-    m.set_threshold(*was[1])
-    m.set_debug(was[2])
-    m.callbacks[:] = was[3]
+    def put_back(log: Any, was: Any) -> None:
+        log.setLevel(was[0])
+        log.propagate, log.disabled, log.handlers[:], log.filters[:] = was[1:]
 
-
-def _warnings(m: Any) -> Any:
-    return [*m.filters], m.showwarning, m.formatwarning, len(m.onceregistry)
-
-
-def _set_warnings(m: Any, was: Any) -> None:
-    if (logging := sys.modules.get("logging")) is not None and m.showwarning is not was[1]:
-        logging.captureWarnings(capture=False)
-    m.resetwarnings()  # it makes the interpreter look at the filters anew
-    m.filters[:], m.showwarning, m.formatwarning = was[:3]
-    m.onceregistry.clear()
-
-
-def _threading(m: Any) -> Any:
-    return m.excepthook, m.gettrace(), m.getprofile(), m.stack_size()
-
-
-def _set_threading(m: Any, was: Any) -> None:
-    m.excepthook = was[0]
-    m.settrace(was[1])
-    m.setprofile(was[2])
-    m.stack_size(was[3])
+    return read, write
 
 
 # ---------------------------------------------------------------- the system
 
 
-def _environ(_: Any = None) -> Any:
-    # The encoded form: os.environ itself would decode every name and value.
-    data = getattr(os.environ, "_data", None)
-    return {os.fsencode(k): os.fsencode(v) for k, v in os.environ.items()} if data is None else data
+def _environ(_: Any) -> tuple[Read, Write]:
+    def read() -> Any:
+        # The encoded form: os.environ itself would decode every name and value.
+        data = getattr(os.environ, "_data", None)
+        return {os.fsencode(k): os.fsencode(v) for k, v in os.environ.items()} if data is None else data
+
+    def write(was: Any) -> None:
+        zone = os.environ.get("TZ")
+        os.environ.clear()
+        os.environ.update({os.fsdecode(key): os.fsdecode(value) for key, value in was.items()})
+        if zone != os.environ.get("TZ"):
+            time.tzset()
+
+    return read, write
 
 
-def _set_environ(_: Any, was: Any) -> None:
-    zone = os.environ.get("TZ")
-    os.environ.clear()
-    os.environ.update({os.fsdecode(key): os.fsdecode(value) for key, value in was.items()})
-    if zone != os.environ.get("TZ"):
-        time.tzset()
+def _zone(m: Any) -> tuple[Read, Write]:
+    return lambda: (m.tzname, m.timezone, m.altzone, m.daylight), lambda _: m.tzset()
 
 
-def _cwd(_: Any) -> str:
-    try:
-        return os.getcwd()  # noqa: PTH109 - a str to compare with
-    except FileNotFoundError:
-        return ""  # the call removed its folder
+def _cwd(_: Any) -> tuple[Read, Write]:
+    def read() -> str:
+        try:
+            return os.getcwd()  # noqa: PTH109 - a str to compare with
+        except FileNotFoundError:
+            return ""  # the call removed its folder
+
+    return read, os.chdir
 
 
-def _handlers(_: Any) -> Any:
-    return [_signal.getsignal(signum) for signum in _SIGNALS]
+def _priority(m: Any) -> tuple[Read, Write]:
+    affinity = getattr(m, "sched_getaffinity", lambda _: None)
+
+    def read() -> Any:
+        return m.getpriority(m.PRIO_PROCESS, 0), affinity(0)
+
+    def write(was: Any) -> None:
+        m.setpriority(m.PRIO_PROCESS, 0, was[0])
+        if was[1] is not None:
+            m.sched_setaffinity(0, was[1])
+
+    return read, write
 
 
-def _set_handlers(_: Any, was: Any) -> None:
-    for signum, handler in zip(_SIGNALS, was, strict=True):
-        if _signal.getsignal(signum) is not handler and handler is not None:
-            _signal.signal(signum, handler)
+def _signals(_: Any) -> tuple[Read, Write]:
+    def read() -> Any:
+        handlers = [*map(_signal.getsignal, _SIGNALS)]
+        return handlers, _signal.pthread_sigmask(_signal.SIG_BLOCK, ()), [*map(_signal.getitimer, _TIMERS)]
+
+    def write(was: Any) -> None:
+        for timer in _TIMERS:
+            _signal.setitimer(timer, 0)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, was[1])
+        for signum, handler in zip(_SIGNALS, was[0], strict=True):
+            if _signal.getsignal(signum) is not handler and handler is not None:
+                _signal.signal(signum, handler)
+
+    return read, write
 
 
-def _priority(m: Any) -> Any:
-    return m.getpriority(os.PRIO_PROCESS, 0), m.sched_getaffinity(0) if hasattr(m, "sched_getaffinity") else None
+def _limits(_: Any) -> tuple[Read, Write]:
+    def write(was: Any) -> None:
+        for limit, pair in zip(_LIMITS, was, strict=True):
+            resource.setrlimit(limit, pair)
+
+    return lambda: [*map(resource.getrlimit, _LIMITS)], write
 
 
-def _set_priority(m: Any, was: Any) -> None:
-    m.setpriority(os.PRIO_PROCESS, 0, was[0])
-    if was[1] is not None:
-        m.sched_setaffinity(0, was[1])
+def _language(_: Any) -> tuple[Read, Write]:
+    def write(was: Any) -> None:
+        _locale.setlocale(_locale.LC_ALL, was)
 
-
-def _limits(m: Any) -> Any:
-    return [*map(m.getrlimit, _LIMITS)]
-
-
-def _set_limits(m: Any, was: Any) -> None:
-    for limit, pair in zip(_LIMITS, was, strict=True):
-        m.setrlimit(limit, pair)
+    return lambda: _locale.setlocale(_locale.LC_ALL), write
 
 
 # ---------------------------------------------------------------- libraries
 
-_CONTEXT = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
-_FIELDS = operator.attrgetter(*_CONTEXT)
+
+def _start_method(m: Any) -> tuple[Read, Write]:
+    return lambda: m.get_start_method(allow_none=True), lambda was: m.set_start_method(was, force=True)
 
 
-def _decimal(m: Any) -> Any:
-    # The template of contexts; the context of a call is its own, as perform makes it.
-    return _FIELDS(m.DefaultContext)
+def _numpy(m: Any) -> tuple[Read, Write]:
+    def read() -> Any:
+        return m.geterr(), m.geterrcall(), m.get_printoptions()
+
+    def write(was: Any) -> None:
+        m.seterr(**was[0])
+        m.seterrcall(was[1])
+        m.set_printoptions(**was[2])
+
+    if tuple(map(int, m.__version__.split(".")[:2])) < (2, 2):
+        return read, write
+    return lambda: None, write  # they are context variables, and end with the context of a call
 
 
-def _set_decimal(m: Any, was: Any) -> None:
-    for name, value in zip(_CONTEXT, was, strict=True):
-        setattr(m.DefaultContext, name, value)
+def _pandas(m: Any) -> tuple[Read, Write]:
+    def write(was: Any) -> None:
+        before = dict(_flat(was))
+        for name, value in [*_flat(m.options.d)]:
+            if value is not before[name]:
+                m.set_option(name, before[name])
 
-
-_SILENT: Any = (0, True, False, [], [])
-
-
-def _loggers(m: Any) -> Any:
-    found: dict[str, Any] = {
-        name: (log.level, log.propagate, log.disabled, [*log.handlers], [*log.filters])
-        for name, log in m.root.manager.loggerDict.items()
-        if not isinstance(log, m.PlaceHolder)
-        and (log.level or log.handlers or log.disabled or log.filters or not log.propagate)
-    }
-    root = m.root
-    return root.manager.disable, (root.level, root.propagate, root.disabled, [*root.handlers], [*root.filters]), found
-
-
-def _set_loggers(m: Any, was: Any) -> None:
-    disable, root, loggers = was
-    m.disable(disable)
-    _set_logger(m.root, root)
-    for name in _loggers(m)[2] | loggers:
-        _set_logger(m.getLogger(name), loggers.get(name, _SILENT))
-
-
-def _set_logger(log: Any, was: Any) -> None:
-    log.setLevel(was[0])
-    log.propagate, log.disabled, log.handlers[:], log.filters[:] = was[1:]
-
-
-def _set_start_method(m: Any, was: Any) -> None:
-    m.set_start_method(was, force=True)
-
-
-def _numpy(m: Any) -> Any:
-    return m.geterr(), m.geterrcall(), m.get_printoptions()
-
-
-def _set_numpy(m: Any, was: Any) -> None:
-    m.seterr(**was[0])
-    m.seterrcall(was[1])
-    m.set_printoptions(**was[2])
-
-
-def _pandas(m: Any) -> Any:
-    return getattr(m.options, "d", {})
+    return lambda: m.options.d, write
 
 
 def _flat(options: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
@@ -259,49 +311,40 @@ def _flat(options: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]
             yield place + name, value
 
 
-def _set_pandas(m: Any, was: Any) -> None:
-    before = dict(_flat(was))
-    for name, value in [*_flat(_pandas(m))]:
-        if value is not before[name]:
-            m.set_option(name, before[name])
-
-
-def _matplotlib(m: Any) -> Any:
+def _matplotlib(m: Any) -> tuple[Read, Write]:
     # The dict's own methods: those of RcParams sort the names and look at each.
-    names, values = [*dict.keys(m.rcParams)], [*dict.values(m.rcParams)]
-    place = names.index("backend")  # which one is found out when the first figure is made
-    del names[place], values[place]
-    return names, values
+    before = dict(dict.items(m.rcParams))
+    place = [*before].index("backend")
+    del before["backend"]  # which one is found out when the first figure is made
 
+    def read() -> Any:
+        values = [*dict.values(m.rcParams)]
+        values[place] = None
+        return values
 
-def _set_matplotlib(m: Any, was: Any) -> None:
-    dict.update(m.rcParams, zip(*was, strict=True))
+    return read, lambda _: dict.update(m.rcParams, before)
 
 
 _ROWS = (
-    Row("sys", _interpreter, _set_interpreter),
-    Row("sys", _importing),
-    *([Row("sys", _monitoring)] if hasattr(sys, "monitoring") else ()),
-    Row("builtins", vars, _set_builtins),
-    Row("gc", _collector, _set_collector),
-    Row("os", _cwd, lambda m, was: m.chdir(was)),
-    Row("os", _environ, _set_environ),
-    Row("os", _priority, _set_priority),
-    Row("resource", _limits, _set_limits),
-    Row("signal", _handlers, _set_handlers),
-    Row("time", lambda m: (m.tzname, m.timezone, m.altzone, m.daylight), lambda m, _: m.tzset()),
-    Row("_locale", lambda m: m.setlocale(_locale.LC_ALL, None), lambda m, was: m.setlocale(_locale.LC_ALL, was)),
-    Row("warnings", _warnings, _set_warnings),
-    Row("threading", _threading, _set_threading),
-    Row("_socket", lambda m: m.getdefaulttimeout(), lambda m, was: m.setdefaulttimeout(was)),
-    Row("_csv", lambda m: m.field_size_limit(), lambda m, was: m.field_size_limit(was)),
-    Row("decimal", _decimal, _set_decimal),
-    Row("logging", _loggers, _set_loggers),
-    Row("multiprocessing", lambda m: m.get_start_method(allow_none=True), _set_start_method),
-    Row("numpy", _numpy, _set_numpy),
-    Row("pandas", _pandas, _set_pandas),
-    Row("matplotlib", _matplotlib, _set_matplotlib),
-    Row("matplotlib.pyplot", lambda m: m.get_fignums(), lambda m, _: m.close("all")),
+    Row("sys", _interpreter),
+    Row("sys", _irreparable),
+    Row("builtins", _builtins),
+    Row("warnings", _library),
+    Row("logging", _loggers),
+    Row("os", _environ),
+    Row("time", _zone),
+    Row("os", _cwd),
+    Row("os", _priority),
+    # Python code needs these modules, and has no others. (With ctypes it gets at all that is read nowhere here, too.)
+    Row("signal", _signals),
+    Row("resource", _limits),
+    Row("locale", _language),
+    Row("_csv", lambda m: (m.field_size_limit, m.field_size_limit)),
+    Row("multiprocessing", _start_method),
+    Row("numpy", _numpy),
+    Row("pandas", _pandas),
+    Row("matplotlib", _matplotlib),
+    Row("matplotlib.pyplot", lambda m: (m.get_fignums, lambda _: m.close("all"))),
 )
 
 
@@ -312,7 +355,7 @@ class Own:
     """One of the user's own modules: its names, the containers that they are bound to, and its random generators."""
 
     def __init__(self, module: Any) -> None:
-        self._names = Names(vars(module))
+        self._names = Names([vars(module)])
         self._inside = [(each, _shallow(each)) for each in vars(module).values() if isinstance(each, _CONTAINERS)]
         self._states = [(each, _drawn(each)) for each in vars(module).values() if _drawn(each) is not None]
 
@@ -342,7 +385,7 @@ def _alike(now: Any, was: Any) -> bool:
 
 def _drawn(thing: Any) -> Any:
     """The state of a random generator, to be compared; None for all else, and for one that has none."""
-    if isinstance(thing, random.Random):
+    if (random := sys.modules.get("random")) is not None and isinstance(thing, random.Random):
         try:
             return thing.getstate()
         except NotImplementedError:
@@ -361,28 +404,31 @@ def _plain(state: Any) -> Any:
 
 
 def _kept(value: Any) -> Any:
-    """What a row has read, as it stays: a dict that is read may be the process's own, and so may those in it."""
-    return {name: _kept(each) for name, each in value.items()} if type(value) is dict else value
+    """What was read, as it stays: what is in it may be the process's own."""
+    if type(value) is dict:
+        return {name: _kept(each) for name, each in value.items()}
+    if type(value) is tuple:
+        return tuple(map(_kept, value))
+    return [*value] if type(value) is list else value
 
 
 class Scene:
     """The state of the process before its first call."""
 
-    def __init__(self, output: int, alarm: int, own: Iterable[str] = ()) -> None:
-        """`output` is the pipe of its output, `alarm` a signal of ours, `own` the user's own modules."""
+    def __init__(self, output: int, own: Iterable[str] = ()) -> None:
+        """`output` is the pipe of its output, `own` the user's own modules."""
         self._output = output
         self._streams = sys.stdout, sys.stderr
         self._threads = _thread._count()  # noqa: SLF001 - counts raw threads too
         self._umask = os.umask(0o077)
         os.umask(self._umask)
-        self._alarm = alarm, _signal.getsignal(alarm)
-        self._blocked = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        _late.expect({})  # so that the finders of modules are the same after a call with a seed
         self._modules = [*sys.modules.values()]
         self._own = {name: Own(sys.modules[name]) for name in own if name in sys.modules}
-        there = {row.module: sys.modules[row.module] for row in _ROWS if row.module in sys.modules}
-        self._rows = [(row.read, row.write, m, _kept(row.read(m))) for row in _ROWS if (m := there.get(row.module))]
+        made = [row.made(m) for row in _ROWS if (m := sys.modules.get(row.module)) is not None]
+        self._rows = [(read, write, _kept(read())) for read, write in made]
         # Of what is not there yet nobody knows how it is before a call has used it.
-        self._absent = ({row.module for row in _ROWS} - set(there)) | (set(own) - set(self._own))
+        self._absent = ({row.module for row in _ROWS} | set(own)) - set(sys.modules)
 
     def restore(self) -> bool:
         """Puts everything back; False when that cannot be done, so that this process must not go on."""
@@ -392,28 +438,25 @@ class Scene:
             return False
 
     def _put_back(self) -> bool:
-        for fd in (1, 2):
-            os.dup2(self._output, fd)
+        output = self._output
+        os.dup2(output, 1)
+        os.dup2(output, 2)
         sys.stdout, sys.stderr = self._streams
         os.umask(self._umask)
-        for timer in _TIMERS:
-            _signal.setitimer(timer, 0)
-        _signal.pthread_sigmask(_SETMASK, self._blocked)
-        if _signal.getsignal(self._alarm[0]) is not self._alarm[1]:
-            _signal.signal(*self._alarm)
         faulthandler.cancel_dump_traceback_later()
+        _late.seeds = {}
         modules = [*sys.modules.values()]
         imported = modules != self._modules
         if imported and not self._only_imported(modules):
             return False
-        for read, write, module, was in self._rows:
-            if read(module) != was:
+        for read, write, was in self._rows:
+            if read() != was:
                 if imported or write is None:
                     return False
-                write(module, was)
-                if read(module) != was:
+                write(was)
+                if read() != was:
                     return False
-        return all(map(Own.same, self._own.values())) and not any(stream.closed for stream in self._streams)
+        return not self._own or all(map(Own.same, self._own.values()))
 
     def _only_imported(self, modules: list[Any]) -> bool:
         """Whether what is new in sys.modules has been imported, nothing else has changed there, and no row is of it."""
@@ -437,45 +480,49 @@ class Scene:
 
 
 def sow(seed: int, index: int) -> None:
-    """Seeds `random` and NumPy's global state for one job; the latter, where NumPy is not imported yet, once it is."""
-    key = (seed << 64) + index + 1
-    random.seed(key)
+    """Seeds `random` and NumPy's global state for one job: each now, or, where it is not imported yet, once it is."""
+    key = left = (seed << 64) + index + 1
     words = [1]  # the same algorithm as in `random`: with the same key it would draw the same numbers
-    while key:
-        words.append(key & 0xFFFFFFFF)
-        key >>= 32
-    if (numpy := sys.modules.get("numpy.random")) is not None:
-        numpy.seed(words)
-        return
-    _late.words = words
-    if _late not in sys.meta_path:
-        sys.meta_path.insert(0, _late)
+    while left:
+        words.append(left & 0xFFFFFFFF)
+        left >>= 32
+    _late.expect({"random": key, "numpy.random": words})
 
 
 def forget() -> None:
-    """A later import of NumPy finds nothing to do here."""
+    """A later import finds nothing to do here."""
     if _late in sys.meta_path:
         sys.meta_path.remove(_late)
 
 
 class _Late:  # no subclass of importlib.abc, which takes 20 ms to import
-    """Seeds `numpy.random` when it is first imported: the job does that itself, or NumPy when it is first asked."""
+    """Seeds modules when they are first imported: a job does that itself, or NumPy when it is first asked."""
 
-    words: Sequence[int] = ()
+    def __init__(self) -> None:
+        self.seeds: dict[str, Any] = {}  # of those that are still to come
+
+    def expect(self, seeds: dict[str, Any]) -> None:
+        """Seeds what is there, and will seed the rest."""
+        for name, seed in seeds.items():
+            if (module := sys.modules.get(name)) is not None:
+                module.seed(seed)
+        self.seeds = {name: seed for name, seed in seeds.items() if name not in sys.modules}
+        if self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
         """The module's own spec, with a loader that seeds it."""
         del target
-        if fullname != "numpy.random":
+        if fullname not in self.seeds:
             return None
-        forget()
+        seed = self.seeds.pop(fullname)
         spec = PathFinder.find_spec(fullname, path)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def execute_and_seed(module: Any) -> None:
                 execute(module)
-                module.seed(self.words)
+                module.seed(seed)
 
             spec.loader.exec_module = execute_and_seed  # type: ignore[method-assign]
         return spec

@@ -16,7 +16,6 @@ import cloudpickle
 
 from nbqueue import perform
 from nbqueue.worker import fresh, restore
-from nbqueue.worker.limits import ALARM
 
 
 def cost(name: str, call: object, number: int = 2_000) -> None:
@@ -38,7 +37,7 @@ def main() -> None:
     for modules in ((), ("numpy",), ("pandas",)):
         for module in modules:
             importlib.import_module(module)
-        scene = restore.Scene(os.dup(1), ALARM)
+        scene = restore.Scene(os.dup(1))
         assert scene.restore()
         cost(f"between calls: the process, {' '.join(modules) or 'standard library'} imported", scene.restore)
 
