@@ -127,6 +127,10 @@ class Life:
             self._later += cpu
         return self._calls == 1
 
+    def over(self, least: float) -> bool:
+        """Whether nothing is left of it."""
+        return time.monotonic() - self._born >= least and self.left(least) <= 0.0
+
     def left(self, least: float) -> float:
         """Seconds until it is over, for one that takes `least`; never less than 0."""
         warming = self._known or 0.0
@@ -288,7 +292,7 @@ class Horse:
             return outcome
         current.leave()
         learnt = self._learnt(spent)
-        self._lasts = not call.solo and self._left() > 0
+        self._lasts = not call.solo and not self._life.over(run.slice)
         self._tell(call.seq, weighed, LASTS if self._lasts else 0)
         if learnt is not None:
             self._send(frames.LEARNT, frames.encode(learnt))

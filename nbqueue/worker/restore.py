@@ -63,6 +63,11 @@ class Row(NamedTuple):
 
 
 def _interpreter(_: Any) -> tuple[Read, Write]:
+    streams = [stream for stream in (sys.stdin, sys.stdout, sys.stderr) if stream is not None]
+    closed = operator.attrgetter("closed")
+    tool: Any = getattr(getattr(sys, "monitoring", None), "get_tool", None)  # since Python 3.12
+    tools = range(6 if tool else 0)
+
     def read() -> Any:
         return (
             sys.getrecursionlimit(),
@@ -84,6 +89,10 @@ def _interpreter(_: Any) -> tuple[Read, Write]:
             sys.displayhook,
             sys.unraisablehook,
             sys.breakpointhook,
+            sys.meta_path,
+            sys.path_hooks,
+            [*map(closed, streams)],
+            [*map(tool, tools)],
         )
 
     def write(was: Any) -> None:
@@ -98,21 +107,10 @@ def _interpreter(_: Any) -> tuple[Read, Write]:
         gc.set_threshold(*was[8])
         gc.set_debug(was[9])
         gc.callbacks[:], sys.path[:], sys.argv, sys.stdin = was[10], was[11], [*was[12]], was[13]
-        sys.dont_write_bytecode, sys.excepthook, sys.displayhook, sys.unraisablehook, sys.breakpointhook = was[14:]
+        sys.dont_write_bytecode, sys.excepthook, sys.displayhook, sys.unraisablehook, sys.breakpointhook = was[14:19]
+        # Nothing puts back the rest.
 
     return read, write
-
-
-def _irreparable(_: Any) -> tuple[Read, None]:
-    streams = [stream for stream in (sys.stdin, sys.stdout, sys.stderr) if stream is not None]
-    tool: Any = getattr(getattr(sys, "monitoring", None), "get_tool", None)  # since Python 3.12
-    numbers = range(6 if tool else 0)
-
-    def read() -> Any:
-        closed = [stream.closed for stream in streams]
-        return sys.meta_path, sys.path_hooks, closed, [*map(tool, numbers)]
-
-    return read, None
 
 
 def _builtins(m: Any) -> tuple[Read, Write]:
@@ -147,6 +145,7 @@ def _library(warnings: Any) -> tuple[Read, Write]:
             warnings.showwarning,
             warnings.formatwarning,
             warnings.onceregistry,
+            (time.tzname, time.timezone, time.altzone, time.daylight),
         )
 
     def write(was: Any) -> None:
@@ -162,12 +161,13 @@ def _library(warnings: Any) -> tuple[Read, Write]:
         warnings.filters[:], warnings.showwarning, warnings.formatwarning = was[6:9]
         warnings.onceregistry.clear()
         warnings.onceregistry.update(was[9])
+        time.tzset()
 
     return read, write
 
 
 def _loggers(m: Any) -> tuple[Read, Write]:
-    root, silent = m.root, (0, True, False, (), ())
+    root, manager, silent = m.root, m.root.manager, (0, True, False, (), ())
 
     def state(log: Any) -> Any:
         return log.level, log.propagate, log.disabled, [*log.handlers], [*log.filters]
@@ -175,17 +175,17 @@ def _loggers(m: Any) -> tuple[Read, Write]:
     def read() -> Any:
         found: dict[str, Any] = {
             name: state(log)
-            for name, log in root.manager.loggerDict.items()
+            for name, log in manager.loggerDict.items()
             if not isinstance(log, m.PlaceHolder)
             and (log.level or log.handlers or log.disabled or log.filters or not log.propagate)
         }
-        return root.manager.disable, state(root), found
+        return manager.disable, root.level, root.propagate, root.disabled, root.handlers, root.filters, found
 
     def write(was: Any) -> None:
         m.disable(was[0])
-        put_back(root, was[1])
-        for name in read()[2] | was[2]:
-            put_back(m.getLogger(name), was[2].get(name, silent))
+        put_back(root, was[1:6])
+        for name in read()[6] | was[6]:
+            put_back(m.getLogger(name), was[6].get(name, silent))
 
     def put_back(log: Any, was: Any) -> None:
         log.setLevel(was[0])
@@ -197,46 +197,31 @@ def _loggers(m: Any) -> tuple[Read, Write]:
 # ---------------------------------------------------------------- the system
 
 
-def _environ(_: Any) -> tuple[Read, Write]:
+def _system(_: Any) -> tuple[Read, Write]:
+    affinity = getattr(os, "sched_getaffinity", lambda _: None)
+
     def read() -> Any:
+        try:
+            folder = os.getcwd()  # noqa: PTH109 - a str to compare with
+        except FileNotFoundError:
+            folder = ""  # the call removed it
+        return folder, os.getpriority(os.PRIO_PROCESS, 0), affinity(0), environ()
+
+    def environ() -> Any:
         # The encoded form: os.environ itself would decode every name and value.
         data = getattr(os.environ, "_data", None)
         return {os.fsencode(k): os.fsencode(v) for k, v in os.environ.items()} if data is None else data
 
     def write(was: Any) -> None:
+        os.chdir(was[0])
+        os.setpriority(os.PRIO_PROCESS, 0, was[1])
+        if was[2] is not None:
+            os.sched_setaffinity(0, was[2])
         zone = os.environ.get("TZ")
         os.environ.clear()
-        os.environ.update({os.fsdecode(key): os.fsdecode(value) for key, value in was.items()})
+        os.environ.update({os.fsdecode(key): os.fsdecode(value) for key, value in was[3].items()})
         if zone != os.environ.get("TZ"):
             time.tzset()
-
-    return read, write
-
-
-def _zone(m: Any) -> tuple[Read, Write]:
-    return lambda: (m.tzname, m.timezone, m.altzone, m.daylight), lambda _: m.tzset()
-
-
-def _cwd(_: Any) -> tuple[Read, Write]:
-    def read() -> str:
-        try:
-            return os.getcwd()  # noqa: PTH109 - a str to compare with
-        except FileNotFoundError:
-            return ""  # the call removed its folder
-
-    return read, os.chdir
-
-
-def _priority(m: Any) -> tuple[Read, Write]:
-    affinity = getattr(m, "sched_getaffinity", lambda _: None)
-
-    def read() -> Any:
-        return m.getpriority(m.PRIO_PROCESS, 0), affinity(0)
-
-    def write(was: Any) -> None:
-        m.setpriority(m.PRIO_PROCESS, 0, was[0])
-        if was[1] is not None:
-            m.sched_setaffinity(0, was[1])
 
     return read, write
 
@@ -326,15 +311,11 @@ def _matplotlib(m: Any) -> tuple[Read, Write]:
 
 
 _ROWS = (
+    Row("os", _system),  # before what follows from it, as the time zone
     Row("sys", _interpreter),
-    Row("sys", _irreparable),
     Row("builtins", _builtins),
     Row("warnings", _library),
     Row("logging", _loggers),
-    Row("os", _environ),
-    Row("time", _zone),
-    Row("os", _cwd),
-    Row("os", _priority),
     # Python code needs these modules, and has no others. (With ctypes it gets at all that is read nowhere here, too.)
     Row("signal", _signals),
     Row("resource", _limits),
@@ -456,7 +437,7 @@ class Scene:
                 write(was)
                 if read() != was:
                     return False
-        return not self._own or all(map(Own.same, self._own.values()))
+        return all(map(Own.same, self._own.values()))
 
     def _only_imported(self, modules: list[Any]) -> bool:
         """Whether what is new in sys.modules has been imported, nothing else has changed there, and no row is of it."""
