@@ -38,6 +38,7 @@ def show(
 
     ID is that of a job or a batch, or the name of a batch.
     """
+    from nbqueue.client.batch import Batch
     from nbqueue.client.job import Job
 
     opened = session(url, namespace, config)
@@ -46,7 +47,7 @@ def show(
     except NoSuchJob:
         if (view := None if ":" in job_id else listing.find(opened, job_id)) is None:
             raise
-        facts, texts = _batch(find.handle(opened, view), view)
+        facts, texts = _batch(Batch(find.handle(opened, view)), view)
     else:
         facts, texts = _facts(job), _texts(job)
         if with_args:
@@ -64,14 +65,14 @@ def _batch(batch: Batch[Any], view: BatchView) -> tuple[dict[str, Any], dict[str
     facts = {
         "batch": batch.id,
         "name": view.name,
-        "function": batch.spec.label,
+        "function": batch.ref.spec.label,
         "queue": batch.queue,
         "jobs": f"{view.n:,}: {view.tally}",
         "created": utc(view.created_us),
         "ended": None if view.done_us is None else utc(view.done_us),
         "kept until": None if view.expires_us is None else utc(view.expires_us),
         "seed": batch.seed,
-        "owner": batch.spec.owner,
+        "owner": batch.ref.spec.owner,
     }
     texts = {"failed": repr(batch.failed)} if view.tally.failed else {}
     return {name: value for name, value in facts.items() if value is not None}, texts

@@ -17,8 +17,7 @@ from nbqueue.client.calls.function import Function, label_of
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.job import Job
 from nbqueue.client.lookup import listing
-from nbqueue.client.panel import display
-from nbqueue.client.session import session
+from nbqueue.client.session import kernel, session
 from nbqueue.client.session.local_mode import Local
 from nbqueue.client.session.session import Session
 from nbqueue.client.submit import options as terms
@@ -72,7 +71,8 @@ class Verbs:
         """One job for every combination of the axes, the last keyword fastest; all keywords are the function's."""
         refuse_inside("grid")
         terms.refuse_for_many(self._options, "grid")
-        return Submission(session.current(), self._options, f, lambda function: items.gridded(function, axes)).run()
+        calls: Callable[[Function], Calls] = lambda function: items.gridded(function, axes)  # noqa: E731
+        return Batch.shown(Submission(session.current(), self._options, f, calls).run())
 
     def submit(self, f: Callable[P, R] | str, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """One call: `f(*args, **kwargs)`; all keywords are the function's. Displays nothing."""
@@ -81,8 +81,7 @@ class Verbs:
         def calls(function: Function) -> Calls:
             return items.single(function, args, kwargs)
 
-        batch: Batch[R] = Submission(session.current(), self._options, f, calls, single=True).run()
-        return batch[0]
+        return Job(Submission(session.current(), self._options, f, calls, single=True).run(), 0)
 
     def _several(
         self,
@@ -103,7 +102,7 @@ class Verbs:
             terms.refuse_clash(verb, function, keywords)  # of a dotted name; the others were asked before
             return calls(function)
 
-        return Submission(session.current(), options, f, checked).run()
+        return Batch.shown(Submission(session.current(), options, f, checked).run())
 
 
 def _refuse(verb: str, f: Callable[..., Any] | str, iterables: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -193,7 +192,9 @@ def attach(name: str | None = None) -> Batch[Any]:
     Raises NoSuchBatch.
     """
     refuse_inside("attach")
-    return display.presented(listing.attach(session.current(), name))
+    found = listing.attach(session.current(), name)
+    found.shown_in, found.visible = kernel.cell(), found.wanted()
+    return Batch.shown(found)
 
 
 def batches() -> pd.DataFrame:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nbqueue.checks import brief, seconds
-from nbqueue.client.batch import Batch
 from nbqueue.client.calls import items
 from nbqueue.client.calls.function import Function, goes_by_name, resolved
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.job import Job
 from nbqueue.client.lookup import job_meta
+from nbqueue.client.session.batch_ref import BatchRef, Prepared
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.client.submit import options as terms
 from nbqueue.client.submit.submission import Submission, When, refuse_inside
@@ -35,16 +34,6 @@ OURS = frozenset(  # what enqueue takes out of the keywords
     )
 )
 _EXPLICIT = ("args", "kwargs")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A call for `enqueue_many`; made by `Queue.prepare_data`."""
-
-    func: Callable[..., Any] | str
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 def created(
@@ -75,7 +64,7 @@ def created(
     watch = Watch(said.job_id or new_id(label, 8), origin, "", spec)
     watch.created_us, watch.expected = time.time_ns() // 1000, 1
     watch.notes[0] = Notes(job_meta.plain(said.meta or {}))
-    batch: Batch[Any] = Batch(queue.session, watch, spec, function=call, inline="collect")
+    batch = BatchRef(queue.session, watch, spec, function=call, inline="collect")
     batch.unsent = Prepared(func, positionals(args), keywords(kwargs), {**given, "ttl": said.ttl})
     return Job(batch, 0)
 
@@ -120,8 +109,7 @@ class Enqueuer:
     ) -> Job[R]:
         """Enqueues one call; `given` are the options among its keywords: none may be a parameter of the function."""
         refuse_inside(f"Queue.{verb}")
-        job: Job[R] = self.submission(verb, f, args, kwargs, when, given).run()[0]
-        return job
+        return Job(self.submission(verb, f, args, kwargs, when, given).run(), 0)
 
     def submission(
         self,

@@ -12,6 +12,7 @@ from nbqueue import perform, wire
 from nbqueue.client.lookup import job_meta, waiting
 from nbqueue.client.lookup.results import Run, echoes_in, has_run, parents_of
 from nbqueue.client.lookup.waiting import lifetime
+from nbqueue.client.session.batch_ref import JobRef
 from nbqueue.client.session.session import within
 from nbqueue.client.spool.records import Kind
 from nbqueue.client.state.batch_state import opened
@@ -20,7 +21,6 @@ from nbqueue.model import Cause, Echo, Notes, Outcome, Rerun, State, runs_left, 
 from nbqueue.store.records import past
 
 if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
     from nbqueue.store.records import BatchView, Holder
 
 R = TypeVar("R")
@@ -30,17 +30,10 @@ def _intervals(rerun: Rerun | None) -> list[float] | None:
     return None if rerun is None else list(rerun.intervals)
 
 
-class Facts(Generic[R]):
+class Facts(JobRef, Generic[R]):
     """The facts of a job. Times are UTC. Those that are not in memory are asked for, one round trip each."""
 
-    batch: Batch[R]
-    index: int
     _notes: Notes | None = None
-
-    @property
-    @abstractmethod
-    def id(self) -> str:
-        """Its id."""
 
     @property
     @abstractmethod

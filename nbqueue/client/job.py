@@ -5,27 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
-from nbqueue import wire
 from nbqueue.client.facts import Facts
-from nbqueue.client.lookup import refresh, waiting
+from nbqueue.client.lookup import archive, forget, waiting
+from nbqueue.client.lookup import refresh as lookup
 from nbqueue.client.lookup.results import error_of, text_of, value_of
-from nbqueue.client.spool.records import Kind
+from nbqueue.client.panel import display
 from nbqueue.errors import (
     BadInput,
     BadSignature,
-    Expired,
     NoSuchBatch,
     NoSuchWorker,
     NotThere,
     SetupError,
 )
-from nbqueue.model import DEFAULT_QUEUE, Outcome, State, job_id
+from nbqueue.model import DEFAULT_QUEUE, Outcome, State
 from nbqueue.worker import mail
-
-if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -33,14 +30,6 @@ S = TypeVar("S")
 
 class Job(Facts[R]):
     """One call of a batch. Its value is unpickled when asked for, in the caller's thread."""
-
-    def __init__(self, batch: Batch[R], index: int) -> None:
-        self.batch, self.index = batch, index
-
-    @property
-    def id(self) -> str:
-        """`batch:index`; of a single job the id of its batch."""
-        return self.batch.id if self.batch.single else job_id(self.batch.id, self.index)
 
     def get_id(self) -> str:
         """As `id`; RQ's older spelling."""
@@ -93,7 +82,8 @@ class Job(Facts[R]):
         from nbqueue.client.submit import submission
 
         submission.refuse_inside("Job.fetch")
-        return find.fetch(session.of(connection, namespace), id)
+        found = find.fetch(session.of(connection, namespace), id)
+        return Job(found.batch, found.index)
 
     @classmethod
     def fetch_many(cls, job_ids: Iterable[str], connection: Any = None) -> list[Job[Any] | None]:
@@ -104,7 +94,7 @@ class Job(Facts[R]):
 
         submission.refuse_inside("Job.fetch_many")
         found = find.fetch_many(session.of(connection), job_ids)
-        return [None if isinstance(each, NotThere) else each for each in found]
+        return [None if isinstance(each, NotThere) else Job(each.batch, each.index) for each in found]
 
     @classmethod
     def exists(cls, job_id: str, connection: Any = None) -> bool:
@@ -122,12 +112,12 @@ class Job(Facts[R]):
         """
         if self.batch.unsent is not None:
             return State.CREATED
-        found = refresh.states([self])[0]
+        found = lookup.states([self])[0]
         if found is not None:
             return found
-        self._look()
+        lookup.fill_in(self)
         if self.batch.watch.gone:
-            raise self._absence()
+            raise waiting.absence_of(self)
         return self.batch.watch.state(self.index) or State.QUEUED  # on its way to the store
 
     def get_status(self, refresh: bool = True) -> State | str:
@@ -141,28 +131,16 @@ class Job(Facts[R]):
     @property
     def error(self) -> str:
         """What went wrong, in a line; empty while nothing has."""
-        found = shown(self)
+        found = lookup.shown_of(self)
         return "" if found is None else text_of(found, self.dependency_ids)
 
     @property
     def outcome(self) -> Outcome | None:
         """The record of its run, signature checked; None until it has ended. Raises BadSignature."""
-        self._look()
-        return self._known()
+        return lookup.outcome_of(self)
 
     def _known(self) -> Outcome | None:
         return self.batch.watch.outcome(self.index, self.batch.session.sealer)
-
-    def _look(self) -> None:
-        """Asks the store where memory knows nothing: a status just read must not be ahead of the result."""
-        watch = self.batch.watch
-        if self.batch.inline or watch.gone:
-            return
-        if watch.followed and self.batch.session.collector.outage is not None:
-            return  # memory is what there is, until the collector reaches the server again
-        refresh.reconsider([self])
-        if not watch.has(self.index):
-            refresh.read(self.batch, self.index)
 
     def wait(self, timeout: float | None = None) -> R:
         """Its value, when it has ended; or raises what the job raised, with the remote traceback as `__cause__`.
@@ -184,31 +162,22 @@ class Job(Facts[R]):
     async def _awaited(self) -> R:
         from nbqueue.client.lookup import awaiting
 
-        if self._doubtful():
+        if waiting.unsure(self):
             with contextlib.suppress(SetupError):  # the collector goes on trying
-                await asyncio.to_thread(self._look)  # it asks the server, which may be slow
-        await awaiting.until(self.batch, self._ended, index=self.index)
+                await asyncio.to_thread(lookup.fill_in, self)  # it asks the server, which may be slow
+        await awaiting.until(self.batch, partial(waiting.ended, self), index=self.index, bar=display.in_terminal)
         if not self.batch.watch.has(self.index):
-            raise self._absence()
+            raise waiting.absence_of(self)
         return self._value()
-
-    def _doubtful(self) -> bool:
-        """Whether the store must be asked before anyone waits: the collector does not bring what it has, or would."""
-        watch = self.batch.watch
-        missing = not watch.has(self.index) and (watch.settled or not watch.followed)
-        return not (self.batch.inline or watch.gone) and (missing or watch.barred(self.index))
-
-    def _ended(self) -> bool:
-        return self.batch.watch.has(self.index) or self.batch.watch.settled
 
     @property
     def result(self) -> R | None:
         """None until it has ended, then as `wait()`."""
         watch = self.batch.watch
-        self._look()
+        lookup.fill_in(self)
         if not watch.has(self.index):
             if watch.gone or watch.settled:
-                raise self._absence()
+                raise waiting.absence_of(self)
             return None
         return self.wait()
 
@@ -216,7 +185,7 @@ class Job(Facts[R]):
         """The value of a finished job; None for all others. With `refresh` the store is asked again."""
         if refresh:
             self.refresh()
-        self._look()
+        lookup.fill_in(self)
         finished = self.batch.watch.state(self.index) is State.FINISHED
         return self.wait() if finished else None
 
@@ -228,19 +197,7 @@ class Job(Facts[R]):
         return error_of(found, self.id, self.dependency_ids)
 
     def _await(self, timeout: float | None) -> None:
-        watch = self.batch.watch
-        first = self._look if self._doubtful() else None
-        met = waiting.until(self.batch, self._ended, timeout, index=self.index, first=first)
-        if not met:
-            raise waiting.not_done(self.batch, f"Job {self.id}", timeout, self.index)
-        if not watch.has(self.index):
-            raise self._absence()
-
-    def _absence(self) -> Exception:
-        watch = self.batch.watch
-        if not watch.gone:
-            return Expired(what=self.id, ttl=waiting.lifetime(watch.ttl))
-        return waiting.absence(watch, self.batch.session, self.id)
+        waiting.for_job(self, timeout, bar=display.in_terminal)
 
     def refresh(self) -> None:
         """Forgets what this process knows of it, and asks the store: another session may have run it again.
@@ -256,9 +213,9 @@ class Job(Facts[R]):
             return  # withdrawn here, it would count as withdrawn in the spool, too
         with watch.changed:
             watch.withdraw(self.index)
-        refresh.read(batch, self.index)
+        lookup.read(batch, self.index)
         if watch.gone:
-            raise self._absence()
+            raise waiting.absence_of(self)
         if watch.followed and not watch.has(self.index):
             with watch.changed:
                 watch.reopen()
@@ -273,17 +230,7 @@ class Job(Facts[R]):
     @property
     def log(self) -> str:
         """The last of what it wrote to stdout and stderr (4 kB when finished, 64 kB when failed)."""
-        from nbqueue.client.lookup import archive
-
-        batch = self.batch
-        found = self.outcome
-        if found is None or batch.inline:
-            return ""
-        blob = archive.asked(batch, Kind.TAILS, self.index)
-        if not blob:
-            return ""
-        tail = batch.session.sealer.unseal(wire.TAIL, batch.id, self.index, blob, found.attempt)
-        return tail.decode("utf-8", "replace")
+        return archive.log(self)
 
     # ------------------------------------------------------------ verbs
 
@@ -333,12 +280,12 @@ class Job(Facts[R]):
         from nbqueue.client.submit import retry
 
         if self.batch.watch.gone:
-            raise self._absence()
-        refresh.look([self], afresh=True, canceled=True)
+            raise waiting.absence_of(self)
+        lookup.look([self], afresh=True, canceled=True)
         try:
             count = retry.retry(self.batch, [self.index], None, {}, front=at_front)
         except NoSuchBatch:
-            raise self._absence() from None
+            raise waiting.absence_of(self) from None
         if not count:
             raise BadInput(message=f"{self.id} has not ended yet: it runs again already, or still.")
         return self
@@ -352,7 +299,7 @@ class Job(Facts[R]):
                 f"nbqueue.attach({batch.id!r}).forget(). cancel() ends this job alone."
             )
         self.cancel()
-        batch.forget()
+        forget.forget(batch)
 
     def then(self, function: Callable[[R], S] | str, **options: Any) -> Job[S]:
         """A job that calls `function` with this one's result, as soon as it has finished. Keywords are our options.
@@ -361,10 +308,4 @@ class Job(Facts[R]):
         """
         from nbqueue.client.submit import following
 
-        return following.job(self, function, options)
-
-
-def shown(job: Job[Any]) -> Outcome | None:
-    """As `job.outcome`, for who shows many: see Watch.shown."""
-    job._look()  # noqa: SLF001 - its own module
-    return job.batch.watch.shown(job.index, job.batch.session.sealer)
+        return Job(following.job(self, function, options).batch, 0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 from nbqueue.checks import brief
 from nbqueue.client import gathering
 from nbqueue.client.job import Job
-from nbqueue.client.lookup import refresh
+from nbqueue.client.lookup import refresh, results
 from nbqueue.client.lookup.results import text_of
 from nbqueue.client.submit import retry
 from nbqueue.errors import BadOption, NotThere
@@ -112,7 +112,7 @@ class Jobs(Sequence[Job[R]], Generic[R]):
         gathering.until(self._jobs, timeout)
         found: list[Any] = []
         for job in self._jobs:
-            value, error = job.batch.value_or_error(job.index)
+            value, error = results.value_or_error(job.batch, job.index)
             if error is None or errors == "return":
                 found.append(value if error is None else error)
             elif errors == "raise":

@@ -14,7 +14,6 @@ from nbqueue.client.enqueuing import (
     RESULT_TTL,
     TIMEOUT,
     Enqueuer,
-    Prepared,
     keywords,
     pinned,
     positionals,
@@ -25,6 +24,7 @@ from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.lookup import queue_contents
 from nbqueue.client.session import session
+from nbqueue.client.session.batch_ref import JobRef, Prepared
 from nbqueue.client.session.session import Session
 from nbqueue.client.submit import options as terms
 from nbqueue.client.submit.submission import Submission, When, refuse_inside
@@ -193,12 +193,13 @@ class Queue:
         ready = [self._prepared(call, known) for call in calls]
         _refuse_twice([one.options.job_id for one in ready if one.options.job_id is not None])
         if any(one.mode for one in ready):
-            return [one.run()[0] for one in ready]
+            return [Job(one.run(), 0) for one in ready]
         sent = [one.prepared() for one in ready]
         send = partial(self.session.ask, partial(_submit_many, [(new, args) for new, args, _ in sent]))
         told = arrived(sent[0][0].id, send) if sent else []
         return [
-            one.sent(new.id, payload, each)[0] for one, (new, _, payload), each in zip(ready, sent, told, strict=True)
+            Job(one.sent(new.id, payload, each), 0)
+            for one, (new, _, payload), each in zip(ready, sent, told, strict=True)
         ]
 
     def _prepared(self, call: Prepared, known: dict[Any, tuple[list[Any], Function]]) -> Submission:
@@ -258,7 +259,7 @@ class Queue:
     @property
     def jobs(self) -> Jobs[Any]:
         """The jobs that wait, in the order in which workers take them."""
-        return queue_contents.waiting(self.session, self.name)
+        return _jobs(queue_contents.waiting(self.session, self.name), f"waiting jobs in {self.name}")
 
     def get_job_ids(self, offset: int = 0, length: int = -1) -> list[str]:
         """`length` ids (all: -1) from `offset` on."""
@@ -289,32 +290,36 @@ class Queue:
     @property
     def failed(self) -> Jobs[Any]:
         """The failed jobs that are still kept; `.requeue()` runs all of them again."""
-        return queue_contents.ended(self.session, self.name, State.FAILED)
+        return self._in_state(queue_contents.ended, State.FAILED)
 
     @property
     def finished(self) -> Jobs[Any]:
         """The finished jobs whose results are still kept."""
-        return queue_contents.ended(self.session, self.name, State.FINISHED)
+        return self._in_state(queue_contents.ended, State.FINISHED)
 
     @property
     def canceled(self) -> Jobs[Any]:
         """The canceled jobs that are still kept."""
-        return queue_contents.ended(self.session, self.name, State.CANCELED)
+        return self._in_state(queue_contents.ended, State.CANCELED)
 
     @property
     def started(self) -> Jobs[Any]:
         """The jobs that workers hold: they run, or are about to."""
-        return queue_contents.in_state(self.session, self.name, State.STARTED)
+        return self._in_state(queue_contents.in_state, State.STARTED)
 
     @property
     def scheduled(self) -> Jobs[Any]:
         """The jobs that wait for their time."""
-        return queue_contents.in_state(self.session, self.name, State.SCHEDULED)
+        return self._in_state(queue_contents.in_state, State.SCHEDULED)
 
     @property
     def deferred(self) -> Jobs[Any]:
         """The jobs that wait for what they depend on."""
-        return queue_contents.in_state(self.session, self.name, State.DEFERRED)
+        return self._in_state(queue_contents.in_state, State.DEFERRED)
+
+    def _in_state(self, find: Callable[[Session, str, State], list[JobRef]], state: State) -> Jobs[Any]:
+        word = "running" if state is State.STARTED else state
+        return _jobs(find(self.session, self.name, state), f"{word} jobs in {self.name}")
 
     # The same by RQ's names: as they are now, whenever they are asked for.
     failed_job_registry = failed
@@ -374,6 +379,10 @@ def _refuse_twice(ids: list[str]) -> None:
 
 def _submit_many(batches: list[tuple[Any, bytes]], broker: Broker) -> list[Any]:
     return broker.submit_many(batches)
+
+
+def _jobs(found: Iterable[JobRef], which: str) -> Jobs[Any]:
+    return Jobs([Job(one.batch, one.index) for one in found], which)
 
 
 def _window(offset: int, length: int) -> slice:

@@ -259,7 +259,8 @@ class WorkerHandle:
     def get_current_job(self) -> Job[Any] | None:
         """A job that it holds now; None if it holds none."""
         found = self.get_current_job_id()
-        return None if found is None else find.fetch(self._session, found)
+        job = None if found is None else find.fetch(self._session, found)
+        return None if job is None else Job(job.batch, job.index)
 
     def shutdown(self) -> None:
         """Tells it to finish what it runs and leave. Raises NoSuchWorker when it has left already."""

@@ -45,7 +45,7 @@ def made(power):
 
 items = [(n, Kind(n % 2 + 1), {"t", "u", str(n)}, np.full(3, n)) for n in range(N)]
 batch = nbqueue.map(made(2), items, name="study", progress=False)
-print(batch.id, batch.told, [round(float(each)) for each in batch.results(timeout=20)])
+print(batch.id, batch.ref.note, [round(float(each)) for each in batch.results(timeout=20)])
 """
 
 
@@ -165,10 +165,10 @@ def test_kernels_reattach_and_say_that_the_earlier_batch_of_a_cell_still_runs(se
     assert f"still runs: {earlier} (3 queued)" in said
     assert f"nbqueue.attach(&#x27;{earlier}&#x27;).cancel()" in said
     assert "Cancel the earlier batch" in said
-    assert first.run("batch.earlier[0].cancel()")[0] == "ok"
+    assert first.run("batch.ref.earlier[0].cancel()")[0] == "ok"
     wait_until(lambda: nbqueue.attach(earlier).tally.canceled == 3)
     # What the third says of earlier ones; an older panel may still write into the channel.
-    said = first.run(f"{cell}\nprint('earlier:', [each.id for each in batch.earlier], 'so far')")[1]
+    said = first.run(f"{cell}\nprint('earlier:', [each.id for each in batch.ref.earlier], 'so far')")[1]
     assert earlier not in said.partition("earlier:")[2].partition("so far")[0]
     named = "batch = nbqueue.map(half, range(3), name='halves'); batch.id"
     told = first.run(named)[1]

@@ -42,7 +42,7 @@ def outcome(index: int) -> Outcome:
 def redraws(n: int) -> tuple[float, list[float], list[float]]:
     """Seconds for the first look at a batch of `n`, and for each redraw of the widget and of the saved form."""
     batch = nbqueue.map(abs, [0], inline="collect", progress=False)
-    batch.watch = watch = Watch("big", "default", "", Spec(label="f"))
+    batch.ref.watch = watch = Watch("big", "default", "", Spec(label="f"))
     n += NEWS * REDRAWS
     failed = 0
 
@@ -56,7 +56,7 @@ def redraws(n: int) -> tuple[float, list[float], list[float]]:
     ended = n - NEWS * REDRAWS
     end(0, ended)
     groups, pace = Groups(str), Pace()
-    groups.add(batch)
+    groups.add(batch.ref)
     controls = Controls("ab12", Acts([batch], groups))
     began = time.perf_counter()
     while not groups.look():
@@ -67,7 +67,7 @@ def redraws(n: int) -> tuple[float, list[float], list[float]]:
         ended += NEWS
         began = time.perf_counter()
         groups.look()
-        seen = model.look([batch], pace, groups, ())
+        seen = model.look([batch.ref], pace, groups, ())
         controls.show(seen)
         live.append(time.perf_counter() - began)
         began = time.perf_counter()

@@ -8,6 +8,7 @@ import pytest
 from helpers import wait_until
 
 import nbqueue
+from nbqueue.client.batch import Batch
 from nbqueue.client.session import session as sessions
 from nbqueue.client.session.session import Session
 from nbqueue.errors import BadInput, BadOption, BatchFailed, Changed
@@ -50,7 +51,7 @@ def test_the_same_call_finds_its_batch_and_nothing_runs(session, hands):
     assert hands.work() == 3
     two = nbqueue.map(square, [1, 2, 3], name="words")
     assert (two.id, two.seed, indexes(two)) == (one.id, one.seed, [0, 1, 2])
-    assert two.told == "3 of 3 jobs were there already; nothing new runs"
+    assert two.ref.note == "3 of 3 jobs were there already; nothing new runs"
     assert two.results(timeout=5) == one.results(timeout=5) == [1, 4, 9]
     assert hands.work() == 0
     assert list(nbqueue.batches()["n"]) == [3]
@@ -61,7 +62,7 @@ def test_only_new_arguments_run_and_the_batch_shows_this_call_in_its_order(sessi
     hands.work()
     two = nbqueue.map(square, [7, 3, 1, 8, 3, 3], name="words")
     assert indexes(two) == [4, 2, 0, 5, 3, 6]
-    assert two.told == "3 of 6 jobs were there already; 3 are new"
+    assert two.ref.note == "3 of 6 jobs were there already; 3 are new"
     assert [job.id for job in two][1] == f"{one.id}:2"
     assert hands.work() == 3
     assert two.results(timeout=5) == [49, 9, 1, 64, 9, 9]
@@ -159,7 +160,7 @@ def test_update_keeps_what_finished_and_runs_the_others_anew(session, hands):
         nbqueue.map(new, [1, 0, 2, 3, 9], name="mend")
     batch = nbqueue.map(new, [9, 3, 2, 1, 0], name="mend", update=True)
     assert (batch.id, batch.seed) == (first.id, seed)
-    assert batch.told == "kept 2 finished rows of the earlier function, running 3 with the new one"
+    assert batch.ref.note == "kept 2 finished rows of the earlier function, running 3 with the new one"
     assert hands.work() == 3
     assert batch.results(timeout=5) == [("new", 9), ("new", 3), ("old", 0.5), ("old", 1.0), ("new", 0)]
     for meta in (False, True):
@@ -168,7 +169,7 @@ def test_update_keeps_what_finished_and_runs_the_others_anew(session, hands):
     assert first.code != batch.code
     assert nbqueue.map(new, [1], name="mend").results(timeout=5) == [("old", 1.0)]
     assert nbqueue.map(new, [1], name="mend", update=True).id == first.id
-    assert nbqueue.map(new, [5], name="mend").told.endswith("1 are new")
+    assert nbqueue.map(new, [5], name="mend").ref.note.endswith("1 are new")
     assert hands.work() == 1
     assert nbqueue.attach("mend")[5].wait(5) == ("new", 5)
 
@@ -257,7 +258,7 @@ def test_two_sessions_at_the_same_moment_end_with_one_batch(session, hands):
         options = nbqueue.model.Options().replaced(name="race", progress=False)
         numbers = range(1500) if which is session else range(500, 2000)
         calls = nbqueue.client.calls.items.mapped
-        return call(which, options, square, lambda function: calls(function, (numbers,))).run()
+        return Batch(call(which, options, square, lambda function: calls(function, (numbers,))).run())
 
     with ThreadPoolExecutor(2) as pool:
         one, two = pool.map(submit, [session, other])
@@ -279,7 +280,7 @@ def test_an_upload_that_broke_off_is_completed_by_the_same_call(session, hands):
         raise OSError("the disk is gone")
 
     cut = nbqueue.map(square, broken(), name="stream")
-    wait_until(lambda: cut.watch.error is not None)
+    wait_until(lambda: cut.ref.watch.error is not None)
     assert hands.work() == 5
     whole = nbqueue.map(square, iter(range(8)), name="stream")
     assert whole.id == cut.id
@@ -386,7 +387,7 @@ def test_new_items_wait_for_the_end_of_an_upload_that_goes_on(session, hands, ca
 def grown(ways, hands):
     """(a settled handle, the handle of a later call that added two jobs to its batch): `ways` makes the items."""
     first = nbqueue.map(inverse, ways([1, 0]), name="grown")
-    wait_until(lambda: len(first) == 2 and not first.watch.open)
+    wait_until(lambda: len(first) == 2 and not first.ref.watch.open)
     hands.work()
     assert first.wait(5)
     return first, nbqueue.map(inverse, [1, 0, 2, 4], name="grown")
@@ -439,9 +440,9 @@ def test_who_waits_for_a_settled_part_hears_of_nothing_that_is_of_others(session
     later = nbqueue.map(inverse, [1, 0, 2, 4], name="still")
     hands.work()
     assert later.wait(5)
-    before = first.watch.generation
+    before = first.ref.watch.generation
     assert first.results("skip") == [1]
-    assert first.watch.generation == before
+    assert first.ref.watch.generation == before
     later.retry(func=square)
     hands.work()
     assert later.wait(5)

@@ -36,7 +36,7 @@ def test_what_follows_keeps_what_finished_and_runs_the_rest_with_the_new_functio
     with pytest.raises(Changed, match="update=True"):
         first.then(twice, name="second")
     two = first.then(twice, name="second", update=True)
-    assert (two.id, two.told) == (
+    assert (two.id, two.ref.note) == (
         one.id,
         "kept 2 finished rows of the earlier function, running 1 with the new one",
     )

@@ -11,6 +11,7 @@ from helpers import wait_until
 from jupyter_client.manager import start_new_kernel
 
 import nbqueue
+from nbqueue.client.batch import Batch
 from nbqueue.client.lookup import listing
 from nbqueue.client.session.session import Session
 
@@ -37,7 +38,7 @@ def test_others_go_on_while_a_batch_is_awaited(session, hands):
 
     assert run(work()) is batch
     assert (batch.done, batch.tally.finished, batch.tally.failed) == (True, 2, 1)
-    assert not any(type(bar).__name__ == "_Bell" for bar in batch.watch.bars)
+    assert not any(type(bar).__name__ == "_Bell" for bar in batch.ref.watch.bars)
     assert run(asyncio.wait_for(batch, 5)) is batch  # what has ended needs no news
 
 
@@ -60,7 +61,7 @@ def test_who_stops_waiting_stops_nothing(session, hands, capsys):
     with pytest.raises(TimeoutError):
         asyncio.run(asyncio.wait_for(batch, 0.05))
     assert capsys.readouterr().err == ""
-    assert batch.watch.bars == []
+    assert batch.ref.watch.bars == []
     hands.work()
     assert batch.wait(10)
 
@@ -71,7 +72,7 @@ def test_what_cannot_come_is_raised(session):
     async def lose():
         waits = asyncio.ensure_future(batch)
         await asyncio.sleep(0)
-        batch.session.broker.client.unlink(*batch.session.broker.client.keys(f"*b:{batch.id}*"))
+        batch.ref.session.broker.client.unlink(*batch.ref.session.broker.client.keys(f"*b:{batch.id}*"))
         await waits
 
     with pytest.raises(nbqueue.NbqueueError, match=batch.id):
@@ -126,7 +127,7 @@ def test_what_another_session_has_retried_is_awaited(session, hands, tmp_path):
     assert batch.wait(10)
     mended.touch()
     other = Session(session.settings)
-    seen = listing.attach(other, batch.id)
+    seen = Batch(listing.attach(other, batch.id))
     assert seen.wait(10)
     seen.retry()
     hands.work()

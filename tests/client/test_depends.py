@@ -9,6 +9,7 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue import Dependency, Queue
+from nbqueue.client.batch import Batch
 from nbqueue.errors import BadInput, BadItems, BadOption, JobCanceled, NoSuchDependency
 from nbqueue.model import State
 
@@ -82,7 +83,7 @@ def test_who_waits_for_a_failed_job_is_canceled_and_comes_back_with_a_retry(q, b
     assert anyway.wait(20) == 2
     late = q.enqueue(add, 1, depends_on=bad)
     assert late.cause == "dependency"
-    bad.batch.retry(func=add)
+    Batch(bad.batch).retry(func=add)
     assert bad.wait(20) == 2
     # This session has seen them end, and was told nothing of the retry: what it remembers is not the truth any more.
     assert [job.wait(20) for job in (after, beyond, late)] == [2, 2, 2]
@@ -108,7 +109,7 @@ def test_then_runs_job_by_job_on_the_results(session, hands):
     source = nbqueue.map(even, [2, 3, 4])
     after = source.then(add, timeout=60, description="plus one")
     beyond = after.then(add)
-    assert (len(after), len(beyond), after.spec.timeout) == (3, 3, 60)
+    assert (len(after), len(beyond), after.ref.spec.timeout) == (3, 3, 60)
     assert hands.work(1) == 1
     assert after[0].status == "queued"
     assert [job.status for job in after[1:]] == [State.DEFERRED] * 2

@@ -19,7 +19,7 @@ def line_of(frame):
 
 def grouped(function, items):
     groups = Groups(line_of)
-    groups.add(nbqueue.map(function, items, inline="collect"))
+    groups.add(nbqueue.map(function, items, inline="collect").ref)
     assert groups.look()
     return groups
 
@@ -84,7 +84,7 @@ def test_the_place_is_the_users_line_and_not_the_librarys():
 def test_a_retry_takes_failures_out_and_puts_others_in():
     batch = nbqueue.map(by_key, range(4), inline="collect")
     groups = Groups(line_of)
-    groups.add(batch)
+    groups.add(batch.ref)
     groups.look()
     batch.retry(rows=[1, 2], func=lambda x: x)
     groups.look()
@@ -127,22 +127,22 @@ def test_what_real_workers_settle_is_grouped_too(session):
     assert batch.wait(20)
     hands.stop()
     groups = Groups(line_of)
-    groups.add(batch)
+    groups.add(batch.ref)
     groups.look()
     assert told(groups) == [(4, "KeyError: 'title'"), (1, "KeyError: 'body'")]
 
 
 def test_a_look_costs_what_is_new_and_not_what_there_is():
     batch = nbqueue.map(by_key, [0], inline="collect")
-    batch.watch = Watch("big", "default", "", Spec(label="f"))
+    batch.ref.watch = Watch("big", "default", "", Spec(label="f"))
     trace = 'Traceback (most recent call last):\n  File "/a.py", line 1, in f\nKeyError: 1\n'
     for index in range(N):
         failure = Failure("KeyError", f"row {index}", trace)
         outcome = Outcome(State.FAILED, Cause.ERROR, 1, 0, 0, failure=failure)
-        batch.watch.put_opened(index, outcome)
-    batch.watch.tally = Tally(n=N, failed=N)
+        batch.ref.watch.put_opened(index, outcome)
+    batch.ref.watch.tally = Tally(n=N, failed=N)
     groups = Groups(line_of)
-    groups.add(batch)
+    groups.add(batch.ref)
     looks = 1
     while not groups.look():
         looks += 1

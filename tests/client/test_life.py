@@ -11,6 +11,7 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue import Callback, Queue, Repeat, Retry, get_current_job, job
+from nbqueue.client.batch import Batch
 from nbqueue.errors import BadInput, BadOption, InsideJob, NoSuchJob
 from nbqueue.model import Cause
 
@@ -112,7 +113,7 @@ def test_callbacks_run_after_the_end_by_value_and_by_name(q, tmp_path):
     wait_until(lambda: len(path.read_text().splitlines()) == 2 if path.exists() else False)
     assert f"{good.id}:2:None" in path.read_text()
     assert f"{bad.id}:TypeError:" in path.read_text()
-    bad.batch.retry(func=lambda x: x * 2)
+    Batch(bad.batch).retry(func=lambda x: x * 2)
     assert bad.wait(10) == "xx"
     wait_until(lambda: f"{bad.id}:xx:None" in path.read_text())
     wait_until(lambda: named.echoes)

@@ -14,6 +14,7 @@ import pytest
 from helpers import wait_until
 
 import nbqueue
+from nbqueue.client.batch import Batch
 from nbqueue.client.session import local_mode as home_module
 from nbqueue.client.session import session as session_module
 from nbqueue.errors import BadOption, NoServerProgram
@@ -229,7 +230,7 @@ def test_jobs_see_the_environment_as_it_is_at_their_submission(home, capfd, monk
     assert capfd.readouterr().err.count("jobs see API_KEY, GONE, OMP_NUM_THREADS as in this process now") == 1
     monkeypatch.delenv("API_KEY")
     monkeypatch.delenv("OMP_NUM_THREADS")
-    [again] = job.batch.retry([0], func=read)
+    [again] = Batch(job.batch).retry([0], func=read)
     assert again.wait(30)[:2] == [None, None]
     monkeypatch.setenv("API_KEY", "at first")
     assert session_module.current().environment() == {"GONE": None}

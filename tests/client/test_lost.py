@@ -8,6 +8,7 @@ import pytest
 from helpers import wait_until
 
 import nbqueue
+from nbqueue.client.batch import Batch
 from nbqueue.client.panel import model
 from nbqueue.client.session.singles import Singles
 from nbqueue.errors import LostByServer
@@ -25,12 +26,12 @@ def lost(request, server, session, hands):
         session.spool.folder, session.spool.why = None, "off"
     batch = nbqueue.map(work, range(5))
     hands.work(2)
-    wait_until(lambda: batch.watch.collected == 2)
+    wait_until(lambda: batch.ref.watch.collected == 2)
     single = nbqueue.submit(work, 9)
     wait_until(lambda: single.batch.watch.known)
     broker = session.broker
     broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*", count=1000))
-    wait_until(lambda: batch.watch.gone and single.batch.watch.gone, 20)
+    wait_until(lambda: batch.ref.watch.gone and single.batch.watch.gone, 20)
     return batch, single
 
 
@@ -56,7 +57,7 @@ def test_everyone_who_waits_is_told(lost):
     for ask in asked:
         with pytest.raises(LostByServer, match="has forgotten"):
             ask()
-    assert "forgotten this batch, and 3 jobs of it" in model.trouble(batch.watch)
+    assert "forgotten this batch, and 3 jobs of it" in model.trouble(batch.ref.watch)
     assert "lost by the server" in repr(batch)
 
 
@@ -77,12 +78,12 @@ def test_what_was_collected_stays(lost):
     with pytest.raises(LostByServer):
         seen.extend(job.index for job in batch.as_completed(timeout=20))
     with pytest.warns(UserWarning, match="has forgotten"):
-        assert single.batch.to_frame(timeout=20)["error"].tolist() == ["lost_by_server"]
+        assert Batch(single.batch).to_frame(timeout=20)["error"].tolist() == ["lost_by_server"]
 
 
 def test_a_retry_says_why_it_cannot_be_and_where_this_disk_has_a_copy_it_can(lost, request):
     batch, _ = lost
-    if batch.session.spool.folder is None:
+    if batch.ref.session.spool.folder is None:
         with pytest.raises(LostByServer):
             batch.retry([0])
     else:
@@ -95,14 +96,14 @@ def test_a_batch_that_is_gone_is_counted_by_what_is_here(session, hands):
     """The tally was told before the log, and may know of fewer ends than were copied."""
     batch = nbqueue.map(work, range(3))
     hands.work()
-    wait_until(lambda: batch.watch.collected == 3)
+    wait_until(lambda: batch.ref.watch.collected == 3)
     assert batch.wait(10)
     broker = session.broker
     broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*", count=1000))
-    with batch.watch.changed:
-        batch.watch.over, batch.watch.tally = False, Tally(n=3, finished=2, queued=1)
-    session.collector.follow(batch.watch)
-    wait_until(lambda: batch.watch.gone, 20)
+    with batch.ref.watch.changed:
+        batch.ref.watch.over, batch.ref.watch.tally = False, Tally(n=3, finished=2, queued=1)
+    session.collector.follow(batch.ref.watch)
+    wait_until(lambda: batch.ref.watch.gone, 20)
     assert batch.tally == Tally(n=3, finished=3)
     assert batch.results() == [0, 1, 4]
 

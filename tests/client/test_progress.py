@@ -27,7 +27,7 @@ CELLS = (
     (
         "from helpers import wait_until\n"
         "def source():\n    yield 1\n    raise OSError('<b>disk</b>')\n"
-        "broken = nbqueue.map(f, source()); wait_until(lambda: broken.watch.bars[0].closed)"
+        "broken = nbqueue.map(f, source()); wait_until(lambda: broken.ref.watch.bars[0].closed)"
     ),
     "try:\n    broken.wait(20)\nexcept OSError: print('told')",
     "batch.failed",

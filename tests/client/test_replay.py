@@ -124,7 +124,7 @@ def test_a_replay_is_a_job_and_raises_untouched(session, busy):
     assert batch[0].replay(abs) == 1  # the arguments are still in memory
     lone = nbqueue.map(abs, [-1], inline="collect")
     assert lone[0].replay() == 1
-    lone.function = None
+    lone.ref.function = None
     with pytest.raises(BadInput, match=r"replay\(func=f\)"):
         lone[0].replay()
     assert session_module.current() is session

@@ -17,6 +17,7 @@ import pytest
 from helpers import wait_until
 
 import nbqueue
+from nbqueue.client.batch import Batch
 from nbqueue.client.lookup import archive
 from nbqueue.client.panel import model
 from nbqueue.client.session import session as session_module
@@ -58,7 +59,7 @@ def same(one, other):
 
 def settled(batch):
     """Waits for the note of the end, which follows the last outcome."""
-    wait_until(lambda: any(each.done for each in directory.kept(batch.session.spool.folder)))
+    wait_until(lambda: any(each.done for each in directory.kept(batch.ref.session.spool.folder)))
 
 
 def test_a_frame_is_whole_after_the_server_forgot_and_the_kernel_was_restarted(server, session, hands):
@@ -71,14 +72,14 @@ def test_a_frame_is_whole_after_the_server_forgot_and_the_kernel_was_restarted(s
     new = another_kernel(server, session)
     again = nbqueue.attach("six")
     assert again == batch
-    assert again.session is new
+    assert again.ref.session is new
     assert again.done
     same(again.to_frame(), before[again.to_frame().columns])
     assert again[4].result == BIG
     assert again.results(errors="skip") == [0, 1, 4, BIG, 25]
     assert [job.index for job in again.failed] == [3]
     assert again[2].args == (2,)
-    assert model.safety(again.watch, 0) == "All results saved; no longer on the server"
+    assert model.safety(again.ref.watch, 0) == "All results saved; no longer on the server"
     assert nbqueue.attach(batch.id) == nbqueue.attach() == batch
     again.forget()
     assert files(new) == []
@@ -91,8 +92,8 @@ def test_results_outlive_their_time_to_live_and_big_ones_lie_on_disk(session, ha
     batch = nbqueue.map(work, range(6), result_ttl=1, failure_ttl=1)
     hands.work()
     assert batch.wait(10)
-    assert isinstance(batch.watch._blobs[4], int)
-    assert batch.watch.weight < 5 * spool.SMALL
+    assert isinstance(batch.ref.watch._blobs[4], int)
+    assert batch.ref.watch.weight < 5 * spool.SMALL
     wait_until(lambda: session.broker.promote() is None or session.broker.view(batch.id) is None, 15)
     assert batch[4].result == BIG
     assert nbqueue.attach(batch.id).results(errors="skip") == [0, 1, 4, BIG, 25]
@@ -108,12 +109,12 @@ def test_results_outlive_their_time_to_live_and_big_ones_lie_on_disk(session, ha
 def test_what_one_session_had_copied_another_need_not_copy_again(server, session, hands):
     batch = nbqueue.map(work, range(6), name="half")
     hands.work(4)
-    wait_until(lambda: batch.watch.collected == 4)
+    wait_until(lambda: batch.ref.watch.collected == 4)
     wait_until(lambda: [Book(each).entries[batch.id].standing.position for each in files(session)] == [4])
     new = another_kernel(server, session)
     attached = nbqueue.attach("half")
-    assert attached.watch.recalled
-    assert attached.watch.collected == 4
+    assert attached.ref.watch.recalled
+    assert attached.ref.watch.collected == 4
     hands.work()
     assert attached.results(errors="skip", timeout=10) == [0, 1, 4, BIG, 25]
     own = [Book(each).entries[batch.id] for each in files(new)]
@@ -137,8 +138,8 @@ def test_two_notebooks_follow_one_batch_and_a_retry(server, session, hands):
     batch.retry(func=lambda x: x + 100)
     hands.work()
     assert batch.wait(10)
-    other.collector.follow(follower.watch)
-    wait_until(lambda: follower.done and follower.watch.state(3) == "finished")
+    other.collector.follow(follower.ref.watch)
+    wait_until(lambda: follower.done and follower.ref.watch.state(3) == "finished")
     assert len(files(session)) == 2
     flush(session)
     other.collector.stop()
@@ -175,7 +176,7 @@ def test_a_withdrawn_outcome_is_not_brought_back_by_a_file_that_lags(server, ses
     new = another_kernel(server, session)
     again = nbqueue.attach(batch.id)
     assert again.to_frame(wait=False)["status"].tolist()[:3] == ["finished"] * 3
-    assert again.watch.state(3) is None
+    assert again.ref.watch.state(3) is None
     with pytest.raises(LostByServer):
         again.wait(5)
     new.collector.stop()
@@ -193,7 +194,7 @@ def test_many_single_jobs_make_one_file_and_come_back(server, session, hands):
     found = nbqueue.Job.fetch_many([job.id for job in jobs])
     same(nbqueue.gather(found), frame)
     assert nbqueue.attach(jobs[0].id)[0].result == 25
-    found[0].batch.forget()
+    Batch(found[0].batch).forget()
     third = another_kernel(server, new)
     assert nbqueue.Job.fetch_many([job.id for job in jobs[:2]])[0] is None
     third.collector.stop()
@@ -203,7 +204,7 @@ def test_many_single_jobs_make_one_file_and_come_back(server, session, hands):
 def test_a_damaged_file_costs_what_was_damaged_and_no_more(server, session, hands, harm):
     batch = nbqueue.map(work, range(6), name="hurt")
     hands.work(4)
-    wait_until(lambda: batch.watch.collected == 4)
+    wait_until(lambda: batch.ref.watch.collected == 4)
     hands.work()
     assert batch.wait(10)
     settled(batch)
@@ -313,7 +314,7 @@ def test_without_a_spool_nothing_is_written(server, session, hands, monkeypatch,
     hands.work()
     assert batch.results(timeout=10) == [1, BIG]
     assert not (tmp_path / "home" / "spool").exists()
-    assert "in memory here only (the spool is switched off)" in model.safety(batch.watch, 0, new.spool.why)
+    assert "in memory here only (the spool is switched off)" in model.safety(batch.ref.watch, 0, new.spool.why)
     flush(new)
     new.collector.stop()
     last = nbqueue.connect(server.url, namespace=session.settings.namespace)

@@ -55,7 +55,7 @@ def test_damaged_keys_of_one_batch_do_not_keep_others_from_being_copied(session,
 def test_a_refreshed_job_is_still_in_the_spool(server, session, hands):
     batch = nbqueue.map(abs, range(4))
     hands.work(2)
-    wait_until(lambda: batch.watch.collected == 2)
+    wait_until(lambda: batch.ref.watch.collected == 2)
     batch[0].refresh()
     assert batch[0].result == 0
     hands.work()
@@ -143,12 +143,12 @@ def test_a_child_reads_the_spool_where_a_thread_of_its_parent_was_reading(sessio
 def test_what_ends_while_a_batch_is_brought_back_is_copied_by_those_who_attach(server, session, hands, monkeypatch):
     batch = nbqueue.map(abs, range(6), name="x")
     hands.work(5)
-    wait_until(lambda: batch.watch.collected == 5)
+    wait_until(lambda: batch.ref.watch.collected == 5)
     session.collector.stop()
     book = Book(files(session)[0])
     found = book.entries[batch.id].outcomes[0]
     with session.spool._lock:
-        session.spool._pen.note(batch.watch.birth, records.Kind.BACK, records.Back([0], [book.check(found)]))
+        session.spool._pen.note(batch.ref.watch.birth, records.Kind.BACK, records.Back([0], [book.check(found)]))
     flush(session)
     new = nbqueue.connect(server.url, namespace=session.settings.namespace)
     quick, restore = Hands(new), Broker.restore
@@ -164,7 +164,7 @@ def test_what_ends_while_a_batch_is_brought_back_is_copied_by_those_who_attach(s
         nbqueue.map(abs, range(6), name="x")
     new.collector.stop()
     nbqueue.connect(server.url, namespace=session.settings.namespace)
-    watch = nbqueue.attach("x").watch
+    watch = nbqueue.attach("x").ref.watch
     wait_until(lambda: watch.collected == 5)
     assert watch.has(0)
     quick.work()

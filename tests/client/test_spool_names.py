@@ -26,7 +26,7 @@ def flush(session):
 
 
 def settled(batch):
-    wait_until(lambda: any(each.done for each in directory.kept(batch.session.spool.folder)))
+    wait_until(lambda: any(each.done for each in directory.kept(batch.ref.session.spool.folder)))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_all_of_it_is_answered_from_the_spool_and_nothing_runs(session, hands, f
     assert (two.id, two.name, two.seed) == (one.id, "x", one.seed)
     assert two.results(errors="skip") == [9, 16]
     assert [job.index for job in two.failed] == [1]
-    assert "3 of 3 jobs were in the spool" in two.told
+    assert "3 of 3 jobs were in the spool" in two.ref.note
     assert two.to_frame()["status"].tolist() == ["finished", "failed", "finished"]
     assert on_server(new) == []
     # Fewer, in another order, and with labels of their own.
@@ -80,7 +80,7 @@ def test_all_of_it_is_answered_from_the_spool_and_nothing_runs(session, hands, f
 def test_what_has_no_outcome_runs_and_what_has_is_kept(session, hands, forgotten):
     batch = nbqueue.map(square, [1, 2, 3, 4], name="x")
     hands.work(2)
-    wait_until(lambda: batch.watch.collected == 2)
+    wait_until(lambda: batch.ref.watch.collected == 2)
     new = forgotten(session)
     again = nbqueue.map(square, [1, 2, 3, 4], name="x")
     assert (again.id, again.seed) == (batch.id, batch.seed)
@@ -134,8 +134,8 @@ def test_update_runs_what_failed_again(session, hands, forgotten):
     new = forgotten(session)
     again = nbqueue.map(square, [1, -2, 3], name="x", update=True)
     assert new.broker.view(again.id).tally.queued == 1
-    assert again.watch.state(1) is None
-    assert nbqueue.attach("x").watch.state(1) is None
+    assert again.ref.watch.state(1) is None
+    assert nbqueue.attach("x").ref.watch.state(1) is None
     assert Hands(new).work() == 1
     assert again.wait(10)
     assert again.tally.failed == 1
@@ -185,9 +185,9 @@ def failing(x):
 def test_a_retry_brings_back_what_the_server_has_no_more(session, hands, forgotten):
     batch = nbqueue.map(failing, range(6))
     hands.work(4)
-    wait_until(lambda: batch.watch.collected == 4)
+    wait_until(lambda: batch.ref.watch.collected == 4)
     flush(session)
-    wait_until(lambda: batch.watch.gone == "lost")
+    wait_until(lambda: batch.ref.watch.gone == "lost")
     assert batch.to_frame(wait=False)["status"].tolist() == ["finished", "failed"] * 2 + ["failed"] * 2
     batch.retry()  # what failed, and what was lost
     assert session.broker.view(batch.id).tally.queued == 4
@@ -213,7 +213,7 @@ def test_what_is_brought_back_says_how_much_has_still_to_run(session, hands, for
     nbqueue.map(square, [1, 2, 3], name="x")
     assert again is not session
     two = nbqueue.map(square, [1, 2, 3], name="x")
-    assert two.told == "3 of 3 jobs were there already; nothing new runs; 1 of them had not ended by then"
+    assert two.ref.note == "3 of 3 jobs were there already; nothing new runs; 1 of them had not ended by then"
 
 
 def test_failures_of_a_batch_that_was_brought_back_are_those_that_it_has_now(server, session, hands, tmp_path):
@@ -226,16 +226,16 @@ def test_failures_of_a_batch_that_was_brought_back_are_those_that_it_has_now(ser
     hands.work()
     assert batch.wait(10)
     groups = Groups(str)
-    groups.add(batch)
+    groups.add(batch.ref)
     assert groups.look()
     assert len(groups) == 2
     for left in (2, 0):
         settled(batch)
         flush(session)
-        with batch.watch.changed:
-            batch.watch.over = False
-        session.collector.follow(batch.watch)
-        wait_until(lambda: batch.watch.gone, 20)
+        with batch.ref.watch.changed:
+            batch.ref.watch.over = False
+        session.collector.follow(batch.ref.watch)
+        wait_until(lambda: batch.ref.watch.gone, 20)
         batch.retry()
         if not left:
             mended.touch()
@@ -255,4 +255,4 @@ def test_update_of_a_batch_that_was_brought_back_goes_on_from_its_newest_log(ses
         return x * x + 100
 
     updated = nbqueue.map(square, [1, -2, 3], name="x", update=True)
-    assert updated.spec.restored == 1
+    assert updated.ref.spec.restored == 1

@@ -11,6 +11,7 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue import Retry
+from nbqueue.client.batch import Batch
 from nbqueue.client.lookup import archive, job_meta
 from nbqueue.client.spool import directory, spool
 from nbqueue.client.spool.reader import Book
@@ -34,7 +35,7 @@ def another_kernel(server, session):
 
 def copied(batch, n):
     """Waits until the spool has the outcomes of a batch, and what came with them."""
-    folder = Path(batch.session.spool.folder)
+    folder = Path(batch.ref.session.spool.folder)
     wait_until(lambda: any(len(outcomes(each, batch.id)) == n for each in directory.files_of(folder, batch.id)), 20)
 
 
@@ -123,7 +124,7 @@ def test_the_bytes_of_a_forgotten_single_job_go_with_prune(server, session, hand
     hands.work()
     assert job.wait(10) == 7
     wait_until(lambda: job.batch.watch.spooled)
-    job.batch.forget()
+    Batch(job.batch).forget()
     assert [file.stat().st_size > 100 for file in directory.single_files(session.spool.folder)] == [True]
     monkeypatch.setenv("NBQUEUE_URL", session.settings.url)
     monkeypatch.setenv("NBQUEUE_NAMESPACE", session.settings.namespace)
@@ -145,16 +146,16 @@ def big(x):
 def test_big_results_of_single_jobs_lie_on_disk_and_so_do_all_once_memory_holds_enough(session, hands, monkeypatch):
     jobs = [nbqueue.submit(big, x) for x in range(5)]
     hands.work()
-    wait_until(lambda: all(job.batch.watch.spooled and job.batch.done for job in jobs))
+    wait_until(lambda: all(job.batch.watch.spooled and job.batch.watch.settled for job in jobs))
     assert [type(job.batch.watch._blobs[0]) for job in jobs] == [int] * 5
     assert [job.result for job in jobs] == [big(x) for x in range(5)]
     monkeypatch.setattr(spool, "HELD", 2_000)
     batch = nbqueue.map(work, range(2, 200))
     hands.work(100)
-    wait_until(lambda: batch.watch.collected == 100)
+    wait_until(lambda: batch.ref.watch.collected == 100)
     hands.work()
     assert batch.results(timeout=10) == list(range(2, 200))
-    assert batch.watch.weight < 98 * 300  # those of the second half are on disk
+    assert batch.ref.watch.weight < 98 * 300  # those of the second half are on disk
 
 
 def test_memory_that_is_over_its_bound_is_told_where_there_is_no_disk(server, session, hands, monkeypatch, capsys):
@@ -240,5 +241,5 @@ def test_a_disk_that_does_not_answer_holds_up_no_listing(session, hands, monkeyp
     monkeypatch.setattr(directory, "kept", lambda _: pytest.fail("the disk was read by who asked"))
     session.spool.desk.patience = 0.2
     assert list(nbqueue.batches()["id"]) == [batch.id]
-    assert archive.tale(session, batch.watch.birth) is None
+    assert archive.tale(session, batch.ref.watch.birth) is None
     free.set()

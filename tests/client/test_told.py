@@ -5,6 +5,7 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue import Queue
+from nbqueue.client.batch import Batch
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.panel import job_details
 from nbqueue.client.panel.failures import Groups
@@ -28,9 +29,9 @@ def forged(session, batch, index):
 def tellers(batch):
     """What each says of job 1: its cause."""
     job, groups = batch[1], Groups(str)
-    groups.add(batch)
+    groups.add(batch.ref)
     wait_until(groups.look)
-    told = job_details.told(batch, 1)
+    told = job_details.told(batch.ref, 1)
     frame = batch.to_frame(wait=False, meta=True)
     return {
         "frame": (frame["status"][1], frame["cause"][1]),
@@ -69,10 +70,10 @@ def test_an_outcome_that_is_not_signed_by_us_is_a_failure_wherever_it_is_told(se
 def test_a_job_that_the_server_lost_is_a_failure_wherever_it_is_told(session):
     batch = nbqueue.map(half, [1, 0, 2])
     batch.cancel()
-    found = nbqueue.Job.fetch(batch[1].id).batch
-    found.watch.gone = "lost"
+    found = Batch(nbqueue.Job.fetch(batch[1].id).batch)
+    found.ref.watch.gone = "lost"
     cause = Cause.LOST_BY_SERVER
-    assert (found[1].error, job_details.told(found, 1).facts) == (cause, f"cause {cause}")
+    assert (found[1].error, job_details.told(found.ref, 1).facts) == (cause, f"cause {cause}")
     assert Jobs([found[1]], "one").causes == {cause: 1}
     assert list(found.to_frame(wait=False, meta=True)["cause"]) == [cause] * 3
     assert [job.index for job in found.failed] == [0, 1, 2]

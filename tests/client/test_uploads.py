@@ -26,7 +26,7 @@ def test_a_hundred_thousand_small_items_are_sent_in_few_requests(session):
     batch = nbqueue.map(square, range(100_000))
     assert scripts_run(session) - before < 250
     assert len(batch) == 100_000
-    wait_until(lambda: not batch.watch.open and session.broker.view(batch.id).n == 100_000)
+    wait_until(lambda: not batch.ref.watch.open and session.broker.view(batch.id).n == 100_000)
     assert batch.cancel() == 100_000
     assert batch.wait(10)
     assert batch.tally.canceled == 100_000

@@ -199,7 +199,7 @@ def test_options_are_immutable_and_have_every_verb(session, busy):
     assert slow.starmap(square, [(2,), {"x": 3}]).results(timeout=10) == [4, 9]
     assert slow.grid(clash, x=[1, 2], timeout=range(2)).results(timeout=10) == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert slow.submit(square, 5).wait(10) == 25
-    assert slow.map(square, [2]).spec.timeout == 180
+    assert slow.map(square, [2]).ref.spec.timeout == 180
 
 
 def test_nothing_is_sent_for_bad_items(session):
@@ -261,7 +261,7 @@ def test_retry_runs_failed_rows_with_another_function_and_limits(session, busy):
     assert batch[1].wait(10) == 4
     assert batch.wait(10)
     assert batch.tally.failed == 1
-    assert nbqueue.attach(batch.id).spec.timeout == 300
+    assert nbqueue.attach(batch.id).ref.spec.timeout == 300
     with pytest.raises(BadOption, match="retry"):
         batch.retry(name="x")
 
@@ -288,10 +288,10 @@ def test_rows_to_retry_are_named_in_many_ways(session, busy):
     assert batch.wait(10)
     assert other.wait(10)
     frame = batch.to_frame()
-    assert retry.chosen(batch, frame[frame["x"] > 1]) == [2, 3]
-    assert retry.chosen(batch, [3, -4, batch[1], batch[1].id]) == [0, 1, 3]
-    assert retry.chosen(batch, None) == []
-    assert retry.chosen(batch, 2) == [2]
+    assert retry.chosen(batch.ref, frame[frame["x"] > 1]) == [2, 3]
+    assert retry.chosen(batch.ref, [3, -4, batch[1], batch[1].id]) == [0, 1, 3]
+    assert retry.chosen(batch.ref, None) == []
+    assert retry.chosen(batch.ref, 2) == [2]
     for bad in (other.to_frame(), frame[["x"]], [4], ["x"], [True], [1.5], 3.5, [other[0]]):
         with pytest.raises(BadInput):
             batch.retry(bad)

@@ -18,6 +18,7 @@ from nbqueue.client.panel.polling import SHOWN, Rounds
 from nbqueue.client.panel.rate import Pace, pace_of
 from nbqueue.client.panel.serving import Lookout, Serving
 from nbqueue.client.state.batch_state import Watch
+from nbqueue.client.submit import retry
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 
 N = 100_000
@@ -42,9 +43,9 @@ class Elements(HTMLParser):
 
 def seen(batch, serving=()):
     groups = Groups(lambda frame: f"line {frame[1]}")
-    groups.add(batch)
+    groups.add(batch.ref)
     groups.look()
-    return model.look([batch], pace_of(batch.watch), groups, serving)
+    return model.look([batch.ref], pace_of(batch.ref.watch), groups, serving)
 
 
 def fails(x):
@@ -79,7 +80,7 @@ def test_a_queue_without_workers_says_what_to_run_and_then_who_serves(session):
 
     def found():
         lookout._next = 0.0
-        lookout.look([batch])
+        lookout.look([batch.ref])
         return lookout.found
 
     wait_until(lambda: found().advice)
@@ -98,14 +99,14 @@ def test_all_of_one_failed_job_is_told_and_arguments_only_on_request(session, ha
     batch = nbqueue.map(fails, [1])
     hands.start()
     batch.wait(20)
-    told = job_details.told(batch, 0, log=True)
+    told = job_details.told(batch.ref, 0, log=True)
     assert told.job == f"{batch.id}:0"
     assert "peak memory 2 MB" in told.facts
     assert told.traceback.endswith("ValueError: <img src=x onerror=alert(1)>\n")
     assert told.log == "said something\n"
-    assert job_details.arguments(batch, 0) == "x = 1"
-    batch.watch.payloads = None  # as after attach: the store has them
-    assert job_details.arguments(batch, 0) == "x = 1"
+    assert job_details.arguments(batch.ref, 0) == "x = 1"
+    batch.ref.watch.payloads = None  # as after attach: the store has them
+    assert job_details.arguments(batch.ref, 0) == "x = 1"
     assert "x = 1" not in html.told(told)
 
 
@@ -115,7 +116,7 @@ def test_the_arguments_of_what_follows_another_batch_are_its_results(session, ha
     hands.work()
     hands.work()
     assert batch.wait(20)
-    assert job_details.arguments(batch, 0) == "x = 3"
+    assert job_details.arguments(batch.ref, 0) == "x = 3"
 
 
 def test_a_shared_panel_says_who_serves_until_the_last_batch_has_ended(session, hands):
@@ -123,7 +124,7 @@ def test_a_shared_panel_says_who_serves_until_the_last_batch_has_ended(session, 
     first.cancel()
     assert first.wait(10)
     lookout = Lookout()
-    lookout.look([first, second])
+    lookout.look([first.ref, second.ref])
     assert (lookout.found.workers, lookout.found.advice) == (1, "")
     second.cancel()
 
@@ -132,9 +133,9 @@ def test_a_worker_whose_record_cannot_be_read_hides_no_other(session, hands):
     batch = nbqueue.map(abs, range(2))
     session.broker.join("odd", b"no record of ours", ("default",), 1)
     lookout = Lookout()
-    lookout.look([batch])
+    lookout.look([batch.ref])
     assert lookout.found.workers == 1
-    assert " has key " in Advice(session, batch.watch).message()  # hands know none, and say so
+    assert " has key " in Advice(session, batch.ref.watch).message()  # hands know none, and say so
     session.broker.leave("odd")
     batch.cancel()
 
@@ -146,8 +147,8 @@ class Nasty:
 
 def test_an_argument_that_cannot_be_shown_costs_nothing():
     batch = nbqueue.map(lambda thing: 1 / 0, [Nasty(), "<script>x</script>"], inline="collect")
-    assert job_details.arguments(batch, 0) == "thing = <cannot be shown: RuntimeError: <b>no</b>>"
-    page = Elements(html.told(job_details.told(batch, 1), job_details.arguments(batch, 1)))
+    assert job_details.arguments(batch.ref, 0) == "thing = <cannot be shown: RuntimeError: <b>no</b>>"
+    page = Elements(html.told(job_details.told(batch.ref, 1), job_details.arguments(batch.ref, 1)))
     assert "script" not in page.tags
     assert "<script>x</script>" in page.text
 
@@ -155,7 +156,7 @@ def test_an_argument_that_cannot_be_shown_costs_nothing():
 def test_a_column_name_of_the_users_becomes_no_html():
     frame = pd.DataFrame({"<script>alert(1)</script>": [1], "'><b>x": [2]})
     batch = nbqueue.map(lambda **row: 1 / 0, frame, inline="collect")
-    page = Elements(html.told(job_details.told(batch, 0), job_details.arguments(batch, 0)))
+    page = Elements(html.told(job_details.told(batch.ref, 0), job_details.arguments(batch.ref, 0)))
     assert not {"script", "img"} & set(page.tags)
     assert page.tags.count("b") == 1  # the job's
     assert "<script>alert(1)</script> = 1\n'><b>x = 2" in page.text
@@ -225,11 +226,11 @@ def test_running_jobs_say_how_far_they_are_a_handful_at_most_and_keep_their_line
 
     def going():
         rounds._next = 0.0
-        rounds.look([batch])
+        rounds.look([batch.ref])
         return [each and int(each.job.rpartition(":")[2]) for each in rounds.going]
 
     wait_until(lambda: going() == [0, 1, 2, 3, 4])
-    page = Elements(html.head(model.look([batch], Pace(), Groups(str), (), rounds.going)))
+    page = Elements(html.head(model.look([batch.ref], Pace(), Groups(str), (), rounds.going)))
     assert f"{batch.id}:0 7.5" in page.text
     assert f"{batch.id}:4  4 of 40, <b>reading</b>" in page.text
     assert page.tags.count("b") == 1  # the title's
@@ -238,8 +239,8 @@ def test_running_jobs_say_how_far_they_are_a_handful_at_most_and_keep_their_line
     def ends(*numbers):
         for n in numbers:
             (tmp_path / f"go{n}").touch()
-        wait_until(lambda: all(batch.watch.has(n) for n in numbers), 20)
-        heights.add(len(model.look([batch], Pace(), Groups(str), (), rounds.going).going))
+        wait_until(lambda: all(batch.ref.watch.has(n) for n in numbers), 20)
+        heights.add(len(model.look([batch.ref], Pace(), Groups(str), (), rounds.going).going))
 
     ends(1)
     assert [each is None for each in rounds.going] == [False, True, False, False, False]
@@ -269,19 +270,19 @@ def test_what_is_not_copied_is_told_with_its_end():
 
 def test_a_view_of_many_jobs_costs_no_more_than_one_of_few():
     batch = nbqueue.map(fails, [0], inline="collect")
-    batch.watch = Watch("big", "default", "", Spec(label="f"))
+    batch.ref.watch = Watch("big", "default", "", Spec(label="f"))
     for index in range(N):
         outcome = Outcome(State.FAILED, Cause.ERROR, 1, 0, 0, failure=Failure("KeyError", f"'{index % 3}'"))
-        batch.watch.put_opened(index, outcome)
-    batch.watch.tally = Tally(n=N + 1, failed=N, queued=1)
+        batch.ref.watch.put_opened(index, outcome)
+    batch.ref.watch.tally = Tally(n=N + 1, failed=N, queued=1)
     groups, pace = Groups(str), Pace()
-    groups.add(batch)
+    groups.add(batch.ref)
     while not groups.look():
         pass
     begun = time.thread_time()
     for _ in range(100):
         groups.look()
-        html.head(model.look([batch], pace, groups, ()))
+        html.head(model.look([batch.ref], pace, groups, ()))
     assert time.thread_time() - begun < 1  # 10 ms of work each, of the 200 that there are
 
 
@@ -320,25 +321,25 @@ def test_an_attached_batch_whose_jobs_ended_before_is_not_said_to_have_taken_unt
     hands.work()
     assert batch.wait(30)
     again = nbqueue.attach("yesterday")
-    watch = again.watch
+    watch = again.ref.watch
     watch.over = False  # as it stands until the collector has come round
     pace = Pace(age=86_400.0)
-    model.look([again], pace, Groups(str), ())
+    model.look([again.ref], pace, Groups(str), ())
     watch.over = True
-    seen = model.look([again], pace, Groups(str), ())
+    seen = model.look([again.ref], pace, Groups(str), ())
     assert (seen.ended, seen.elapsed, seen.pace) == (True, None, "3 of 3")
 
 
 def test_what_is_left_to_copy_is_no_part_of_the_time_that_jobs_took(session, hands):
     batch, pace = nbqueue.map(abs, range(3)), Pace()
-    model.look([batch], pace, Groups(str), ())
+    model.look([batch.ref], pace, Groups(str), ())
     hands.work()
     assert batch.wait(30)
-    batch.watch.over = False
-    elapsed = model.look([batch], pace, Groups(str), ()).elapsed
+    batch.ref.watch.over = False
+    elapsed = model.look([batch.ref], pace, Groups(str), ()).elapsed
     assert elapsed > 0
-    batch.watch.over = True
-    assert model.look([batch], pace, Groups(str), ()).elapsed == elapsed
+    batch.ref.watch.over = True
+    assert model.look([batch.ref], pace, Groups(str), ()).elapsed == elapsed
 
 
 class Handle:
@@ -351,7 +352,7 @@ class Handle:
 def test_a_panel_that_fails_is_given_up_and_the_others_go_on(session, hands, monkeypatch, caplog):
     monkeypatch.setattr("IPython.display.display", lambda *_, **__: Handle())
     monkeypatch.setattr(panel, "painter", panel.Painter())
-    broken, sound = (panel.Panel(nbqueue.map(abs, range(2))) for _ in range(2))
+    broken, sound = (panel.Panel(nbqueue.map(abs, range(2)).ref, retry.again) for _ in range(2))
     monkeypatch.setattr(broken._rounds, "look", lambda _: 1 / 0)
     wait_until(lambda: broken.broken and "ZeroDivisionError" in caplog.text)
     drawn = sound._drawn

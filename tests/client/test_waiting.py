@@ -299,7 +299,7 @@ def test_forget_removes_a_done_batch_only(session, hands):
 
 def test_a_server_that_forgot_is_named_and_nobody_waits_for_ever(session):
     batch = nbqueue.map(square, [1, 2])
-    wait_until(lambda: batch.watch.known)
+    wait_until(lambda: batch.ref.watch.known)
     broker = session.broker
     broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*"))
     with pytest.raises(LostByServer, match="has forgotten"):
@@ -317,9 +317,9 @@ def test_results_that_expired_say_so(session, hands):
     hands.work()
     assert batch.results(timeout=10) == [1, 4]
     attached = nbqueue.attach(batch.id)
-    session.collector.drop(attached.watch)
+    session.collector.drop(attached.ref.watch)
     wait_until(lambda: session.broker.promote() is None or session.broker.view(batch.id) is None, 15)
-    session.collector.follow(attached.watch)
+    session.collector.follow(attached.ref.watch)
     with pytest.raises(Expired):
         attached.wait(10)
     assert batch.results() == [1, 4]
@@ -362,8 +362,8 @@ def test_a_forged_outcome_is_never_opened(session, hands):
     hands.work()
     assert batch.wait(10)
     bad = session.sealer.seal(OUTCOME, batch.id, 1, encode(Outcome(State.FINISHED, None, 1, 1, 1, value=b"x")), 1)
-    with batch.watch.changed:
-        batch.watch._blobs[0] = b"F\x00\x01" + bad
+    with batch.ref.watch.changed:
+        batch.ref.watch._blobs[0] = b"F\x00\x01" + bad
     with pytest.raises(BadSignature):
         batch[0].wait()
     frame = batch.to_frame(meta=True)
@@ -479,11 +479,11 @@ def test_a_retry_of_nothing_changes_nothing(session, hands):
     batch = nbqueue.map(abs, [1, 2])
     hands.work()
     assert batch.wait(5)
-    expires, generation = batch.watch.expires_us, batch.watch.generation
+    expires, generation = batch.ref.watch.expires_us, batch.ref.watch.generation
     batch.retry()
     batch.retry([])
     assert batch.done
-    assert (batch.watch.expires_us, batch.watch.generation) == (expires, generation)
+    assert (batch.ref.watch.expires_us, batch.ref.watch.generation) == (expires, generation)
     assert str(batch.tally) == "2 finished"
 
 
@@ -504,12 +504,12 @@ def test_a_job_that_ended_twice_is_counted_once(session, hands):
     hands.claims += 1
     batch[2].cancel()
     assert batch.cancel(running=False) == 2
-    wait_until(lambda: batch.tally.canceled == 3 and batch.watch.has(1) and batch.watch.has(2))
-    assert (batch.watch.collected, batch.watch.whole, batch.done) == (3, False, False)
+    wait_until(lambda: batch.tally.canceled == 3 and batch.ref.watch.has(1) and batch.ref.watch.has(2))
+    assert (batch.ref.watch.collected, batch.ref.watch.whole, batch.done) == (3, False, False)
     hands.broker.release(hands.id, [Lease(batch.id, 0, held.grants[0].token)])
     hands.work()
     assert batch.wait(5)
-    assert (batch.watch.collected, batch.watch.whole) == (4, True)
+    assert (batch.ref.watch.collected, batch.ref.watch.whole) == (4, True)
 
 
 def test_what_is_mended_is_followed_again(session, hands):
@@ -534,8 +534,8 @@ def test_a_display_that_fails_is_no_fault_of_the_batch(session, hands, caplog):
             told.append(watch.tally.over)
             raise RuntimeError("no display")
 
-    batch.watch.bars.append(Broken())
+    batch.ref.watch.bars.append(Broken())
     hands.work()
     assert batch.results(timeout=10) == [1, 4]
-    assert (bool(told), batch.watch.bars, batch.watch.fault) == (True, [], None)
+    assert (bool(told), batch.ref.watch.bars, batch.ref.watch.fault) == (True, [], None)
     assert "no display" in caplog.text

@@ -11,6 +11,7 @@ from nbqueue.client.panel.acts import Acts
 from nbqueue.client.panel.failures import Groups
 from nbqueue.client.panel.rate import pace_of
 from nbqueue.client.panel.widget import Controls
+from nbqueue.client.submit import retry
 from nbqueue.store import server as program
 
 
@@ -19,13 +20,13 @@ class Shown:
 
     def __init__(self, batch):
         self.batch, self.groups = batch, Groups(lambda frame: f"line {frame[1]}")
-        self.groups.add(batch)
-        self.controls = Controls("ab12", Acts([batch], self.groups))
+        self.groups.add(batch.ref)
+        self.controls = Controls("ab12", Acts([batch.ref], self.groups, retry.again))
         self.draw()
 
     def draw(self):
         self.groups.look()
-        self.controls.show(model.look([self.batch], pace_of(self.batch.watch), self.groups, ()))
+        self.controls.show(model.look([self.batch.ref], pace_of(self.batch.ref.watch), self.groups, ()))
         return self
 
     @property
@@ -61,7 +62,7 @@ def test_cancel_asks_first(session):
 
 def test_what_the_cell_left_running_has_a_button_of_its_own(session):
     before, batch = nbqueue.map(abs, range(5)), nbqueue.map(abs, range(2))
-    batch.earlier = [before]
+    batch.ref.earlier = [before.ref]
     shown = Shown(batch)
     assert set(shown.buttons) == {"Cancel", "Cancel the earlier batch"}
     assert f"still runs: {before.id} (5 queued)" in shown.controls._lines.value
@@ -83,7 +84,7 @@ def test_retry_runs_what_failed_and_says_that_the_function_has_changed(session, 
     assert shown.batch.wait(20)
     shown.draw().buttons["Retry 3 failed"].click()
     wait_until(lambda: "3 run again. halves has changed since" in shown.note)
-    wait_until(lambda: shown.batch.watch.attempt(1) == 2 and shown.batch.done)
+    wait_until(lambda: shown.batch.ref.watch.attempt(1) == 2 and shown.batch.done)
 
 
 def test_a_kind_opens_shows_the_next_job_and_arguments_only_on_request(session, busy):
@@ -128,7 +129,7 @@ def test_a_click_blocks_nobody_and_what_goes_wrong_is_said_in_the_widget(own_ser
     wait_until(lambda: "5 canceled" in shown.note)
     program.stop(own_server)
     again = Shown(shown.batch)
-    shown.batch.watch.over = False
+    shown.batch.ref.watch.over = False
     again.controls._yes.click()
     wait_until(lambda: "NoServer: " in again.note, 30)
 
@@ -181,7 +182,7 @@ def test_rows_stay_where_they_are_while_kinds_come_grow_and_go(session, busy):
         shown.groups._drop((0, index))
     shown.draw()
     assert not second.open
-    shown.groups._place((0, 2), shown.batch)
+    shown.groups._place((0, 2), shown.batch.ref)
     shown.draw()
     assert shown.controls._kinds.children == boxes
     assert first._button.description.startswith("▸ 1x KeyError")

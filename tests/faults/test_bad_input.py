@@ -101,7 +101,7 @@ def test_a_forged_function_or_description(no_copy, session, fleet, stranger, bom
         blob = stranger.sealer.seal(wire.FUNCTION, batch.id, -1, encode(forged))
         stranger.client.set(stranger.keys.part(batch.id, "fn"), blob)
     else:
-        forged = msgspec.structs.replace(batch.spec, label="evil", isolate=True)
+        forged = msgspec.structs.replace(batch.ref.spec, label="evil", isolate=True)
         blob = stranger.sealer.seal(wire.SPEC, batch.id, -1, encode(forged))
         stranger.client.hset(stranger.keys.at("b", batch.id), "spec", blob)
     fleet.start().up()

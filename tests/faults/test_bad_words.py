@@ -370,8 +370,9 @@ def test_markup_is_text_in_the_frame_and_the_panel(session, fleet):
     fleet.start().up()
     batch = nbqueue.map(evil, [EVIL], name=None)
     assert batch.wait(30)
-    told = job_details.told(batch, 0)
-    panel = markup.static(look([batch], pace_of(batch.watch), Groups(str), ()), {0: told}) + markup.told(told, EVIL)
+    told = job_details.told(batch.ref, 0)
+    seen = look([batch.ref], pace_of(batch.ref.watch), Groups(str), ())
+    panel = markup.static(seen, {0: told}) + markup.told(told, EVIL)
     for shown in (batch.to_frame()._repr_html_(), panel):
         assert "<img" not in shown
         assert "<script" not in shown
@@ -384,7 +385,7 @@ def test_a_password_among_the_arguments_is_shown_nowhere(session, fleet):
     single = nbqueue.submit(login, PASSWORD)
     assert batch.wait(30)
     wait_until(lambda: single.is_failed, 30)
-    shown = [worker.log, repr(batch), repr(batch[0]), repr(single), single.description, batch.spec.label, batch.id]
+    shown = [worker.log, repr(batch), repr(batch[0]), repr(single), single.description, batch.ref.spec.label, batch.id]
     shown += [command(session, *words) for words in (["info"], ["info", "--json"], ["batches"])]
     shown += [command(session, "show", job) for job in (single.id, f"{batch.id}:0")]
     shown += command_lines()

@@ -7,6 +7,7 @@ import pytest
 from witness import noting
 
 import nbqueue
+from nbqueue.client.batch import Batch
 from nbqueue.errors import NotPicklable
 from nbqueue.model import Cause
 
@@ -121,7 +122,7 @@ def test_each_costs_its_own_row_and_no_other(session, fleet, witness):
     assert len(told.traceback) <= 64_000
     for kind in endless:
         job = nbqueue.options(timeout=1).submit(gives, kind, str(witness.path))  # it is loaded by now
-        assert job.batch.wait(30)
+        assert Batch(job.batch).wait(30)
         assert (job.outcome.cause, "time limit" in job.error) == (Cause.TIMEOUT, True)
     witness.check(batch.id)
     worker.stop()

@@ -65,7 +65,7 @@ def test_results_expire_while_they_are_gathered(wire, no_copy):
     wire.fleet.url = wire.server_url  # only the notebook's wire fails
     wire.start().up()
     first = wire.map(20, 0.05, result_ttl=0.3)
-    wait_until(lambda: first.watch.collected >= 3, 20)
+    wait_until(lambda: first.ref.watch.collected >= 3, 20)
     wire.proxy.closed = True
     wire.proxy.cut()
     wait_until(lambda: wire.broker.view(first.id) is None, 30)

@@ -32,7 +32,7 @@ def test_it_notices_an_outcome_that_was_replaced(session, fleet, witness):
 
 def test_it_notices_a_tally_that_does_not_sum(session, witness):
     batch = nbqueue.map(witness.job(), range(2))
-    assert batch.session.broker.view(batch.id)
+    assert batch.ref.session.broker.view(batch.id)
     session.broker.client.hincrby(session.broker.keys.at("b", batch.id), "nfin", 1)
     try:
         with pytest.raises(AssertionError, match="I5"):

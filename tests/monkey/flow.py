@@ -175,7 +175,7 @@ def behind(part):
     """Whether the store knows better of what depends on others: while it is away, memory is what there is."""
     if not (part.follows or part.needs):
         return False
-    view = part.batch.session.broker.view(part.id)
+    view = part.batch.ref.session.broker.view(part.id)
     return view is not None and view.tally != part.batch.tally
 
 
@@ -193,7 +193,7 @@ def report(part, before):
         wrong.append(f"{n} jobs, but {len(part.items)} items")
     if len(values) != n or len(outcomes) != n:
         wrong.append(f"{n} jobs, {len(values)} values, {len(outcomes)} outcomes")
-    for place, index in enumerate(batch.indexes):
+    for place, index in enumerate(batch.ref.indexes):
         if index not in outcomes or place >= len(part.items):
             continue
         outcome, (kind, _, x) = outcomes[index], part.items[place]
@@ -229,11 +229,11 @@ def _frame(part, outcomes):
     """Every row of the frame is that of its job."""
     batch = part.batch
     frame = batch.to_frame(timeout=10)
-    ids = [batch.id] if batch.single else [f"{batch.id}:{index}" for index in batch.indexes]
+    ids = [batch.id] if batch.single else [f"{batch.id}:{index}" for index in batch.ref.indexes]
     wrong = []
     if list(frame["job_id"]) != ids:
         wrong.append(f"the frame of {batch.id} has the rows {list(frame['job_id'])[:5]}...")
-    if list(frame["status"]) != [str(outcomes[index].state) for index in batch.indexes if index in outcomes]:
+    if list(frame["status"]) != [str(outcomes[index].state) for index in batch.ref.indexes if index in outcomes]:
         wrong.append(f"the frame of {batch.id} has the wrong states")
     return wrong
 
@@ -241,7 +241,7 @@ def _frame(part, outcomes):
 def _meta(part, outcomes):
     wrong = []
     for place, (kind, _, x) in enumerate(part.items[: len(part.batch)]):
-        index = part.batch.indexes[place]
+        index = part.batch.ref.indexes[place]
         if kind == "meta" and outcomes[index].state is State.FINISHED:
             job = part.batch[place]
             if job.meta != {"x": x} or job.progress is None or job.progress[0] != 3:

@@ -185,7 +185,7 @@ def _imports(source: bytes, package: str, path: str) -> tuple[str, ...]:
     if not path.endswith((".py", ".pyw")):
         return ()  # an extension module: its bytes are digested, its imports are its own affair
     try:
-        tree = ast.parse(source)
+        tree = _parsed(source)
     except (SyntaxError, ValueError, RecursionError):
         return ()  # half-edited: the digest still changes, and the worker names the error
     names = set[str]()
@@ -198,6 +198,14 @@ def _imports(source: bytes, package: str, path: str) -> tuple[str, ...]:
                 names.add(base)
                 names.update(f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
     return tuple(sorted(names))
+
+
+def _parsed(source: bytes) -> ast.AST:
+    try:
+        return ast.parse(source)
+    except SystemError:
+        # In CPython 3.11 two threads that parse at one time disturb each other; tracebacks are parsed, too (gh-106905).
+        return ast.parse(source)
 
 
 def _absolute(module: str, level: int, package: str) -> str:

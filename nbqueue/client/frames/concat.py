@@ -8,16 +8,15 @@ from nbqueue.checks import warn
 from nbqueue.client.calls import dataframes
 from nbqueue.client.frames import columns, frame
 from nbqueue.client.frames.rows import of_batch
+from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.errors import BadInput
 from nbqueue.model import State
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nbqueue.client.batch import Batch
 
-
-def stack(batch: Batch[Any], *, args: bool) -> pd.DataFrame:
+def stack(batch: BatchRef, *, args: bool) -> pd.DataFrame:
     """The rows of all results in input order: arguments, then the results' own columns.
 
     The outer levels of the index are the batch's, the inner ones those of the results. Arguments over 1 kB and those

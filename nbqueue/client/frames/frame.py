@@ -11,14 +11,13 @@ from nbqueue.client.frames import columns
 from nbqueue.client.frames.columns import MISSING
 from nbqueue.client.frames.rows import Rows, of_batch, of_jobs, opened_call
 from nbqueue.client.lookup.results import has_run, parents_of, text_of
+from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.errors import NbqueueError
 from nbqueue.model import Outcome, Spilled, State, utc
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nbqueue.client.batch import Batch
-    from nbqueue.client.job import Job
 
 PLAIN = ("status", "error", "runtime_s", "job_id")
 _TIMES = ("queued_at", "started_at", "ended_at", "wait_s", "cpu_s")
@@ -39,12 +38,12 @@ _STATES = [str(state) for state in State]  # the categories of every frame, so t
 RESERVED = frozenset({"result", *PLAIN, *META})
 
 
-def build(batch: Batch[Any], *, meta: bool, args: bool) -> pd.DataFrame:
+def build(batch: BatchRef, *, meta: bool, args: bool) -> pd.DataFrame:
     """The frame of what is known of `batch`; reads arguments from the store where they are not in memory."""
     return _build(of_batch(batch), meta=meta, args=args)
 
 
-def of(jobs: Sequence[Job[Any]], *, meta: bool, args: bool) -> pd.DataFrame:
+def of(jobs: Sequence[JobRef], *, meta: bool, args: bool) -> pd.DataFrame:
     """The frame of some jobs, in their order."""
     return _build(of_jobs(jobs), meta=meta, args=args)
 
@@ -65,7 +64,7 @@ def _build(rows: Rows, *, meta: bool, args: bool) -> pd.DataFrame:
     return pd.DataFrame(made, index=pd.RangeIndex(rows.n)).set_axis(index_of(rows), axis=0)
 
 
-def warn_if_cut(batch: Batch[Any]) -> None:
+def warn_if_cut(batch: BatchRef) -> None:
     """Says that the upload was cut short, if it was."""
     if batch.watch.cut:
         warn(f"The upload of {batch.id} was cut short: it holds the {len(batch):,} items that arrived, and no more.")

@@ -6,28 +6,25 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from nbqueue import perform, wire
 from nbqueue.checks import warn
 from nbqueue.client.lookup import archive, job_meta, refresh
+from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.spool.records import Kind
 from nbqueue.errors import BadSignature, NbqueueError, NoSuchBatch, SetupError
 from nbqueue.model import Notes, Outcome, Spec, State, job_id
 from nbqueue.store.broker import Broker
 
-if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
-    from nbqueue.client.job import Job
-
 PART = 1_000
-_Unsealing = Callable[["Batch[Any]", int, bytes | None], bytes | None]
+_Unsealing = Callable[[BatchRef, int, bytes | None], bytes | None]
 
 
 class Group(NamedTuple):
     """Jobs of one batch, and where they stand in the frame."""
 
-    batch: Batch[Any]
+    batch: BatchRef
     indexes: Sequence[int]
     places: Sequence[int]
 
@@ -36,7 +33,7 @@ class Group(NamedTuple):
 class Rows:
     """Rows in the order of the frame. `specs` says how each was submitted; `labels` is None where positions do."""
 
-    jobs: Sequence[Job[Any]]
+    jobs: Sequence[JobRef]
     ids: list[str]
     groups: list[Group]
     outcomes: list[Outcome | None]
@@ -93,13 +90,13 @@ class Rows:
         return found
 
 
-def of_batch(batch: Batch[Any]) -> Rows:
+def of_batch(batch: BatchRef) -> Rows:
     """The rows of a whole batch."""
     n = len(batch)
     spec = batch.spec
     labels = _labels(batch, n) if spec.labeled else None
     return Rows(
-        batch,
+        [batch.job(index) for index in batch.indexes],
         [batch.id] if batch.single else [job_id(batch.id, index) for index in batch.indexes],
         [Group(batch, batch.indexes, range(n))],
         [batch.watch.shown(index, batch.session.sealer) for index in batch.indexes],
@@ -111,7 +108,7 @@ def of_batch(batch: Batch[Any]) -> Rows:
     )
 
 
-def of_jobs(jobs: Sequence[Job[Any]]) -> Rows:
+def of_jobs(jobs: Sequence[JobRef]) -> Rows:
     """The rows of some jobs, in their order."""
     found: dict[int, Group] = {}
     for place, job in enumerate(jobs):
@@ -128,13 +125,13 @@ def of_jobs(jobs: Sequence[Job[Any]]) -> Rows:
     )
 
 
-def _states(jobs: list[Job[Any]]) -> list[State]:
+def _states(jobs: list[JobRef]) -> list[State]:
     there = [job for job in jobs if not job.batch.watch.gone]
     answers = iter(refresh.states(there))
     return [State.QUEUED if job.batch.watch.gone else next(answers) or State.QUEUED for job in jobs]
 
 
-def _noted(batch: Batch[Any], indexes: Sequence[int]) -> list[Notes]:
+def _noted(batch: BatchRef, indexes: Sequence[int]) -> list[Notes]:
     if batch.inline:
         return [batch.watch.notes.get(index, Notes()) for index in indexes]
     try:
@@ -158,7 +155,7 @@ def _noted(batch: Batch[Any], indexes: Sequence[int]) -> list[Notes]:
 # ---------------------------------------------------------------- arguments
 
 
-def payload(batch: Batch[Any], index: int) -> bytes | None:
+def payload(batch: BatchRef, index: int) -> bytes | None:
     """The arguments of one job as they were sent; None if nobody has them any more. Raises BadSignature."""
     watch = batch.watch
     if batch.unsent is not None:
@@ -169,11 +166,11 @@ def payload(batch: Batch[Any], index: int) -> bytes | None:
     return None if batch.inline else _fetched(batch, [index], _checked)[0]
 
 
-def _payloads_of(jobs: Sequence[Job[Any]]) -> list[bytes | None]:
+def _payloads_of(jobs: Sequence[JobRef]) -> list[bytes | None]:
     """The arguments of some jobs: from memory, the others from the store."""
     kept = list(jobs)
     found: dict[int, bytes | None] = {}
-    asked: list[Job[Any]] = []
+    asked: list[JobRef] = []
     for job in kept:
         watch = job.batch.watch
         if watch.payloads is not None or watch.gone or job.batch.spec.source:
@@ -188,7 +185,7 @@ def _payloads_of(jobs: Sequence[Job[Any]]) -> list[bytes | None]:
     return [found.get(id(job)) for job in kept]
 
 
-def payloads(batch: Batch[Any], n: int) -> list[bytes | None]:
+def payloads(batch: BatchRef, n: int) -> list[bytes | None]:
     """The arguments of all jobs as they were sent; None for those that neither memory nor the store has."""
     watch = batch.watch
     with watch.changed:
@@ -204,7 +201,7 @@ def payloads(batch: Batch[Any], n: int) -> list[bytes | None]:
     return found + [None] * (n - len(found))
 
 
-def _fetched(batch: Batch[Any], indexes: list[int], unsealed: _Unsealing | None = None) -> list[bytes | None]:
+def _fetched(batch: BatchRef, indexes: list[int], unsealed: _Unsealing | None = None) -> list[bytes | None]:
     """From the spool, the others from the store."""
     unsealed = unsealed or _unsealed
     if batch.spec.source:
@@ -219,18 +216,18 @@ def _fetched(batch: Batch[Any], indexes: list[int], unsealed: _Unsealing | None 
     return [unsealed(batch, index, blob) for index, blob in zip(indexes, sealed, strict=True)]
 
 
-def _checked(batch: Batch[Any], index: int, blob: bytes | None) -> bytes | None:
+def _checked(batch: BatchRef, index: int, blob: bytes | None) -> bytes | None:
     return None if blob is None else batch.session.sealer.unseal(wire.ARGUMENTS, batch.id, index, blob)
 
 
-def _unsealed(batch: Batch[Any], index: int, blob: bytes | None) -> bytes | None:
+def _unsealed(batch: BatchRef, index: int, blob: bytes | None) -> bytes | None:
     try:
         return _checked(batch, index, blob)
     except BadSignature:
         return None  # the job fails with cause `signature`, which its row says
 
 
-def _results(batch: Batch[Any], indexes: list[int]) -> list[bytes | None]:
+def _results(batch: BatchRef, indexes: list[int]) -> list[bytes | None]:
     """The stored outcomes of what a batch runs on."""
     source = batch.spec.source
     gone = batch.watch.gone
@@ -240,7 +237,7 @@ def _results(batch: Batch[Any], indexes: list[int]) -> list[bytes | None]:
     return found if None not in found else archive.merged(found, batch.session, source, indexes)
 
 
-def _result(batch: Batch[Any], index: int, blob: bytes | None) -> bytes | None:
+def _result(batch: BatchRef, index: int, blob: bytes | None) -> bytes | None:
     from nbqueue.client.state.batch_state import opened
 
     if blob is None:
@@ -261,9 +258,9 @@ def opened_call(payload: bytes | None) -> tuple[tuple[Any, ...], dict[str, Any],
         return (perform.cell(why),), {}, None
 
 
-def _labels(batch: Batch[Any], n: int) -> list[Any]:
+def _labels(batch: BatchRef, n: int) -> list[Any]:
     """The index labels that came with the items; of a batch that runs on another's results, those of the other."""
-    origin: Batch[Any] = batch
+    origin: BatchRef = batch
     while origin.spec.source:
         known = origin.source or _source(origin)
         if known is None:
@@ -272,7 +269,7 @@ def _labels(batch: Batch[Any], n: int) -> list[Any]:
     return [opened_call(each)[2] for each in payloads(origin, n)]
 
 
-def _source(batch: Batch[Any]) -> Batch[Any] | None:
+def _source(batch: BatchRef) -> BatchRef | None:
     from nbqueue.client.lookup import find
 
     if (view := batch.session.ask(lambda broker: broker.view(batch.spec.source))) is None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nbqueue import wire
+from nbqueue.client.lookup import refresh
+from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.session.session import Session, tell
 from nbqueue.client.spool import directory, records
 from nbqueue.client.spool.directory import Kept
@@ -19,7 +21,6 @@ from nbqueue.model import Spec, Tally, decode
 from nbqueue.store.broker import Broker
 
 if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
     from nbqueue.store.records import BatchView
 
 
@@ -128,13 +129,11 @@ def copies(session: Session) -> dict[str, tuple[Kept, Birth, Spec]]:
 # ---------------------------------------------------------------- a batch that the server does not tell of
 
 
-def batch(session: Session, found: Tale, gone: str, rows: Sequence[int] | None = None) -> Batch[Any] | None:
+def batch(session: Session, found: Tale, gone: str, rows: Sequence[int] | None = None) -> BatchRef | None:
     """The Batch in the spool, or these jobs of it.
 
     `gone` says why the server has it no more; empty: it cannot be asked at the moment.
     """
-    from nbqueue.client.batch import Batch  # whose frames read arguments from here
-
     birth = found.birth
     try:
         spec = spec_of(session, found)
@@ -148,7 +147,7 @@ def batch(session: Session, found: Tale, gone: str, rows: Sequence[int] | None =
     _fill(session, watch, found)
     _count(watch, found)
     watch.over = watch.whole
-    made: Batch[Any] = Batch(session, watch, spec, name=birth.name)
+    made: BatchRef = BatchRef(session, watch, spec, name=birth.name)
     made.shown_in = None
     if not watch.over and not gone:
         watch.position = 0 if found.damaged else found.position
@@ -156,7 +155,7 @@ def batch(session: Session, found: Tale, gone: str, rows: Sequence[int] | None =
     return made
 
 
-def attached(session: Session, name: str | None, outage: SetupError | None = None) -> Batch[Any] | None:
+def attached(session: Session, name: str | None, outage: SetupError | None = None) -> BatchRef | None:
     """The Batch of this name or id that the spool has and the server has not, or does not tell of; says so once."""
     found = find(session, name)
     made = None if found is None else batch(session, found, "" if outage is not None else why_gone(session, found))
@@ -166,7 +165,7 @@ def attached(session: Session, name: str | None, outage: SetupError | None = Non
     return made
 
 
-def quietly(session: Session, name: str) -> Batch[Any] | None:
+def quietly(session: Session, name: str) -> BatchRef | None:
     """As attached, and says nothing: a job of it was asked for."""
     found = find(session, name)
     return None if found is None else batch(session, found, why_gone(session, found))
@@ -209,7 +208,7 @@ def _count(watch: Watch, found: Tale) -> None:
 # ---------------------------------------------------------------- a batch that the server knows
 
 
-def resume(batch: Batch[Any], view: BatchView) -> None:
+def resume(batch: BatchRef, view: BatchView) -> None:
     """Takes from the spool what need not be copied again. The log is then read from where the spool ends."""
     watch = batch.watch
     watch.epoch = batch.session.ask(lambda broker: broker.epoch())
@@ -241,12 +240,12 @@ def mend(session: Session, watch: Watch) -> None:
 # ---------------------------------------------------------------- arguments and outcomes, one by one
 
 
-def arguments(batch: Batch[Any], indexes: Sequence[int]) -> list[bytes | None]:
+def arguments(batch: BatchRef, indexes: Sequence[int]) -> list[bytes | None]:
     """The sealed arguments of jobs, as far as the spool has them."""
     return _told(batch, lambda known: [known.arguments(index) for index in indexes]) or [None] * len(indexes)
 
 
-def said(batch: Batch[Any], kind: Kind, indexes: Sequence[int]) -> list[bytes | None]:
+def said(batch: BatchRef, kind: Kind, indexes: Sequence[int]) -> list[bytes | None]:
     """What the spool has of what jobs wrote or said, sealed."""
     return _told(batch, lambda known: [known.said(kind, index) for index in indexes]) or [None] * len(indexes)
 
@@ -254,7 +253,7 @@ def said(batch: Batch[Any], kind: Kind, indexes: Sequence[int]) -> list[bytes | 
 _READS = {Kind.TAILS: Broker.tails, Kind.METAS: Broker.metas, Kind.PASTS: Broker.pasts}
 
 
-def asked(batch: Batch[Any], kind: Kind, index: int) -> bytes | None:
+def asked(batch: BatchRef, kind: Kind, index: int) -> bytes | None:
     """What a job wrote or said, sealed: from the server; from the spool where that has it no more, or does not answer.
 
     Raises SetupError where neither answers.
@@ -270,12 +269,23 @@ def asked(batch: Batch[Any], kind: Kind, index: int) -> bytes | None:
     return said(batch, kind, [index])[0] if blob is None else blob
 
 
-def function(batch: Batch[Any]) -> bytes | None:
+def log(job: JobRef) -> str:
+    """The last of what it wrote to stdout and stderr. Raises SetupError, BadSignature."""
+    batch = job.batch
+    found = refresh.outcome_of(job)
+    blob = None if found is None or batch.inline else asked(batch, Kind.TAILS, job.index)
+    if found is None or not blob:
+        return ""
+    tail = batch.session.sealer.unseal(wire.TAIL, batch.id, job.index, blob, found.attempt)
+    return tail.decode("utf-8", "replace")
+
+
+def function(batch: BatchRef) -> bytes | None:
     """The sealed function, if the spool has it."""
     return (_told(batch, lambda known: [known.function()]) or [None])[0]
 
 
-def _told(batch: Batch[Any], ask: Callable[[Tale], list[bytes | None]]) -> list[bytes | None]:
+def _told(batch: BatchRef, ask: Callable[[Tale], list[bytes | None]]) -> list[bytes | None]:
     """What the spool's tale of a batch answers; where that lacks something, the files are read again if they grew."""
     watch, spool = batch.watch, batch.session.spool
     if watch.birth is None or spool.folder is None:

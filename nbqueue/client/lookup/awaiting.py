@@ -9,16 +9,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
 
 from nbqueue.client.lookup import waiting
-from nbqueue.client.panel import display
+from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.kernel import shell
 from nbqueue.client.session.session import tell
 from nbqueue.client.state.batch_state import Watch
-
-if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
 
 LOOK = 0.1  # seconds between two looks without news
 
@@ -46,12 +42,14 @@ class _Bell:
         self._rung.clear()
 
 
-async def until(batch: Batch[Any], met: Callable[[], bool], *, index: int | None = None) -> None:
+async def until(
+    batch: BatchRef, met: Callable[[], bool], *, index: int | None = None, bar: waiting.Bar = waiting.no_bar
+) -> None:
     """As waiting.until, for a running event loop. A task that is canceled leaves the batch running."""
     waiting.prepare(batch, met)
     begun, advice = time.monotonic(), waiting.Advice(batch.session, batch.watch)
     try:
-        with _listening(batch.watch) as bell, waiting.awaiting(batch.watch, index), display.in_terminal(batch) as show:
+        with _listening(batch.watch) as bell, waiting.awaiting(batch.watch, index), bar(batch) as show:
             while not met():
                 waiting.raise_trouble(batch, index)
                 await bell.heard(LOOK)

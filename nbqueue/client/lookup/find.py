@@ -6,12 +6,11 @@ Nothing is unpickled for a handle, and nobody follows it: what is new about it i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nbqueue import wire
 from nbqueue.checks import check_title
-from nbqueue.client.batch import Batch
-from nbqueue.client.job import Job
+from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.session.session import Session
 from nbqueue.client.spool.records import Birth
 from nbqueue.client.state.batch_state import Watch
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from nbqueue.store.records import BatchView
 
 
-def handle(session: Session, view: BatchView) -> Batch[Any]:
+def handle(session: Session, view: BatchView) -> BatchRef:
     """A Batch for what the store says of one. Raises BadSignature or UnknownKey if someone else signed it."""
     return _handle(session, view, spec_of(session, view))
 
@@ -33,7 +32,7 @@ def spec_of(session: Session, view: BatchView) -> Spec:
     return decode(Spec, session.sealer.unseal(wire.SPEC, view.id, -1, view.spec), "A description")
 
 
-def listed(session: Session, view: BatchView) -> Batch[Any]:
+def listed(session: Session, view: BatchView) -> BatchRef:
     """As handle; what someone else signed is there too, and says whose key it was."""
     return _handle(session, view, shown_spec(session, view))
 
@@ -46,13 +45,13 @@ def shown_spec(session: Session, view: BatchView) -> Spec:
         return Spec(label="?", single=view.single, owner=f"someone else (key {view.signer})")
 
 
-def _handle(session: Session, view: BatchView, spec: Spec) -> Batch[Any]:
+def _handle(session: Session, view: BatchView, spec: Spec) -> BatchRef:
     watch = Watch(view.id, view.queue, "", spec)
     watch.payloads, watch.foreign = None, view.session != session.id
     watch.birth = _birth(session, view, spec) if view.signer in session.sealer.keyring.ids else None
     watch.known, watch.tally, watch.created_us = True, view.tally, view.created_us
     watch.open, watch.cut, watch.expires_us = view.open, view.cut, view.expires_us
-    batch: Batch[Any] = Batch(session, watch, spec, name=view.name)
+    batch: BatchRef = BatchRef(session, watch, spec, name=view.name)
     batch.shown_in = None
     return batch
 
@@ -66,7 +65,7 @@ def _birth(session: Session, view: BatchView, spec: Spec) -> Birth:
 # ---------------------------------------------------------------- one job
 
 
-def fetch(session: Session, name: str) -> Job[Any]:
+def fetch(session: Session, name: str) -> JobRef:
     """The job with this id. Raises NoSuchJob, Expired, BadSignature or UnknownKey."""
     (found,) = fetch_many(session, [name])
     if isinstance(found, NotThere):
@@ -74,13 +73,13 @@ def fetch(session: Session, name: str) -> Job[Any]:
     return found
 
 
-def fetch_many(session: Session, names: Iterable[str]) -> list[Job[Any] | NotThere]:
+def fetch_many(session: Session, names: Iterable[str]) -> list[JobRef | NotThere]:
     """As fetch, 1,000 in a round trip; NoSuchJob or Expired in the place of a job that is not there."""
     asked = []
     for name in names:
         owner, colon, last = str(name).rpartition(":")
         asked.append((name, check_title("job", owner if colon else name), last if colon else ""))
-    found: dict[str, Batch[Any] | float | None] = {batch: session.here.get(batch) for _, batch, _ in asked}
+    found: dict[str, BatchRef | float | None] = {batch: session.here.get(batch) for _, batch, _ in asked}
     unknown = [batch for batch, known in found.items() if known is None]
     named = {batch for _, batch, digits in asked if digits}
     for batch, view in zip(unknown, session.ask(Broker.views_or_damage, unknown) if unknown else (), strict=True):
@@ -88,9 +87,7 @@ def fetch_many(session: Session, names: Iterable[str]) -> list[Job[Any] | NotThe
     return [_job(session, found[batch], name, digits) for name, batch, digits in asked]
 
 
-def _opened(
-    session: Session, batch: str, view: BatchView | Damaged | None, *, named: bool
-) -> Batch[Any] | float | None:
+def _opened(session: Session, batch: str, view: BatchView | Damaged | None, *, named: bool) -> BatchRef | float | None:
     """The Batch of this id, or else (`named`) name; for how many seconds it was kept if it expired; None: not there."""
     from nbqueue.client.lookup import archive
 
@@ -106,7 +103,7 @@ def _opened(
     return made.spec.result_ttl if view.expired else made
 
 
-def _job(session: Session, batch: Batch[Any] | float | None, name: str, digits: str) -> Job[Any] | NotThere:
+def _job(session: Session, batch: BatchRef | float | None, name: str, digits: str) -> JobRef | NotThere:
     from nbqueue.client.lookup.waiting import lifetime
 
     if isinstance(batch, float):
@@ -115,6 +112,6 @@ def _job(session: Session, batch: Batch[Any] | float | None, name: str, digits: 
         return NoSuchJob(name=name, server=session.server, hint="")
     index = int(digits) if digits.isdecimal() else 0 if batch.single and not digits else -1
     if 0 <= index < len(batch):
-        return Job(batch, index)
+        return JobRef(batch, index)
     many = f"; {name} is a batch of {len(batch):,} jobs, and {name}:0 its first" if not digits and len(batch) else ""
     return NoSuchJob(name=name, server=session.server, hint=many)

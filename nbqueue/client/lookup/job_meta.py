@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbqueue import wire
 from nbqueue.current import pack_meta, unpack_meta
-from nbqueue.model import Notes, Spec, State, decode, encode
-
-if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
-    from nbqueue.client.job import Job
+from nbqueue.model import Notes, Spec, decode, encode
 
 
 def packed(meta: dict[str, Any] | None) -> bytes:
@@ -33,13 +29,3 @@ def opened(sealer: wire.Sealer, spec: Spec, batch: str, index: int, blob: bytes 
     if not blob:
         return Notes(unpack_meta(spec.meta))
     return decode(Notes, sealer.unseal(wire.META, batch, index, blob), f"The meta of {batch}:{index}")
-
-
-def finished(one: Job[Any] | Batch[Any], *, allow_failure: bool) -> bool:
-    """Waits for a Job or Batch; whether it went as what depends on it asks."""
-    from nbqueue.client.job import Job
-
-    jobs = [one] if isinstance(one, Job) else list(one)
-    for job in jobs:
-        job.exception()
-    return allow_failure or all(job.status is State.FINISHED for job in jobs)

@@ -6,9 +6,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.checks import check_title
-from nbqueue.client.batch import Batch
 from nbqueue.client.lookup import archive
 from nbqueue.client.lookup import find as handles
+from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.session import Session
 from nbqueue.client.spool.directory import Kept
 from nbqueue.client.spool.records import Birth
@@ -24,7 +24,7 @@ _COUNTS = ("n", *State)
 COLUMNS = ("id", "name", "function", "queue", *_COUNTS, "created_at", "expires_at", "bytes", "spooled", "owner")
 
 
-def attach(session: Session, name: str | None) -> Batch[Any]:
+def attach(session: Session, name: str | None) -> BatchRef:
     """The batch of this name or id; None: the latest. What the server has no more is taken from the spool.
 
     Raises NoSuchBatch, Expired or UnknownKey.

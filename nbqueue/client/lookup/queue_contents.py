@@ -7,11 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nbqueue.client.frames import columns, frame
-from nbqueue.client.job import Job
-from nbqueue.client.jobs import Jobs
 from nbqueue.client.lookup import job_meta, refresh
 from nbqueue.client.lookup.find import listed, shown_spec
 from nbqueue.client.lookup.results import has_run, parents_of, text_of
+from nbqueue.client.session.batch_ref import JobRef
 from nbqueue.client.session.session import Session
 from nbqueue.client.state.batch_state import opened, shown
 from nbqueue.errors import BadSignature
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PART = 1_000
-_WORDS = {State.STARTED: "running", State.QUEUED: "waiting"}
 
 
 def length(session: Session, queue: str) -> int:
@@ -41,27 +39,25 @@ def waiting_ids(session: Session, queue: str) -> list[str]:
     return [one.view.id if one.view.single else job_id(one.view.id, index) for one in found for index in one.indexes]
 
 
-def waiting(session: Session, queue: str) -> Jobs[Any]:
+def waiting(session: Session, queue: str) -> list[JobRef]:
     """The jobs that wait, in the order of claims."""
     found = session.ask(lambda broker: broker.queued(queue))
-    jobs = [Job(batch, index) for one in found for batch in [listed(session, one.view)] for index in one.indexes]
-    return Jobs(jobs, f"waiting jobs in {queue}")
+    return [JobRef(batch, index) for one in found for batch in [listed(session, one.view)] for index in one.indexes]
 
 
-def in_state(session: Session, queue: str, state: State) -> Jobs[Any]:
+def in_state(session: Session, queue: str, state: State) -> list[JobRef]:
     """The jobs of a queue that are in this state."""
     views = session.ask(lambda broker: broker.in_queue(queue))
-    jobs = [
-        Job(batch, index)
+    return [
+        JobRef(batch, index)
         for view in views
         if not view.expired and getattr(view.tally, state)
         for batch in [listed(session, view)]
         for index in _indexes(session, view, state)
     ]
-    return Jobs(jobs, f"{_WORDS.get(state, state)} jobs in {queue}")
 
 
-def ended(session: Session, queue: str, state: State) -> Jobs[Any]:
+def ended(session: Session, queue: str, state: State) -> list[JobRef]:
     """As in_state, with the outcomes."""
     jobs = in_state(session, queue, state)
     refresh.look(jobs, canceled=state is State.CANCELED)

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.errors import SetupError
 from nbqueue.model import Outcome, State
 from nbqueue.store.broker import Broker
 
 if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
-    from nbqueue.client.job import Job
     from nbqueue.client.session.session import Session
     from nbqueue.store.records import BatchView
 
 PART = 1_000
 
 
-def by_session(jobs: Iterable[Job[Any]]) -> Iterator[tuple[Session, list[Job[Any]], list[tuple[str, int]]]]:
+def by_session(jobs: Iterable[JobRef]) -> Iterator[tuple[Session, list[JobRef], list[tuple[str, int]]]]:
     """Whom to ask, for which of these jobs, and by what the store knows them."""
-    found: dict[int, list[Job[Any]]] = {}
+    found: dict[int, list[JobRef]] = {}
     for job in jobs:
         found.setdefault(id(job.batch.session), []).append(job)
     for some in found.values():
         yield some[0].batch.session, some, [(job.batch.id, job.index) for job in some]
 
 
-def look(jobs: Sequence[Job[Any]], *, afresh: bool = False, canceled: bool = False) -> None:
+def look(jobs: Sequence[JobRef], *, afresh: bool = False, canceled: bool = False) -> None:
     """Reads the outcomes of those jobs that memory knows none of; `afresh`: of all.
 
     With `canceled` it also asks for the ends of those that were canceled before anyone took them: these have no record.
@@ -43,7 +42,7 @@ def look(jobs: Sequence[Job[Any]], *, afresh: bool = False, canceled: bool = Fal
             _look_at_cuts(session, [job for job, blob in zip(some, blobs, strict=True) if blob is None])
 
 
-def reconsider(jobs: Sequence[Job[Any]]) -> None:
+def reconsider(jobs: Sequence[JobRef]) -> None:
     """Forgets the end of jobs that were canceled with what they depend on, where that runs again, and they with it."""
     barred = [job for job in jobs if not job.batch.inline and job.batch.watch.barred(job.index)]
     for session, some, pairs in by_session(barred):
@@ -53,13 +52,13 @@ def reconsider(jobs: Sequence[Job[Any]]) -> None:
                     reopen(job.batch, [job.index])
 
 
-def doubtful(batch: Batch[Any]) -> bool:
+def doubtful(batch: BatchRef) -> bool:
     """Whether somebody may have brought jobs of a batch to run again, of which nothing is heard here."""
     watch = batch.watch
     return not (batch.inline or watch.gone) and watch.settled and bool(watch.tally.canceled or watch.tally.failed)
 
 
-def reconsider_all(batch: Batch[Any]) -> None:
+def reconsider_all(batch: BatchRef) -> None:
     """Follows a batch again that somebody else has brought to run: by a retry, also of what it depends on."""
     watch = batch.watch
     if not doubtful(batch):
@@ -78,7 +77,7 @@ def reconsider_all(batch: Batch[Any]) -> None:
         reopen(batch, [0] if batch.single else [])
 
 
-def reopen(batch: Batch[Any], indexes: Sequence[int]) -> None:
+def reopen(batch: BatchRef, indexes: Sequence[int]) -> None:
     """Forgets the ends of these jobs: they run again. The collector, if it follows the batch, does so again."""
     watch = batch.watch
     with watch.changed:
@@ -89,7 +88,7 @@ def reopen(batch: Batch[Any], indexes: Sequence[int]) -> None:
         batch.session.collector.follow(watch)
 
 
-def _look_at_cuts(session: Session, jobs: list[Job[Any]]) -> None:
+def _look_at_cuts(session: Session, jobs: list[JobRef]) -> None:
     views = session.ask(Broker.views, list(dict.fromkeys(job.batch.id for job in jobs)))
     known = {view.id: view for view in views if view is not None and view.cuts}
     cut = [(job, end) for job in jobs if job.batch.id in known and (end := _end(known[job.batch.id], job.index))]
@@ -105,7 +104,7 @@ def _end(view: BatchView, index: int) -> Outcome | None:
     return None if cause is None else Outcome(State.CANCELED, cause, 0, 0, 0)
 
 
-def states(jobs: Sequence[Job[Any]]) -> list[State | None]:
+def states(jobs: Sequence[JobRef]) -> list[State | None]:
     """Where jobs are: from memory where they have ended there, else from the store. None: not there."""
     reconsider(jobs)
     kept = list(jobs)
@@ -115,7 +114,47 @@ def states(jobs: Sequence[Job[Any]]) -> list[State | None]:
     return [found[id(job)] for job in kept]
 
 
-def read(batch: Batch[Any], index: int) -> None:
+def outcome_of(job: JobRef) -> Outcome | None:
+    """The record of its run, signature checked; None until it has ended. Raises BadSignature."""
+    fill_in(job)
+    return job.batch.watch.outcome(job.index, job.batch.session.sealer)
+
+
+def shown_of(job: JobRef) -> Outcome | None:
+    """As outcome_of, for who shows many: see Watch.shown."""
+    fill_in(job)
+    return job.batch.watch.shown(job.index, job.batch.session.sealer)
+
+
+def fill_in(job: JobRef) -> None:
+    """Asks the store where memory knows nothing: a status just read must not be ahead of the result."""
+    watch = job.batch.watch
+    if job.batch.inline or watch.gone:
+        return
+    if watch.followed and job.batch.session.collector.outage is not None:
+        return  # memory is what there is, until the collector reaches the server again
+    reconsider([job])
+    if not watch.has(job.index):
+        read(job.batch, job.index)
+
+
+def failed(batch: BatchRef) -> list[JobRef]:
+    """Those that failed so far. Until all is here, the store is asked."""
+    watch = batch.watch
+    if batch.inline or watch.settled or watch.gone:
+        lost = watch.gone == "lost"
+        return [
+            batch.job(index)
+            for index in batch.indexes
+            if watch.state(index) is State.FAILED or (lost and not watch.has(index))
+        ]
+    named = set(batch.session.ask(lambda broker: broker.failed(batch.id)))
+    found = [batch.job(index) for index in batch.indexes if index in named]
+    look(found)
+    return found
+
+
+def read(batch: BatchRef, index: int) -> None:
     """Asks the store for the outcome of one job."""
     watch, session = batch.watch, batch.session
     blob = session.ask(lambda broker: broker.outcomes(batch.id, [index]))[0]

@@ -10,7 +10,18 @@ from typing import Any
 import msgspec
 
 from nbqueue import perform
-from nbqueue.errors import BadSignature, CannotOpen, JobCanceled, JobFailed, RemoteTraceback
+from nbqueue.client.lookup import waiting
+from nbqueue.client.session.batch_ref import BatchRef
+from nbqueue.errors import (
+    BadSignature,
+    BatchFailed,
+    CannotOpen,
+    JobCanceled,
+    JobFailed,
+    NbqueueError,
+    RemoteTraceback,
+    SpillLost,
+)
 from nbqueue.model import MAX_LOSSES, Cause, Echo, Failure, Outcome, Spec, State, utc
 
 _echoes = msgspec.msgpack.Decoder(list[Echo])
@@ -93,6 +104,45 @@ def echoes_in(data: bytes) -> list[Echo]:
 def has_run(outcome: Outcome) -> bool:
     """Whether its job ran, rather than being canceled before."""
     return bool(outcome.runtime_us or (outcome.worker and outcome.state is not State.CANCELED))
+
+
+def value_or_error(batch: BatchRef, index: int) -> tuple[Any, BaseException | None]:
+    """The value of a job that has ended, or the error that stands in its place."""
+    job = batch.job(index).id
+    try:
+        outcome = batch.watch.outcome(index, batch.session.sealer)
+        if outcome is None:
+            return None, waiting.absence(batch.watch, batch.session, job)
+        error = error_of(outcome, job, parents_of(batch.spec))
+        return (value_of(outcome, job), None) if error is None else (None, error)
+    except (SpillLost, BadSignature, CannotOpen) as why:
+        return None, why
+
+
+def complaint(batch: BatchRef) -> NbqueueError:
+    """The error for a batch of which not all have finished; its cause is that of the first one."""
+    tally = batch.tally
+    found = ((index, batch.watch.shown(index, batch.session.sealer)) for index in batch.indexes)
+    bad = ((index, outcome) for index, outcome in found if outcome and outcome.state is not State.FINISHED)
+    index, outcome = next(bad, (-1, None))
+    if outcome is None:  # counted as failed, and its record is gone
+        return waiting.absence(batch.watch, batch.session, batch.id)
+    job, parents = batch.job(index).id, parents_of(batch.spec)
+    facts: dict[str, Any] = {"failed": tally.failed + tally.canceled, "n": len(batch), "batch": batch.id, "job": job}
+    if tally.failed:
+        facts["what"] = "did not finish" + (f" ({tally.canceled} canceled)" if tally.canceled else "")
+        facts["remedy"] = "`batch.failed` lists those that failed, `batch.retry()` runs them again"
+    else:
+        facts |= {"what": "were canceled", "remedy": f"{canceled_again(batch)} runs them"}
+    made = BatchFailed(**facts, error=text_of(outcome, parents).rstrip("."))
+    made.__cause__ = error_of(outcome, job, parents) or JobFailed(job=job, cause=None, error="")
+    return made
+
+
+def canceled_again(batch: BatchRef) -> str:
+    """The call that runs what was canceled, and only that."""
+    rows = "list(batch)" if batch.tally.canceled == len(batch) else "[job for job in batch if job.is_canceled]"
+    return f"`batch.retry({rows})`"
 
 
 def value_of(outcome: Outcome, job: str, parents: Sequence[str] = ()) -> Any:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
+from typing import TYPE_CHECKING
 
 from nbqueue import wire
 from nbqueue.checks import in_units, seconds
-from nbqueue.client.panel import display
+from nbqueue.client.lookup import refresh
+from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.session.session import Session, tell, within
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.errors import BadInput, Expired, LostByServer, NbqueueError, NoServer, NotDone, SetupError
@@ -19,26 +21,35 @@ from nbqueue.store import pending
 from nbqueue.store.records import BatchView
 
 if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
     from nbqueue.store.broker import Broker
 
 LOOK = 0.5  # seconds between two looks without news
 ADVISE = 5.0  # seconds without a live worker, after which one is asked for
 
 
+Bar = Callable[[BatchRef], AbstractContextManager[Callable[[], None]]]  # what it gives draws the bar anew
+
+
+def no_bar(batch: BatchRef) -> AbstractContextManager[Callable[[], None]]:
+    """Nothing moves while someone waits."""
+    del batch
+    return nullcontext(lambda: None)
+
+
 def until(
-    batch: Batch[Any],
+    batch: BatchRef,
     met: Callable[[], bool],
     timeout: float | None,
     *,
     index: int | None = None,
     first: Callable[[], None] | None = None,
     arrived: bool = False,
+    bar: Bar = no_bar,
 ) -> bool:
     """Waits until `met()`; False when `timeout` seconds have passed before. `first` asks the store before that.
 
     Raises what stopped the upload (for one job, `index`, only if it had not arrived), LostByServer, or Expired. With
-    `arrived`, what arrived before the input broke off is waited for all the same.
+    `arrived`, what arrived before the input broke off is waited for all the same. `bar` moves meanwhile.
     """
     timeout = None if timeout is None else seconds("timeout", timeout)
     watch, begun = batch.watch, time.monotonic()
@@ -49,7 +60,7 @@ def until(
                 with suppress(SetupError):  # where the store cannot be asked, the collector goes on trying
                     first()
             prepare(batch, met)
-        with awaiting(watch, index), display.in_terminal(batch) as show:
+        with awaiting(watch, index), bar(batch) as show:
             while not met():
                 raise_trouble(batch, index, arrived=arrived)
                 passed = time.monotonic() - begun
@@ -68,7 +79,54 @@ def until(
     return True
 
 
-def prepare(batch: Batch[Any], met: Callable[[], bool]) -> None:
+def for_batch(batch: BatchRef, timeout: float | None, *, bar: Bar = no_bar) -> bool:
+    """Waits until all jobs have ended; False when `timeout` seconds have passed before.
+
+    Raises LostByServer or Expired when the store has the batch no more, and what stopped the upload.
+    """
+    first = partial(refresh.reconsider_all, batch) if refresh.doubtful(batch) else None
+    met = until(batch, lambda: batch.watch.settled, timeout, first=first, bar=bar)
+    over(batch)
+    return met
+
+
+def over(batch: BatchRef) -> None:
+    """Shows how it stands when the wait for it is over. Raises what stopped the upload."""
+    batch.watch.show()  # its end belongs to the cell that waited
+    raise_error(batch)
+
+
+def for_job(job: JobRef, timeout: float | None, *, bar: Bar = no_bar) -> None:
+    """Waits until one job has ended. Raises NotDone after `timeout` seconds, LostByServer or Expired."""
+    first = partial(refresh.fill_in, job) if unsure(job) else None
+    met = until(job.batch, partial(ended, job), timeout, index=job.index, first=first, bar=bar)
+    if not met:
+        raise not_done(job.batch, f"Job {job.id}", timeout, job.index)
+    if not job.batch.watch.has(job.index):
+        raise absence_of(job)
+
+
+def unsure(job: JobRef) -> bool:
+    """Whether the store must be asked before anyone waits: the collector does not bring what it has, or would."""
+    watch = job.batch.watch
+    missing = not watch.has(job.index) and (watch.settled or not watch.followed)
+    return not (job.batch.inline or watch.gone) and (missing or watch.barred(job.index))
+
+
+def ended(job: JobRef) -> bool:
+    """Whether its outcome is here, or will never be."""
+    return job.batch.watch.has(job.index) or job.batch.watch.settled
+
+
+def absence_of(job: JobRef) -> NbqueueError:
+    """The error that says why a job is not there."""
+    watch = job.batch.watch
+    if not watch.gone:
+        return Expired(what=job.id, ttl=lifetime(watch.ttl))
+    return absence(watch, job.batch.session, job.id)
+
+
+def prepare(batch: BatchRef, met: Callable[[], bool]) -> None:
     """Makes sure that the collector brings what is waited for; also after a fault, which may be over by now."""
     refuse_unsent(batch)
     watch = batch.watch
@@ -81,13 +139,13 @@ def prepare(batch: Batch[Any], met: Callable[[], bool]) -> None:
         batch.session.collector.follow(batch.watch)
 
 
-def refuse_unsent(batch: Batch[Any]) -> None:
+def refuse_unsent(batch: BatchRef) -> None:
     """Raises BadInput for a job that `Job.create` made, and that is in no queue yet."""
     if batch.unsent is not None:
         raise BadInput(message=f"{batch.id} was created, and is in no queue yet: Queue.enqueue_job(job) sends it.")
 
 
-def stopped(batch: Batch[Any]) -> str:
+def stopped(batch: BatchRef) -> str:
     """What to say to who stops waiting."""
     return (
         f"nbqueue: stopped waiting; {batch.id} goes on running. "
@@ -108,7 +166,7 @@ def awaiting(watch: Watch, index: int | None) -> Iterator[None]:
             watch.awaited -= by
 
 
-def raise_trouble(batch: Batch[Any], index: int | None = None, *, arrived: bool = False) -> None:
+def raise_trouble(batch: BatchRef, index: int | None = None, *, arrived: bool = False) -> None:
     """Raises what keeps this batch, or one job of it, or what arrived of it, from ever being complete here."""
     if (index is None or index >= batch.tally.n) and not (arrived and broke_off(batch.watch)):
         raise_error(batch)
@@ -123,7 +181,7 @@ def broke_off(watch: Watch) -> bool:
     return watch.error is not None and (watch.known or not isinstance(watch.error, SetupError))
 
 
-def raise_error(batch: Batch[Any]) -> None:
+def raise_error(batch: BatchRef) -> None:
     """Raises what stopped the upload, or the collector."""
     error = batch.watch.fault or batch.watch.error
     if error is not None:
@@ -210,13 +268,13 @@ class Advice:
         return f"{prefix}nbqueue worker {url}{self._watch.queue}"
 
 
-def not_done(batch: Batch[Any], what: str, timeout: float | None, index: int | None = None) -> NotDone:
+def not_done(batch: BatchRef, what: str, timeout: float | None, index: int | None = None) -> NotDone:
     """The error that says how far it is, and why it does not go on where that is known."""
     waited = None if timeout is None else seconds("timeout", timeout)
     return NotDone(what=what, seconds=waited, tally=str(batch.tally), now=_standing(batch, index))
 
 
-def _standing(batch: Batch[Any], index: int | None) -> str:
+def _standing(batch: BatchRef, index: int | None) -> str:
     """What becomes of a batch, or of one job of it, that is not done."""
     session = batch.session
     if batch.inline:
@@ -238,7 +296,7 @@ def _standing(batch: Batch[Any], index: int | None) -> str:
         return str(why).rstrip(".")
 
 
-def _words(batch: Batch[Any], view: BatchView, state: State | None, why: pending.Pending | None) -> str:
+def _words(batch: BatchRef, view: BatchView, state: State | None, why: pending.Pending | None) -> str:
     """The same, by what the store says of it."""
     alone = state is None and not view.tally.started
     if state is State.QUEUED or (alone and view.tally.queued):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
 from nbqueue.client.panel import model
 from nbqueue.client.panel.failures import Groups, Member
-from nbqueue.client.submit import retry
+from nbqueue.client.session.batch_ref import BatchRef
 
-if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
+Retry = Callable[[BatchRef], tuple[int, str]]  # runs what failed again: how many, and what there is to say of it
 
 
 class Acts:
@@ -18,10 +17,11 @@ class Acts:
     A widget lives until its page forgets it, so what it holds lives as long; `drop` lets the batches go.
     """
 
-    def __init__(self, batches: list[Batch[Any]], groups: Groups) -> None:
+    def __init__(self, batches: list[BatchRef], groups: Groups, retry: Retry) -> None:
+        self._retry = retry
         self.hold(batches, groups)
 
-    def hold(self, batches: list[Batch[Any]], groups: Groups) -> None:
+    def hold(self, batches: list[BatchRef], groups: Groups) -> None:
         """Acts on these from now on."""
         self._batches, self._groups = batches, groups
 
@@ -45,10 +45,11 @@ class Acts:
         count, told = 0, []
         for batch in list(self._batches):
             if batch.watch.tally.failed and not batch.watch.gone:
-                told.append(retry.changed(batch))
-                count += retry.retry(batch, None, None, {}, warn=False)
+                again, note = self._retry(batch)
+                count += again
+                told.append(note)
         return " ".join([f"{count:,} run again.", *dict.fromkeys(filter(None, told))])
 
-    def batch_of(self, member: Member) -> Batch[Any]:
+    def batch_of(self, member: Member) -> BatchRef:
         """The batch of a failed job."""
         return self._groups.batch(member)

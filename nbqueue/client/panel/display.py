@@ -6,26 +6,19 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nbqueue.client.panel import previous_run
 from nbqueue.client.panel.rate import line, pace_of
+from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.kernel import cell, shell
 
 if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
+    from nbqueue.client.panel.acts import Retry
     from nbqueue.client.panel.panel import Panel
-
-__all__ = ["announce", "cell", "in_terminal", "presented", "shell", "view", "wanted"]
 
 TITLE, WORDS = 24, 68  # characters of a batch's name in a terminal, and of the words that have the precedence
 SHARED_FROM = 4  # the batch of a cell that begins the shared panel
-
-
-def wanted(batch: Batch[Any], progress: bool | None) -> bool:
-    """Whether a batch is to be shown: as its option says, or the setting."""
-    chosen = batch.session.settings.progress if progress is None else progress
-    return chosen and not batch.inline
 
 
 # ---------------------------------------------------------------- the notebook
@@ -34,7 +27,7 @@ def wanted(batch: Batch[Any], progress: bool | None) -> bool:
 _cells: dict[int, tuple[int, Panel | None]] = {}  # execution -> (batches shown, the shared panel)
 
 
-def announce(batch: Batch[Any]) -> None:
+def announce(batch: BatchRef, retry: Retry) -> None:
     """Shows a batch that was just submitted: a panel of its own, or a place in the cell's shared one."""
     number = cell()
     if number is None:
@@ -45,39 +38,27 @@ def announce(batch: Batch[Any]) -> None:
     count, shared = _cells.get(number, (0, None))
     count += 1
     if count < SHARED_FROM:
-        Panel(batch)
+        Panel(batch, retry)
     elif shared is None:
-        shared = Panel(batch)
+        shared = Panel(batch, retry)
     else:
         shared.add(batch)
     _cells.clear()
     _cells[number] = count, shared
 
 
-def presented(batch: Batch[Any]) -> Batch[Any]:
-    """The same batch, shown where it was attached, as one that was submitted."""
-    batch.shown_in = cell()
-    batch.visible = wanted(batch, None) and not batch.single
-    if batch.visible:
-        announce(batch)
-    return batch
+def view(batch: BatchRef, retry: Retry) -> None:
+    """A fresh view of a batch, in the cell that runs."""
+    from nbqueue.client.panel.panel import Panel
 
-
-def view(batch: Batch[Any]) -> None:
-    """A fresh view of a batch, wherever IPython displays."""
-    if shell() is None:
-        print(repr(batch))  # noqa: T201 - IPython in a terminal displays by printing
-    else:
-        from nbqueue.client.panel.panel import Panel
-
-        Panel(batch)
+    Panel(batch, retry)
 
 
 # ---------------------------------------------------------------- the terminal
 
 
 @contextmanager
-def in_terminal(batch: Batch[Any]) -> Iterator[Callable[[], None]]:
+def in_terminal(batch: BatchRef) -> Iterator[Callable[[], None]]:
     """While it lasts, a bar moves in the terminal; yields what draws it anew. Nothing where stdout is no terminal."""
     if shell() is not None or not batch.visible or not sys.stdout.isatty():
         yield _nothing
@@ -94,7 +75,7 @@ def in_terminal(batch: Batch[Any]) -> Iterator[Callable[[], None]]:
 
         def show() -> None:
             tally, n = batch.tally, len(batch)
-            pace.see(tally.over, ended=batch.done)
+            pace.see(tally.over, ended=batch.watch.settled)
             bar.update(task, total=max(1, n), completed=tally.over, words=line(tally, n, pace.eta(n - tally.over)))
 
         show()

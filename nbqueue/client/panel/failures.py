@@ -12,10 +12,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.client.lookup.results import text_of
+from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.model import Cause, State
 
 if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
     from nbqueue.client.state.batch_state import Watch
 
 VARIETY = 5  # messages from one place; where there are more, they are one kind
@@ -70,7 +70,7 @@ class Groups:
 
     def __init__(self, words: Callable[[Frame], str]) -> None:
         self._words = words
-        self._batches: list[Batch[Any]] = []
+        self._batches: list[BatchRef] = []
         self._read: list[list[int]] = []  # entries of `ended` and of `undone` that were read, by batch
         self._watches: list[Watch] = []  # of which they are entries: a batch that was brought back has another one
         self._kinds: dict[Any, dict[str, Kind]] = {}  # (cause, type, frame) -> normal message -> kind
@@ -79,7 +79,7 @@ class Groups:
     def __len__(self) -> int:
         return len(self._of)
 
-    def add(self, batch: Batch[Any]) -> None:
+    def add(self, batch: BatchRef) -> None:
         """Follows one more batch."""
         self._batches.append(batch)
         self._read.append([0, 0])
@@ -111,13 +111,13 @@ class Groups:
                 return False
         return True
 
-    def batch(self, member: Member) -> Batch[Any]:
+    def batch(self, member: Member) -> BatchRef:
         """The batch of a member."""
         return self._batches[member[0]]
 
     # ------------------------------------------------------------ one job
 
-    def _place(self, member: Member, batch: Batch[Any]) -> None:
+    def _place(self, member: Member, batch: BatchRef) -> None:
         self._drop(member)
         told = _told(batch, member[1])
         if told is None:
@@ -158,7 +158,7 @@ class Groups:
                 del self._kinds[key]
 
 
-def _told(batch: Batch[Any], index: int) -> tuple[Cause | None, str, str, Frame | None] | None:
+def _told(batch: BatchRef, index: int) -> tuple[Cause | None, str, str, Frame | None] | None:
     """(cause, exception, first line of the message, frame) of a failed job; None if it was withdrawn meanwhile."""
     outcome = batch.watch.shown(index, batch.session.sealer)
     if outcome is None or outcome.state is not State.FAILED:

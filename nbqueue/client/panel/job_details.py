@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from nbqueue import perform
 from nbqueue.client.frames import rows
 from nbqueue.client.frames.rows import opened_call
-from nbqueue.client.job import Job, shown
-from nbqueue.client.lookup.results import text_of
+from nbqueue.client.lookup import archive, refresh
+from nbqueue.client.lookup.results import parents_of, text_of
 from nbqueue.client.panel.rate import clock
+from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.errors import NbqueueError
 from nbqueue.model import Cause
-
-if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
 
 ARGUMENT = 2_000  # characters of an argument
 LOG = 4_000  # characters of what it printed
@@ -29,10 +27,10 @@ class Told(NamedTuple):
     log: str | None = None
 
 
-def told(batch: Batch[Any], index: int, *, log: bool = False) -> Told | None:
+def told(batch: BatchRef, index: int, *, log: bool = False) -> Told | None:
     """What there is to know of a job; None while it has no outcome. `log` asks the store, and never raises."""
-    job = Job(batch, index)
-    outcome = shown(job)
+    job = batch.job(index)
+    outcome = refresh.shown_of(job)
     if outcome is None:
         return None
     facts = [f"cause {outcome.cause}"] if outcome.cause not in {None, Cause.ERROR} else []  # of errors it says nothing
@@ -42,19 +40,19 @@ def told(batch: Batch[Any], index: int, *, log: bool = False) -> Told | None:
     facts += [f"on {outcome.host}"] if outcome.host else []
     facts += [f"attempt {outcome.attempt}"] if outcome.attempt > 1 else []
     failure = outcome.failure
-    trace = failure.traceback if failure is not None and failure.traceback else text_of(outcome, job.dependency_ids)
+    trace = failure.traceback if failure is not None and failure.traceback else text_of(outcome, parents_of(batch.spec))
     return Told(job.id, ", ".join(facts), trace, _log(batch, index) if log else None)
 
 
-def _log(batch: Batch[Any], index: int) -> str:
+def _log(batch: BatchRef, index: int) -> str:
     try:
-        text = Job(batch, index).log
+        text = archive.log(batch.job(index))
     except NbqueueError as why:
         return f"<not to be had: {why}>"
     return text if len(text) <= LOG else "... " + text[-LOG:]
 
 
-def arguments(batch: Batch[Any], index: int) -> str:
+def arguments(batch: BatchRef, index: int) -> str:
     """The arguments of a job, one per line, as Python shows them. Unpickles them, so only for those who ask."""
     try:
         payload = rows.payload(batch, index)

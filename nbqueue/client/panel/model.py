@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -14,10 +14,10 @@ from nbqueue.client.panel.failures import Groups, Kind
 from nbqueue.client.panel.polling import Going
 from nbqueue.client.panel.rate import Pace, clock, left_words, lifetime, rate_words
 from nbqueue.client.panel.serving import Serving
+from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.model import Tally
 
 if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
     from nbqueue.client.state.batch_state import Watch
 
 # In the order in which a bar shows them.
@@ -97,7 +97,7 @@ def _served(serving: Serving) -> str:
 
 
 def look(
-    batches: Sequence[Batch[Any]],
+    batches: Sequence[BatchRef],
     pace: Pace,
     groups: Groups,
     serving: Sequence[Serving],
@@ -130,7 +130,7 @@ def look(
         safe=safety(_first_to_go(watches), missing if pace.lags or over else 0, first.session.spool.why),
         notes=_notes(batches),
         earlier=0 if over else len(_earlier(batches)),
-        seed=f"seed {first.seed}" if len(batches) == 1 and first.seed is not None else "",
+        seed=f"seed {first.spec.seed}" if len(batches) == 1 and first.spec.seed is not None else "",
         trouble=tuple(dict.fromkeys(word for batch in batches if (word := trouble_of(batch)))),
         failures=tuple(Failures(kind, len(kind.members)) for kind in kinds if kind in listed),
         more=f"and {hidden:,} more, of {counted(len(kinds) - KINDS, 'other kind')}" if hidden else "",
@@ -144,7 +144,7 @@ def _weight(kind: Kind, *, exact: bool) -> int:
     return size if exact else size.bit_length()
 
 
-def _earlier(batches: Sequence[Batch[Any]]) -> list[Batch[Any]]:
+def _earlier(batches: Sequence[BatchRef]) -> list[BatchRef]:
     return [
         one
         for one in {id(one): one for batch in batches for one in batch.earlier}.values()
@@ -152,8 +152,8 @@ def _earlier(batches: Sequence[Batch[Any]]) -> list[Batch[Any]]:
     ]
 
 
-def _notes(batches: Sequence[Batch[Any]]) -> tuple[tuple[str, str], ...]:
-    told = [(batch.told, "") for batch in batches if batch.told]
+def _notes(batches: Sequence[BatchRef]) -> tuple[tuple[str, str], ...]:
+    told = [(batch.note, "") for batch in batches if batch.note]
     return (*told, *previous_run.words(_earlier(batches)))
 
 
@@ -166,7 +166,7 @@ def _runs(watch: Watch) -> bool:
     return not ended(watch) and (watch.open or watch.tally.over < watch.n)
 
 
-def trouble_of(batch: Batch[Any]) -> str:
+def trouble_of(batch: BatchRef) -> str:
     """What is wrong with a batch; empty if nothing."""
     found = trouble(batch.watch)
     outage = batch.session.collector.outage

@@ -18,16 +18,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.client.panel import html, job_details, model
-from nbqueue.client.panel.acts import Acts
+from nbqueue.client.panel.acts import Acts, Retry
 from nbqueue.client.panel.failures import Frame, Groups, place_words
 from nbqueue.client.panel.model import View
 from nbqueue.client.panel.polling import Rounds
 from nbqueue.client.panel.rate import Pace, line, pace_of
 from nbqueue.client.panel.serving import Lookout
+from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.kernel import attended, cell_of, number
 
 if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
     from nbqueue.client.state.batch_state import Watch
 
 PERIOD = 0.2  # seconds between two updates at least
@@ -41,11 +41,12 @@ _log = logging.getLogger(__name__)
 class Panel:
     """Shows one batch, or several together."""
 
-    def __init__(self, batch: Batch[Any]) -> None:
+    def __init__(self, batch: BatchRef, retry: Retry) -> None:
         self._lock = threading.RLock()
+        self._retry = retry
         self._ident = secrets.token_hex(4)
         self._number = number()
-        self._batches: list[Batch[Any]] = []
+        self._batches: list[BatchRef] = []
         self._lookouts = defaultdict[tuple[int, str], Lookout](Lookout)  # by session and queue
         self._rounds = Rounds()
         self._groups = Groups(self._words)
@@ -59,7 +60,7 @@ class Panel:
         self.closed = self.broken = False
         self.add(batch)
 
-    def add(self, batch: Batch[Any]) -> None:
+    def add(self, batch: BatchRef) -> None:
         """Shows one more batch; a panel that had come to its end moves again."""
         with self._lock:
             if self._batches:
@@ -92,7 +93,7 @@ class Panel:
 
     def _ask(self) -> None:
         """Who serves its batches, and what running jobs say."""
-        queues: dict[tuple[int, str], list[Batch[Any]]] = {}
+        queues: dict[tuple[int, str], list[BatchRef]] = {}
         for batch in list(self._batches):
             queues.setdefault((id(batch.session), batch.queue), []).append(batch)
         for key, batches in queues.items():
@@ -178,7 +179,7 @@ class Panel:
         if not self._batches[0].inline and (not seen.ended or seen.retry) and attended():
             from nbqueue.client.panel.widget import Controls
 
-            self._controls = Controls(self._ident, Acts(self._batches, self._groups))
+            self._controls = Controls(self._ident, Acts(self._batches, self._groups, self._retry))
             self._controls.show(seen)
             self._live = True
         self._first = display(self._bundle(seen), raw=True, display_id=True)  # type: ignore[no-untyped-call]

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-from nbqueue.client.job import Job
 from nbqueue.client.lookup import job_meta
+from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.errors import BadSignature, NbqueueError
-
-if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
 
 LOOK = 1.0  # seconds between two looks
 SHOWN = 5  # jobs
@@ -53,7 +50,7 @@ class Rounds:
         """What was said last, place by place; None where no job is, or its end has been heard."""
         return tuple(None if each is None or each.ended else each.going for each in self._places)
 
-    def look(self, batches: Sequence[Batch[Any]]) -> None:
+    def look(self, batches: Sequence[BatchRef]) -> None:
         """Looks, if it is time. Never raises for a server that is away."""
         if time.monotonic() < self._next:
             return
@@ -82,7 +79,7 @@ class Rounds:
 class _Said(NamedTuple):
     """What a job said."""
 
-    batch: Batch[Any]
+    batch: BatchRef
     row: int
     going: Going
 
@@ -91,10 +88,11 @@ class _Said(NamedTuple):
         return self.batch.watch.has(self.row)
 
 
-def _read(batch: Batch[Any], index: int, blob: bytes) -> _Said | None:
+def _read(batch: BatchRef, index: int, blob: bytes) -> _Said | None:
     try:
         said = job_meta.opened(batch.session.sealer, batch.spec, batch.id, index, blob).progress
     except BadSignature:
         return None  # of someone else's making: not shown
-    job = Job(batch, index)
-    return _Said(batch, index, Going(job.id, *said)) if said is not None and job in batch else None
+    if said is None or not batch.watch.holds(index):
+        return None
+    return _Said(batch, index, Going(batch.job(index).id, *said))

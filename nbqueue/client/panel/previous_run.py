@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from nbqueue.client.session import kernel
-
-if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
+from nbqueue.client.session.batch_ref import BatchRef
 
 
 class _Run(NamedTuple):
     """One execution of a cell: its number, what it submitted, and what the one before left running."""
 
     number: int
-    batches: list[weakref.ref[Batch[Any]]]
-    before: list[weakref.ref[Batch[Any]]]
+    batches: list[weakref.ref[BatchRef]]
+    before: list[weakref.ref[BatchRef]]
 
 
 _runs: dict[str, _Run] = {}
 
 
-def note(batch: Batch[Any]) -> None:
+def note(batch: BatchRef) -> None:
     """Remembers `batch` for the cell that runs, and tells it what that cell left running the last time."""
     number, origin = kernel.cell(), kernel.origin()
     if number is None or origin is None:
@@ -35,17 +33,17 @@ def note(batch: Batch[Any]) -> None:
     run.batches.append(weakref.ref(batch))
 
 
-def _runs_still(earlier: Batch[Any] | None, batch: Batch[Any]) -> bool:
+def _runs_still(earlier: BatchRef | None, batch: BatchRef) -> bool:
     return earlier is not None and earlier.id != batch.id and running(earlier)
 
 
-def running(batch: Batch[Any]) -> bool:
+def running(batch: BatchRef) -> bool:
     """Whether something of it may still run."""
     watch = batch.watch
     return not (watch.settled or watch.gone or watch.fault)
 
 
-def words(batches: list[Batch[Any]]) -> list[tuple[str, str]]:
+def words(batches: list[BatchRef]) -> list[tuple[str, str]]:
     """(what there is to say, the command in it) for each that still runs."""
     found = []
     for batch in batches:

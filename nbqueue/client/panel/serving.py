@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from nbqueue.client.lookup.waiting import Advice
+from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.errors import NbqueueError
 from nbqueue.store import pending
-
-if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
 
 LOOK = 2.0  # seconds between two looks
 LONELY = 2.0  # seconds without a worker, after which one is asked for
@@ -36,7 +34,7 @@ class Lookout:
         self._lonely: float | None = None
         self.found: Serving | None = None
 
-    def look(self, batches: Sequence[Batch[Any]]) -> None:
+    def look(self, batches: Sequence[BatchRef]) -> None:
         """Brings `found` up to date, as long as one of these has not ended. Never raises for a server that is away."""
         running = [batch for batch in batches if not (batch.inline or batch.watch.over or batch.watch.gone)]
         now = time.monotonic()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
@@ -31,9 +31,6 @@ from nbqueue.store import connection, server
 from nbqueue.store.broker import Broker
 from nbqueue.store.ear import Hints
 from nbqueue.store.keys import Keys
-
-if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,7 +57,7 @@ class Session:
         spill.here(settings.spill)
         self.spool = Spool(settings.spool, settings.spool_cap, tell)
         self.collector = Collector(self)
-        self.here = weakref.WeakValueDictionary[str, "Batch[Any]"]()  # what ran inline: no server knows it
+        self.here = weakref.WeakValueDictionary[str, Any]()  # BatchRefs of what ran inline: no server knows it
         self._no_secret: BadSecret | None = None  # raised where a server is asked: what runs at once needs none
         try:
             keyring = wire.Keyring.load(settings.home)

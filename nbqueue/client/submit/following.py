@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nbqueue.client.batch import Batch
 from nbqueue.client.calls import items
 from nbqueue.client.calls.function import Function
 from nbqueue.client.calls.items import Calls
+from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.submit import options as terms
 from nbqueue.client.submit.submission import Submission, refuse_inside
 from nbqueue.errors import BadInput, BadOption
 from nbqueue.model import Options
 
-if TYPE_CHECKING:
-    from nbqueue.client.job import Job
 
-
-def batch(source: Batch[Any], function: Callable[..., Any] | str, typed: dict[str, Any]) -> Batch[Any]:
+def batch(source: BatchRef, function: Callable[..., Any] | str, typed: dict[str, Any]) -> BatchRef:
     """One job for each job of `source`. Raises BadOption or BadInput."""
     return _follow("then", source, function, typed, single=source.single)
 
 
-def job(source: Job[Any], function: Callable[..., Any] | str, typed: dict[str, Any]) -> Job[Any]:
+def job(source: JobRef, function: Callable[..., Any] | str, typed: dict[str, Any]) -> JobRef:
     """One job for a single one. Raises BadOption or BadInput."""
     if not source.batch.single:
         raise BadInput(
             message=f"{source.id} is part of a batch: batch.then(f) runs f on the results of all of it, job by job."
         )
-    return _follow("then", source.batch, function, typed, single=True)[0]
+    return _follow("then", source.batch, function, typed, single=True).job(0)
 
 
 def _follow(
-    verb: str, source: Batch[Any], function: Callable[..., Any] | str, typed: dict[str, Any], *, single: bool
-) -> Batch[Any]:
+    verb: str, source: BatchRef, function: Callable[..., Any] | str, typed: dict[str, Any], *, single: bool
+) -> BatchRef:
     refuse_inside(verb)
     if strange := sorted(typed.keys() - terms.WORDS):
         raise BadOption(

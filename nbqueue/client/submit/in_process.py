@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from nbqueue import current, perform, settings, wire
+from nbqueue.client.lookup import waiting
+from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.current import CurrentJob
 from nbqueue.errors import BadInput
@@ -36,9 +38,6 @@ from nbqueue.model import (
     runs_left,
 )
 from nbqueue.worker import hooks as callbacks
-
-if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
 
 T = TypeVar("T")
 
@@ -185,7 +184,15 @@ class Inline:
             self.watch.echoes[index] = echoes
 
 
-def again(batch: Batch[Any], indexes: list[int], func: Callable[..., Any] | str | None, spec: Spec) -> None:
+def finished(one: JobRef | BatchRef, *, allow_failure: bool) -> bool:
+    """Waits for a job, or for each of a batch; whether it went as what depends on it asks."""
+    jobs = [one] if isinstance(one, JobRef) else [one.job(index) for index in one.indexes]
+    for job in jobs:
+        waiting.for_job(job, None)
+    return allow_failure or all(job.batch.watch.state(job.index) is State.FINISHED for job in jobs)
+
+
+def again(batch: BatchRef, indexes: list[int], func: Callable[..., Any] | str | None, spec: Spec) -> None:
     """A retry of an inline batch."""
     if isinstance(func, str):
         raise BadInput(message="An inline batch takes a function, not a dotted name.")

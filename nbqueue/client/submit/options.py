@@ -9,10 +9,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from nbqueue.checks import brief, check_name, seconds
-from nbqueue.client.batch import Batch
 from nbqueue.client.calls.function import Function, label_of, signature_of
-from nbqueue.client.job import Job
 from nbqueue.client.lookup.waiting import refuse_unsent
+from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.session.session import Session
 from nbqueue.errors import BadInput, BadOption
 from nbqueue.model import Options, Rerun, Spec
@@ -104,7 +103,7 @@ def _dependencies(option: str, value: Any) -> tuple[Dependency, ...]:
         for one in _members(dependency):
             if isinstance(one, str):
                 check_name("depends_on", _parted(one)[0])
-            elif not isinstance(one, Job | Batch):
+            elif not isinstance(one, JobRef | BatchRef):
                 raise BadOption(
                     message=f"{option}={brief(one)} names no job: give a Job, a Batch, an id, a list of them, or "
                     "Dependency([job], allow_failure=True)."
@@ -116,7 +115,7 @@ def _each_dependency(value: Any) -> Iterator[Dependency]:
     """A Dependency for whatever names one; what is listed together stays together."""
     if isinstance(value, Dependency):
         yield value
-    elif isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | Batch):
+    elif isinstance(value, Sequence | set | frozenset) and not isinstance(value, str) and _ref(value) is value:
         plain = [one for one in value if not isinstance(one, Dependency)]
         if plain:
             yield Dependency(plain)
@@ -126,11 +125,17 @@ def _each_dependency(value: Any) -> Iterator[Dependency]:
 
 
 def _members(dependency: Dependency) -> Iterator[Any]:
-    for one in dependency.jobs:
-        if isinstance(one, Sequence) and not isinstance(one, str | Batch):
-            yield from one
+    """What a dependency names: ids, JobRefs and BatchRefs."""
+    for one in map(_ref, dependency.jobs):
+        if isinstance(one, Sequence) and not isinstance(one, str):
+            yield from map(_ref, one)
         else:
             yield one
+
+
+def _ref(one: Any) -> Any:
+    """What is behind a Batch; all others as they are."""
+    return getattr(one, "ref", one)
 
 
 _JUDGES: dict[str, Callable[[str, Any], Any]] = {
@@ -225,7 +230,7 @@ def _refuse_elsewhere(one: Any, session: Session) -> None:
     """Raises BadInput for what is on another server, where something else may bear its id here."""
     if isinstance(one, str):
         return
-    own = (one if isinstance(one, Batch) else one.batch).session
+    own = (one if isinstance(one, BatchRef) else one.batch).session
     if own is not session and own.place != session.place:
         raise BadInput(
             message=f"{one.id} is on {own.server} (namespace {own.settings.namespace}), and what depends on it goes to "
@@ -233,7 +238,7 @@ def _refuse_elsewhere(one: Any, session: Session) -> None:
         )
 
 
-def awaited(options: Options) -> Iterator[tuple[Job[Any] | Batch[Any], bool]]:
+def awaited(options: Options) -> Iterator[tuple[JobRef | BatchRef, bool]]:
     """(what an inline run waits for, whether it may have failed). Raises BadInput for ids."""
     for dependency in options.depends_on or ():
         for one in _members(dependency):
@@ -247,7 +252,7 @@ def awaited(options: Options) -> Iterator[tuple[Job[Any] | Batch[Any], bool]]:
 def _named(one: Any) -> tuple[str, int | None]:
     if isinstance(one, str):
         return _parted(one)
-    batch = one if isinstance(one, Batch) else one.batch
+    batch = one if isinstance(one, BatchRef) else one.batch
     refuse_unsent(batch)
     if batch.inline:
         raise BadInput(
@@ -264,6 +269,11 @@ def _parted(name: str) -> tuple[str, int | None]:
     if not digits.isdecimal():
         raise BadInput(message=f"{name!r} is no id of a job: one looks like 'count_words-7k2f:17'.")
     return batch, int(digits)
+
+
+def spill_folder(options: Options, session: Session) -> str:
+    """Where large results of a batch with these options go; empty where no folder is set."""
+    return options.spill or session.settings.spill or ""
 
 
 def rerun(policy: Retry | Repeat | None) -> Rerun | None:

@@ -15,14 +15,15 @@ import msgspec
 
 from nbqueue import wire
 from nbqueue.checks import counted
-from nbqueue.client.batch import Batch
 from nbqueue.client.calls import argument_hashes, function_diff
-from nbqueue.client.lookup import archive, find, spills
-from nbqueue.client.panel import display
+from nbqueue.client.lookup import archive, find
+from nbqueue.client.session import kernel
+from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.session import tell
 from nbqueue.client.state.batch_state import KEPT_ARGUMENTS, Watch
 from nbqueue.client.state.selection import Part
 from nbqueue.client.submit import spoolnames, upload
+from nbqueue.client.submit.options import spill_folder
 from nbqueue.client.submit.retry import LIMITS
 from nbqueue.errors import Changed, InUse, NoSuchBatch
 from nbqueue.model import FunctionRecord, Spec, State, Tally, decode, encode, new_id
@@ -37,7 +38,7 @@ LOOK = 0.1  # seconds between two looks at an upload that must end first
 FEW = 1_000  # jobs whose ends are asked for at once
 
 
-def submit(asked: Submission) -> Batch[Any]:
+def submit(asked: Submission) -> BatchRef:
     """The batch of this name with the jobs of this call; a new one where there is none. Raises Changed or InUse."""
     fresh = asked.options.fresh
     for _ in range(TRIES):
@@ -97,7 +98,7 @@ class Again:
         self._replaced: tuple[bytes, bytes] | None = None  # the function and the description that it has from now on
         self._anew = 0  # jobs that run again, with that function
 
-    def run(self) -> Batch[Any]:
+    def run(self) -> BatchRef:
         """Raises Changed, and InUse where another session extends the batch at this moment."""
         asked = self._asked
         if asked.source is not None:
@@ -142,7 +143,7 @@ class Again:
     def _changed(self, told: list[str]) -> Changed:
         return Changed(name=self._asked.options.name, batch=self._view.id, what="; ".join(told))
 
-    def _single(self, told: list[str]) -> Batch[Any]:
+    def _single(self, told: list[str]) -> BatchRef:
         assert self._asked.marks is not None
         stored = self._session.ask(lambda broker: broker.marks(self._view.id))
         if told or self._asked.marks.matched(stored, 1) != [0]:
@@ -152,7 +153,7 @@ class Again:
         self._session.collector.follow(batch.watch)
         return batch
 
-    def _following(self, source: Batch[Any]) -> Batch[Any]:
+    def _following(self, source: BatchRef) -> BatchRef:
         """What runs on the results of another: it has no arguments of its own to compare."""
         told = self._changes()
         if told and not self._asked.options.update:
@@ -171,8 +172,8 @@ class Again:
             watch.payloads = None
             _fill(watch, self._session, self._view)
             batch.watch = watch
-        batch.source, batch.function, batch.shown_in = source, self._asked.function.call, display.cell()
-        batch.told = self._updated(len(rows)) if told else "it was there already; nothing new runs"
+        batch.source, batch.function, batch.shown_in = source, self._asked.function.call, kernel.cell()
+        batch.note = self._updated(len(rows)) if told else "it was there already; nothing new runs"
         self._session.collector.follow(batch.watch)
         return batch
 
@@ -271,22 +272,22 @@ class Again:
         open_ = 0 if watch.others or self._new else watch.tally.n - watch.tally.over
         return told + (f"; {open_:,} of them had not ended by then" if open_ else "")
 
-    def _batch(self, watch: Part, spec: Spec, told: str) -> Batch[Any]:
+    def _batch(self, watch: Part, spec: Spec, told: str) -> BatchRef:
         asked = self._asked
         mine = {name: getattr(asked.spec, name) for name in ("columns", "labeled", "index_names")}
         own = msgspec.structs.replace(spec, **mine)
         call, name = asked.function.call, asked.options.name
-        batch: Batch[Any] = Batch(self._session, watch, own, name=name, function=call)
+        batch: BatchRef = BatchRef(self._session, watch, own, name=name, function=call)
         batch.hooks = asked.function.record.hooks
-        batch.told = told
+        batch.note = told
         other = [limit for limit in LIMITS if self._wish(limit) != _limit(spec, self._view, limit)]
         if other:
-            batch.told += f". It keeps its own {', '.join(other)}: batch.retry(...) takes others"
+            batch.note += f". It keeps its own {', '.join(other)}: batch.retry(...) takes others"
         return batch
 
     def _wish(self, limit: str) -> Any:
         options = self._asked.options
-        return spills.place(options, self._session) if limit == "spill" else getattr(options, limit)
+        return spill_folder(options, self._session) if limit == "spill" else getattr(options, limit)
 
     def _extend(self, watch: Part, payloads: list[bytes]) -> None:
         """Sends the new calls. The first part is taken, or the end of the batch has become another's."""

@@ -7,23 +7,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbqueue import current, perform, wire
 from nbqueue.client.frames import rows
 from nbqueue.client.lookup import archive
+from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.submit import in_process
 from nbqueue.current import CurrentJob
 from nbqueue.errors import BadInput, Expired
 from nbqueue.model import FunctionRecord, decode
 from nbqueue.worker import loading, restore
 
-if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
-    from nbqueue.client.job import Job
 
-
-def replay(job: Job[Any], func: Callable[..., Any] | None) -> Any:
+def replay(job: JobRef, func: Callable[..., Any] | None) -> Any:
     """Calls the job's function, or `func`, with its arguments and its random numbers; what it raises comes untouched.
 
     Nothing is stored. Raises Expired where the arguments are not to be had any more.
@@ -52,7 +49,7 @@ def replay(job: Job[Any], func: Callable[..., Any] | None) -> Any:
         return in_process.awaited(value) if isinstance(value, CoroutineType) else value
 
 
-def function_of(batch: Batch[Any]) -> Callable[..., Any]:
+def function_of(batch: BatchRef) -> Callable[..., Any]:
     """The function as it was sent, with what it took along then; this kernel's own where the server has it no more."""
     if not batch.inline:
         gone = batch.watch.gone

@@ -11,6 +11,7 @@ import msgspec
 
 from nbqueue import wire
 from nbqueue.client.lookup import archive, find
+from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.spool import records
 from nbqueue.client.spool.records import Standing
 from nbqueue.client.state.batch_state import Watch, header, opened
@@ -21,7 +22,6 @@ from nbqueue.store.broker import Broker
 from nbqueue.store.records import NewBatch
 
 if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
     from nbqueue.client.session.session import Session
     from nbqueue.client.spool.reader import Tale
 
@@ -156,7 +156,7 @@ class Restoring:
 # ---------------------------------------------------------------- for a retry
 
 
-def revived(batch: Batch[Any]) -> list[int] | None:
+def revived(batch: BatchRef) -> list[int] | None:
     """Brings a batch that the server has no more back, ended, so that jobs of it can be retried.
 
     Answers the jobs of which the spool has no outcome; None where that cannot be done.
@@ -177,7 +177,7 @@ def revived(batch: Batch[Any]) -> list[int] | None:
     return lost
 
 
-def _look_again(batch: Batch[Any]) -> None:
+def _look_again(batch: BatchRef) -> None:
     """From now on the batch is followed as one of the server's."""
     session, before = batch.session, batch.watch
     view = session.ask(lambda broker: broker.view(batch.id))

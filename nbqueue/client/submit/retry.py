@@ -15,22 +15,21 @@ from nbqueue import checks, wire
 from nbqueue.checks import brief
 from nbqueue.client.calls import closures, dataframes, function_diff
 from nbqueue.client.calls.function import describe
-from nbqueue.client.job import Job
-from nbqueue.client.lookup import refresh, waiting
+from nbqueue.client.lookup import refresh, results, waiting
+from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.session.session import tell
 from nbqueue.client.submit import in_process
 from nbqueue.errors import BadInput, BadOption, Expired
 from nbqueue.model import FunctionRecord, Hook, Options, Spec, State, decode, encode, new_id
 
 if TYPE_CHECKING:
-    from nbqueue.client.batch import Batch
     from nbqueue.client.state.batch_state import Watch
 
 LIMITS = ("timeout", "grace", "isolate", "slice", "preload", "max_result", "spill", "queue")
 
 
 def retry(
-    batch: Batch[Any],
+    batch: BatchRef,
     rows: Any,
     func: Callable[..., Any] | str | None,
     limits: dict[str, Any],
@@ -69,13 +68,18 @@ def retry(
     _take_in(batch, seen, count, queue)
     if count < len(indexes):
         # Others ran them again, or the server went back and they ran anew: the next retry must name what stands now.
-        refresh.look([Job(batch, index) for index in indexes], afresh=True)
+        refresh.look([JobRef(batch, index) for index in indexes], afresh=True)
     if watch.followed:
         session.collector.follow(watch)
     return count
 
 
-def _take_in(batch: Batch[Any], seen: list[tuple[int, int]], count: int, queue: str | None) -> None:
+def again(batch: BatchRef) -> tuple[int, str]:
+    """Runs what failed again; answers how many, and what to say where the notebook's function is another one by now."""
+    return retry(batch, None, None, {}, warn=False), changed(batch)
+
+
+def _take_in(batch: BatchRef, seen: list[tuple[int, int]], count: int, queue: str | None) -> None:
     """Takes in that `count` of these jobs run again, for all handles of this session on the batch."""
     collector, known, moved = batch.session.collector, count == len(seen), queue if count else None
     _withdrawn(batch.watch, [index for index, _ in seen], moved, known=known)
@@ -111,27 +115,21 @@ def _moved(watch: Watch, before: Counter[State | None]) -> None:
     watch.tally = msgspec.structs.replace(tally, queued=max(0, left), **counts)
 
 
-def idle(batch: Batch[Any]) -> str:
+def idle(batch: BatchRef) -> str:
     """What to do where no job of a batch has failed."""
     canceled = batch.tally.canceled
     if not canceled:
         return f"no job of {batch.id} has failed ({batch.tally})."
-    return f"no job of {batch.id} has failed, {canceled:,} were canceled. {canceled_again(batch)} runs them."
+    return f"no job of {batch.id} has failed, {canceled:,} were canceled. {results.canceled_again(batch)} runs them."
 
 
-def canceled_again(batch: Batch[Any]) -> str:
-    """The call that runs what was canceled, and only that."""
-    rows = "list(batch)" if batch.tally.canceled == len(batch) else "[job for job in batch if job.is_canceled]"
-    return f"`batch.retry({rows})`"
-
-
-def _revived(batch: Batch[Any]) -> list[int] | None:
+def _revived(batch: BatchRef) -> list[int] | None:
     from nbqueue.client.submit import restore  # which makes batches
 
     return restore.revived(batch)
 
 
-def _refuse_running(batch: Batch[Any], func: Callable[..., Any] | str | None, queue: str | None) -> None:
+def _refuse_running(batch: BatchRef, func: Callable[..., Any] | str | None, queue: str | None) -> None:
     """Raises BadInput where a change is of the whole batch, and jobs of it still run."""
     what = "func" if func is not None else "queue" if queue not in {None, batch.queue} else ""
     if what and not batch.inline and not _whole_ended(batch):
@@ -142,7 +140,7 @@ def _refuse_running(batch: Batch[Any], func: Callable[..., Any] | str | None, qu
 
 
 def _changes(
-    batch: Batch[Any], func: Callable[..., Any] | str | None, spec: Spec, queue: str | None
+    batch: BatchRef, func: Callable[..., Any] | str | None, spec: Spec, queue: str | None
 ) -> tuple[Spec, dict[str, Any]]:
     """The spec of the run to come, and what the store must be told."""
     changes: dict[str, Any] = {}
@@ -153,7 +151,7 @@ def _changes(
     return spec, changes | ({"queue": queue} if queue not in {None, batch.queue} else {})
 
 
-def _whole_ended(batch: Batch[Any]) -> bool:
+def _whole_ended(batch: BatchRef) -> bool:
     """Whether all of the batch has ended, also what another call has added to it, or what was not heard of yet."""
     if batch.watch.over and batch.watch.rows is None:
         return True
@@ -161,7 +159,7 @@ def _whole_ended(batch: Batch[Any]) -> bool:
     return view is None or view.done
 
 
-def _replaced(batch: Batch[Any], func: Callable[..., Any] | str, spec: Spec) -> tuple[Spec, dict[str, Any]]:
+def _replaced(batch: BatchRef, func: Callable[..., Any] | str, spec: Spec) -> tuple[Spec, dict[str, Any]]:
     """The spec with another function, and what the store must be told of it."""
     sealer = batch.session.sealer
     session = batch.session
@@ -179,7 +177,7 @@ def _replaced(batch: Batch[Any], func: Callable[..., Any] | str, spec: Spec) -> 
     return msgspec.structs.replace(spec, key=record.key, label=function.label, env=env), changes
 
 
-def _hooks(batch: Batch[Any]) -> dict[str, Hook]:
+def _hooks(batch: BatchRef) -> dict[str, Hook]:
     """The callbacks of a batch, which go with its new function too."""
     if not batch.spec.hooks:
         return {}
@@ -203,33 +201,33 @@ def limited(spec: Spec, limits: dict[str, Any]) -> tuple[Spec, str | None]:
     return msgspec.structs.replace(spec, **changes), queue
 
 
-def chosen(batch: Batch[Any], rows: Any) -> list[int]:
+def chosen(batch: BatchRef, rows: Any) -> list[int]:
     """The positions that `rows` names, each once, in order. All of them must have ended. Raises BadInput."""
     watch = batch.watch
     if rows is None:
-        return [job.index for job in batch.failed]
+        return [job.index for job in refresh.failed(batch)]
     if dataframes.is_frame(rows):
         if "job_id" not in rows.columns:
             raise BadInput(message="These rows have no column job_id: take them from to_frame() of this batch.")
         rows = list(rows["job_id"])
     elif dataframes.is_series(rows) and "job_id" in rows.index:
         rows = [rows["job_id"]]  # one row of a frame
-    elif isinstance(rows, int | str | Job):
+    elif isinstance(rows, int | str | JobRef):
         rows = [rows]
     if not isinstance(rows, Iterable):
         raise BadInput(message=f"rows={brief(rows)} must name rows: positions, Jobs, job ids, or rows of to_frame().")
     found = sorted({_position(batch, row) for row in rows})
     if not watch.followed:
-        refresh.look([Job(batch, index) for index in found], canceled=True)
+        refresh.look([JobRef(batch, index) for index in found], canceled=True)
     running = [index for index in found if not watch.has(index)]
     if running:
-        first = Job(batch, running[0]).id
+        first = JobRef(batch, running[0]).id
         raise BadInput(message=f"{first} has not ended yet; retry it when it has, or cancel() it first.")
     return found
 
 
-def _position(batch: Batch[Any], row: Any) -> int:
-    if isinstance(row, Job):
+def _position(batch: BatchRef, row: Any) -> int:
+    if isinstance(row, JobRef):
         row = row.id
     if isinstance(row, str):
         owner, _, digits = row.rpartition(":")
@@ -249,7 +247,7 @@ def _position(batch: Batch[Any], row: Any) -> int:
     return batch.indexes[position % len(batch)]
 
 
-def changed(batch: Batch[Any]) -> str:
+def changed(batch: BatchRef) -> str:
     """What to say where the notebook's function is another one by now than the batch's; empty if it is not."""
     old = batch.function
     if not isinstance(old, FunctionType) or old.__module__ != "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbqueue.client.batch import Batch
 from nbqueue.client.calls import argument_hashes, function_diff
 from nbqueue.client.lookup import archive
+from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.session import tell
 from nbqueue.client.submit.restore import Restoring
 from nbqueue.errors import BadSignature, Changed
@@ -26,7 +26,7 @@ class Remembered:
         self._asked, self._found, self._kept, self._session = asked, found, kept, asked.session
         self.back = False
 
-    def answer(self) -> Batch[Any] | None:
+    def answer(self) -> BatchRef | None:
         """The Batch, where all of this call is in the spool. Else it is brought back to the server, as far as it goes.
 
         Raises Changed, and InUse where another session is about to do the same.
@@ -67,7 +67,7 @@ class Remembered:
     def _changed(self, told: list[str]) -> Changed:
         return Changed(name=self._asked.options.name, batch=self._found.birth.batch, what="; ".join(told))
 
-    def _following(self) -> Batch[Any] | None:
+    def _following(self) -> BatchRef | None:
         """What ran on the results of another batch: all of it, or it must run again."""
         source = self._asked.source
         assert source is not None
@@ -79,7 +79,7 @@ class Remembered:
             return None
         return self._spooled(rows, None)
 
-    def _spooled(self, rows: list[int], payloads: list[bytes] | None) -> Batch[Any] | None:
+    def _spooled(self, rows: list[int], payloads: list[bytes] | None) -> BatchRef | None:
         asked, spec, session = self._asked, self._kept.spec, self._session
         whole = asked.single or rows == list(range(self._found.n))
         why = archive.why_gone(session, self._found)
@@ -91,7 +91,7 @@ class Remembered:
         batch.name, batch.function, batch.source = asked.options.name, asked.function.call, asked.source
         if payloads is not None:
             batch.watch.given = payloads
-        batch.told = (
+        batch.note = (
             f"{len(rows):,} of {len(rows):,} jobs were in the spool, and {session.server} has them no more; "
             "nothing new runs"
         )

@@ -16,13 +16,13 @@ from typing import Any
 import msgspec
 
 from nbqueue import current, perform, settings, spill, wire
-from nbqueue.client.batch import Batch
 from nbqueue.client.calls import closures, function_diff, items
 from nbqueue.client.calls.argument_hashes import Marks
 from nbqueue.client.calls.function import Function, describe
 from nbqueue.client.calls.items import Calls
-from nbqueue.client.lookup import job_meta, spills, waiting
-from nbqueue.client.panel import display
+from nbqueue.client.lookup import job_meta, waiting
+from nbqueue.client.session import kernel
+from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.session import Session, tell
 from nbqueue.client.spool.records import Birth
 from nbqueue.client.state.batch_state import Watch
@@ -67,7 +67,7 @@ class Submission:
         *,
         single: bool = False,
         when: When | None = None,
-        source: Batch[Any] | None = None,
+        source: BatchRef | None = None,
         timeout_from: str = "",
     ) -> None:
         self.session, self.options, self.single = session, options, single
@@ -134,12 +134,12 @@ class Submission:
 
     def _spill(self) -> str:
         """Where large results go. Raises BadOption for a URL that nothing here can open."""
-        root = spills.place(self.options, self.session)
+        root = terms.spill_folder(self.options, self.session)
         if root and not self.mode:
             spill.check(root)
         return root
 
-    def run(self) -> Batch[Any]:
+    def run(self) -> BatchRef:
         """Submits, and shows the batch. Raises what is wrong with the items, or with the store."""
         if self.mode and self.source is None:
             return self._inline(self.packed())
@@ -167,7 +167,7 @@ class Submission:
                 )
         return self._packed
 
-    def made(self) -> Batch[Any]:
+    def made(self) -> BatchRef:
         """A new batch. Raises InUse."""
         if self.source is not None:
             return self._follower(self.source)
@@ -180,18 +180,24 @@ class Submission:
     def _span(self, start: int, stop: int) -> bytes:
         return b"" if self.marks is None else self.marks.span(start, stop)
 
-    def _shown(self, batch: Batch[Any]) -> Batch[Any]:
-        batch.visible = display.wanted(batch, self.options.progress) and not self.single
-        if batch.visible:
-            display.announce(batch)
-        if batch.told and display.shell() is None:
-            tell(f"nbqueue: {batch.name}: {batch.told}.")
+    def _shown(self, batch: BatchRef) -> BatchRef:
+        batch.visible = batch.wanted(self.options.progress)
+        if batch.note and kernel.shell() is None:
+            tell(f"nbqueue: {batch.name}: {batch.note}.")
         return batch
 
-    def _batch(self, watch: Watch) -> Batch[Any]:
+    def _batch(self, watch: Watch) -> BatchRef:
         call, name = self.function.call, self.options.name
-        batch: Batch[Any] = Batch(self.session, watch, self.spec, name=name, function=call, inline=self.mode)
-        batch.source, batch.hooks = self.source, self.function.record.hooks
+        batch: BatchRef = BatchRef(
+            self.session,
+            watch,
+            self.spec,
+            name=name,
+            function=call,
+            inline=self.mode,
+            source=self.source,
+            hooks=self.function.record.hooks,
+        )
         return batch
 
     def _watch(self, batch: str, told: Submitted | None = None) -> Watch:
@@ -213,7 +219,7 @@ class Submission:
         now = time.time_ns() // 1000
         return Birth(batch, self.nonce, self._spec_blob, options.queue, *facts, now, told.n, self.single)
 
-    def _inline(self, payloads: list[bytes]) -> Batch[Any]:
+    def _inline(self, payloads: list[bytes]) -> BatchRef:
         watch = self._watch(self.options.job_id or new_id(self.function.label))
         run = in_process.Inline(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
         if self.options.meta:
@@ -226,16 +232,18 @@ class Submission:
 
     def _allowed(self) -> bool:
         """Waits for what it depends on; whether that went as asked."""
-        return all(job_meta.finished(one, allow_failure=failed_too) for one, failed_too in terms.awaited(self.options))
+        return all(
+            in_process.finished(one, allow_failure=failed_too) for one, failed_too in terms.awaited(self.options)
+        )
 
-    def _here(self, watch: Watch) -> Batch[Any]:
+    def _here(self, watch: Watch) -> BatchRef:
         batch = self._batch(watch)
         self.session.here[batch.id] = batch  # no server knows it
         return batch
 
     # ------------------------------------------------------------ what has a length
 
-    def _whole(self, payloads: list[bytes]) -> Batch[Any]:
+    def _whole(self, payloads: list[bytes]) -> BatchRef:
         begun = time.monotonic()
         self._expect(payloads)
         cuts = list(uploader.parts(payloads))
@@ -262,7 +270,7 @@ class Submission:
             raise
         return batch
 
-    def _held(self, watch: Watch, payloads: list[bytes]) -> Batch[Any]:
+    def _held(self, watch: Watch, payloads: list[bytes]) -> BatchRef:
         state = next((state for state in State if getattr(watch.tally, state)), State.QUEUED)
         if len(payloads) != watch.tally.n:
             watch.tally = Tally(n=len(payloads), **{str(state): len(payloads)})
@@ -363,7 +371,7 @@ class Submission:
         self._sealed = self.session.sealer.seal(wire.ARGUMENTS, name, 0, payload)
         return self._new(name), self._sealed, payload
 
-    def sent(self, name: str, payload: bytes, told: Submitted) -> Batch[Any]:
+    def sent(self, name: str, payload: bytes, told: Submitted) -> BatchRef:
         """The batch, after submit_many has sent it."""
         batch = self._held(self._watch(name, told), [payload])
         self._spooled(batch.watch, [[self._sealed]])
@@ -372,7 +380,7 @@ class Submission:
 
     # ------------------------------------------------------------ what runs on the results of another
 
-    def _follower(self, source: Batch[Any]) -> Batch[Any]:
+    def _follower(self, source: BatchRef) -> BatchRef:
         items.bound(self.function, ((None,), {}, None), f"the results of {source.id}")
         if self.mode:
             return self._inline_after(source)
@@ -384,9 +392,9 @@ class Submission:
         self.session.collector.follow(watch)
         return batch
 
-    def _inline_after(self, source: Batch[Any]) -> Batch[Any]:
+    def _inline_after(self, source: BatchRef) -> BatchRef:
         """Runs here and now: waits for the results. Raises LostByServer or Expired where they are not to be had."""
-        source.wait()
+        waiting.for_batch(source, None)
         found = [source.watch.outcome(index, self.session.sealer) for index in source.indexes]
         if None in found:
             raise waiting.absence(source.watch, source.session, source.id)
@@ -402,7 +410,7 @@ class Submission:
 
     # ------------------------------------------------------------ what has none
 
-    def _stream(self, payloads: Iterator[bytes]) -> Batch[Any]:
+    def _stream(self, payloads: Iterator[bytes]) -> BatchRef:
         """Reads on a thread. The first item is waited for a moment, so that what is wrong with it is raised here."""
         reader = uploader.Reader(payloads)
         first = reader.first(FIRST)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from nbqueue import wire
-from nbqueue.client.panel import display
+from nbqueue.client.session import kernel
 from nbqueue.errors import NbqueueError, NoServer
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ class Reader:
         self._error: BaseException | None = None
         self._lock = threading.Lock()
         # A kernel that is shut down must not wait for an iterator without an end; a script sends all it has.
-        daemon = display.shell() is not None
+        daemon = kernel.shell() is not None
         threading.Thread(target=self._run, name="nbqueue reader", daemon=daemon).start()
 
     def first(self, seconds: float) -> list[bytes]:
