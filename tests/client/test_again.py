@@ -280,7 +280,7 @@ def test_an_upload_that_broke_off_is_completed_by_the_same_call(session, hands):
         raise OSError("the disk is gone")
 
     cut = nbqueue.map(square, broken(), name="stream")
-    wait_until(lambda: cut.ref.watch.error is not None)
+    wait_until(lambda: cut.ref.watch.error is not None and not session.broker.view(cut.id).open)
     assert hands.work() == 5
     whole = nbqueue.map(square, iter(range(8)), name="stream")
     assert whole.id == cut.id

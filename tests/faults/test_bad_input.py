@@ -123,7 +123,7 @@ def test_a_forged_submission(no_copy, session, fleet, stranger, bomb):
         queue="default",
         session="s",
         nonce="n",
-        spec=seal(wire.SPEC, name, -1, encode(ours.spec)),
+        spec=seal(wire.SPEC, name, -1, encode(ours.ref.spec)),
         function=seal(wire.FUNCTION, name, -1, encode(msgspec.structs.replace(record, payload=bomb))),
         key=record.key,
         signer=session.sealer.keyring.current.hex(),
