@@ -9,7 +9,7 @@ stable stays lean until it loads its function; the codecs of records import msgs
                        FENCE f64 on limits.fence_clock()   THAW seqs   KILL seqs   DRAIN -
     stable -> parent   READY f64 seconds   UNFIT model.Failure   BEGUN seqs   BACK seqs   DONE Done
                        NOTE Note   GONE seqs   ECHO seq and list of model.Echo   FILES list of File
-                       LEARNT Learnt
+                       LEARNT Learnt (before it imports them: it hears nobody until READY comes again)
     horse -> stable    DONE with flags in place of the tail; NOTE; ECHO; FILES; LEARNT; WARMED f64 seconds
     stable -> horse    RUN with further calls, once their tickets are there; AFTER with the name of the hook
 
@@ -33,7 +33,7 @@ READY, UNFIT, BEGUN, BACK, DONE, NOTE, GONE, ECHO, FILES, LEARNT, WARMED = range
 WITH_FD = 0x80
 
 # One more with each change of a frame: on one machine the notebook's nbqueue may be another than the worker's.
-PROTOCOL = 2
+PROTOCOL = 3
 
 META, PROGRESS = 1, 2  # kinds of NOTE, as in current.py, which a lean stable must not import
 
@@ -54,6 +54,7 @@ class Setup(NamedTuple):
     handlers: tuple[str, ...] = ()  # dotted names of exception handlers
     spill: str = ""  # the worker's own folder or URL for large results
     namespace: str = ""
+    learn: bool = True  # whether what calls import may be imported ahead
 
 
 class Job(NamedTuple):

@@ -151,9 +151,9 @@ class Parent:
         if self.signals.bereaved:
             self.signals.bereaved = False
             self.stables.reap_strays()
-            self.stables.end_stopped()
-        elif self.stables.stopped:
-            self.stables.end_stopped()
+            self.stables.end_deaf()
+        elif self.stables.deaf:
+            self.stables.end_deaf()
         if time.monotonic() >= self._retry_at:
             try:
                 self._serve()
@@ -177,7 +177,7 @@ class Parent:
             times.append(self.signals.stop_at - now)
         elif self.claims.thirsty and self.claims.wish()[1]:
             return 0.0
-        if self.ledger.waiting or self.stables.loading() or self.stables.stopped:
+        if self.ledger.waiting or self.stables.loading() or self.stables.deaf:
             times.append(UNBEGUN / 2)
         if self.leaving.idle():
             times += self.leaving.times(now)

@@ -190,7 +190,7 @@ class Stable:
         seconds, names = self._herd.learnt
         if self._outgrown and not self._herd.mounts():
             self._begin_bare()
-        if not names or self._outgrown or self._herd.clock.frozen:
+        if not names or not self._herd.setup.learn or self._outgrown or self._herd.clock.frozen:
             return
         if self._herd.clock.room(self._herd.mounts()) < 2 * min(seconds, _LONG):
             return
@@ -200,13 +200,15 @@ class Stable:
         fresh = [name for name in names if name not in sys.modules and name not in self._refused]
         if not fresh:
             return
-        since = time.time()
+        # Sent before: where it does not come back, the parent knows where from.
+        self.channel.send(frames.LEARNT, frames.encode(frames.Learnt(seconds, fresh)))
+        began, since = time.monotonic(), time.time()
         tree.die_with(os.getppid())  # as while loading
         self._refused.update(loading.import_ahead(fresh))
         tree.die_with(None)
         if not self._herd.record.pinned and self.copies is not None:
             self.channel.queue(frames.FILES, frames.encode(loading.loaded_files(self.copies.function, since)))
-        self.channel.queue(frames.LEARNT, frames.encode(frames.Learnt(seconds, fresh)))
+        self.channel.queue(frames.READY, frames.pack_seconds(time.monotonic() - began))
         self._herd.spares.drop()  # it was forked without them
         self._outgrown = bool(loading.must_fork_bare())
         if not self._outgrown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -25,6 +26,7 @@ from nbqueue.worker.strays import Strays
 
 KEPT_WARM = 4  # idle stables
 STOPPED = 1.0  # seconds after which a stable that was stopped by a signal is ended
+AWAY = 10.0  # seconds that a stable may import ahead, and twice what it took a call
 _KILLED = "signal SIGKILL"  # whatever did that need not do it again
 _NOTHING = Ride(State.CANCELED, None, 0.0, 0.0)
 
@@ -165,7 +167,7 @@ class Stables:
             host=self.host,
             threads=self.threads,
             preload=preload,
-            setup=self.setup,
+            setup=self.setup._replace(learn=ahead is not None),
         )
         self._stalls[key] = stall
         self.selector.register(stall.channel.fileno(), EVENT_READ, stall)
@@ -287,10 +289,12 @@ class Stables:
         elif kind == frames.ECHO:
             self.aftermath.heard(*frames.unpack_echoes(payload))
         elif kind == frames.READY:
-            stall.ready = True
+            stall.ready, stall.away = True, math.inf
             self._kills.pop(stall.key.partition("#")[0], None)
         elif kind == frames.LEARNT:
-            self._learn(stall, frames.decode_learnt(payload).modules)
+            seconds, names = frames.decode_learnt(payload)
+            stall.away = time.monotonic() + AWAY + 2 * seconds
+            self._learn(stall, names)
         elif kind == frames.FILES:
             # Of what a horse and its stable have loaded, and at different times, the first tells.
             stall.files = {file.path: file for file in frames.decode_files(payload)} | stall.files
@@ -377,6 +381,9 @@ class Stables:
             self.refusals.call_unfit(key, stall.label, stall.failure)
             return
         self.score.line("--", f"the stable of {stall.label} died with {how}; its jobs run again")
+        if stall.away < math.inf:
+            self._ahead[key] = None  # it was in an import that calls come back from
+            return
         for tasks in riding:
             if tasks:
                 self._suspect(tasks[0], how)
@@ -437,11 +444,16 @@ class Stables:
         limit = time.monotonic() - age
         return [task for task in self.ledger.all_waiting() if task.since < limit and not task.alone]
 
-    def end_stopped(self) -> None:
-        """Ends a stable that has been stopped for a while: it keeps no clock, and hears nobody; its jobs run again."""
+    def end_deaf(self) -> None:
+        """Ends a stable that keeps no clock, and hears nobody, stopped or lost in an import; its jobs run again."""
         now = time.monotonic()
         for stall in self._stalls.values():
-            if not stall.is_stopped():
+            if now >= stall.away:
+                self.score.line(
+                    "!!", f"the stable of {stall.label} hangs in an import that calls have made, and is ended"
+                )
+                stall.process.kill()
+            elif not stall.is_stopped():
                 stall.stopped = None
             elif stall.stopped is None:
                 stall.stopped = now  # it may go on at once: a scheduler stops and continues all of a job's processes
@@ -450,9 +462,9 @@ class Stables:
                 stall.process.kill()
 
     @property
-    def stopped(self) -> bool:
-        """Whether a stable was seen stopped, and may have to be ended."""
-        return any(stall.stopped is not None for stall in self._stalls.values())
+    def deaf(self) -> bool:
+        """Whether a stable was seen stopped, or imports ahead, and may have to be ended."""
+        return any(stall.stopped is not None or stall.away < math.inf for stall in self._stalls.values())
 
     def reap_strays(self) -> None:
         """Collects dead children; a live one that is no stable has lost its stable, and is killed."""

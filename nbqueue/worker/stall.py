@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -40,6 +41,7 @@ class Stall:
         self.files: dict[str, frames.File] = {}  # what it runs, where that is to be the code as it is now
         self.retired = False  # it runs old code: what it has begun, and no more
         self.began = self.used = time.monotonic()
+        self.away = math.inf  # until when it may import ahead, and hears nobody
         self.stopped: float | None = None  # since when it has been seen stopped by a signal
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:

@@ -1,6 +1,7 @@
 """What jobs do to themselves, their workers and their neighbours, through whole fleets."""
 
 import ctypes
+import importlib
 import os
 import resource
 import signal
@@ -229,3 +230,67 @@ def test_a_job_that_stops_the_process_that_keeps_its_clock(session, fleet):
     job = nbqueue.options(timeout=1).submit(stops_parent)
     eventually(lambda: job.is_failed)
     assert nbqueue.submit(abs, -3).wait(30) == 3, worker.log
+
+
+def imports_late(x):
+    met_again = importlib.import_module("met_again")  # not as a statement: such modules are imported first of all
+    while x == "long":
+        time.sleep(0.01)
+    return met_again.PID, x
+
+
+def may_import():
+    import met_again  # noqa: F401 - so that it is among the modules that functions here may reach
+
+
+# The process that forks calls finds there that one of them has been here, and does not come back.
+MET_AGAIN = """
+import os, pathlib, time
+PID = os.getpid()
+seen = pathlib.Path(__file__).with_suffix(".seen")
+with seen.open("a") as file:
+    print(os.getppid(), file=file)
+while str(PID) in seen.read_text().split():
+    time.sleep(0.01)
+"""
+
+
+def test_an_import_from_which_the_process_that_forks_calls_does_not_come_back(session, fleet, tmp_path, monkeypatch):
+    """It hears nobody then: calls are canceled, end by their limits and begin all the same, and are charged nothing."""
+    module, seen = tmp_path / "met_again.py", tmp_path / "met_again.seen"
+    module.write_text(MET_AGAIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    worker = fleet.start(slots=3).up()
+    long = nbqueue.submit(imports_late, "long")
+    limited = nbqueue.options(timeout=5).submit(imports_late, "long")
+    eventually(lambda: long.is_started and limited.is_started)
+    first = nbqueue.submit(imports_late, 1)
+    assert first.wait(60)[1] == 1, worker.log
+    eventually(lambda: len(set(seen.read_text().split())) == 2)
+    assert long.cancel()
+    again = nbqueue.map(imports_late, range(5))
+    assert [x for _, x in again.results(timeout=120)] == [0, 1, 2, 3, 4], worker.log
+    eventually(lambda: not long.is_started and limited.is_failed, 120)
+    assert limited.outcome.cause is Cause.TIMEOUT
+    assert "hangs in an import" in worker.log
+    assert worker.log.count("hangs in an import") == 1
+    assert {job.attempt for job in again} == {1}
+
+
+def has_at_once(name):
+    had = name in sys.modules
+    importlib.import_module(name)
+    return had, os.getppid()
+
+
+def test_a_process_that_forks_calls_and_was_killed_begins_with_what_it_had_learnt(session, fleet):
+    worker = fleet.start(slots=1).up()
+
+    def call():
+        return nbqueue.submit(has_at_once, "xmlrpc.client").wait(60)
+
+    assert call()[0] is False
+    _, first = eventually(lambda: (found := call())[0] and found)
+    os.kill(first, signal.SIGKILL)
+    found = eventually(lambda: (found := call())[1] != first and found)
+    assert found[0], worker.log

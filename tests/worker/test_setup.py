@@ -79,7 +79,7 @@ def test_an_own_module_is_learnt_if_the_function_knows_it(tmp_path):
     f, place, imported = dear(tmp_path)
     with Driver(f, modules={"mine": _digest(tmp_path / "mine.py")}, **place) as driver:
         driver.values(0, isolate=True)
-        driver.until(lambda: "mine" in driver.learnt)
+        driver.until(lambda: "mine" in driver.learnt and driver.process.pid in imported())
         before = len(imported())
         driver.values(*range(20), isolate=True)
         assert len(imported()) == before
