@@ -127,6 +127,7 @@ def session(url: str | None, namespace: str | None, config: Path | None, *, star
 
     found = _sought(url, namespace, config) if not start else configured(url, namespace, config)
     opened = sessions.Session(found)
+    opened.ends_by = "nbqueue server stop"
     opened.spool.read_only("it is a command that was run")  # ten thousand commands leave no ten thousand files
     if not start:
         with warnings.catch_warnings(action="ignore"):  # how safe a server is concerns who sends, not who looks

@@ -13,7 +13,7 @@ import click
 from nbqueue.checks import seconds
 from nbqueue.cli import arguments as grammar
 from nbqueue.cli.common import duration, server_options, session
-from nbqueue.errors import BadInput, BadOption
+from nbqueue.errors import BadInput, BadOption, InUse
 from nbqueue.policies import Retry
 
 
@@ -63,18 +63,25 @@ def enqueue(
     options = _options(**typed)
     if at is not None and after is not None:
         raise BadOption(message="Give --schedule-in or --schedule-at, not both.")
-    _check(function)
+    _check(function, kwargs)
     session(url, namespace, config, start=True)
     job = _send(function, args, kwargs, options, at, after)
     if not quiet:
         click.echo(job.id)
 
 
-def _check(function: str) -> None:
-    """Raises BadInput for what is no function's name: before a server is started for it."""
+def _check(function: str, kwargs: dict[str, Any]) -> None:
+    """Raises BadInput for what is no function's name, or an option in place of an argument: before a server starts."""
     from nbqueue.client.calls.function import describe
 
-    describe(function)
+    found = describe(function)
+    named = found.signature.parameters if found.signature is not None else kwargs
+    options = {option.name for option in enqueue.params if isinstance(option, click.Option)}
+    if strange := sorted(kwargs.keys() & options - named.keys()):
+        flag = f"--{strange[0].replace('_', '-')} {kwargs[strange[0]]}"
+        raise BadInput(
+            message=f"{strange[0]!r} is no parameter of {found.label}{found.signature}. Is the option meant: {flag}?"
+        )
 
 
 def _send(
@@ -83,11 +90,16 @@ def _send(
     from nbqueue.client.queue import Queue
 
     queue = Queue(options.pop("queue")).options(**options)
-    if at is not None:
-        return queue.enqueue_at(at, function, *args, **kwargs)
-    if after is not None:
-        return queue.enqueue_in(after, function, *args, **kwargs)
-    return queue.enqueue(function, *args, **kwargs)
+    try:
+        if at is not None:
+            return queue.enqueue_at(at, function, *args, **kwargs)
+        if after is not None:
+            return queue.enqueue_in(after, function, *args, **kwargs)
+        return queue.enqueue(function, *args, **kwargs)
+    except InUse as why:
+        name = why.facts["name"]
+        look = f"Choose another one, or look at that one with `nbqueue show {name}`."
+        raise BadInput(message=f"The id {name!r} is in use by another job or batch. {look}") from why
 
 
 def _options(

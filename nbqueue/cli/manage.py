@@ -21,6 +21,15 @@ def _all_queues(url: str | None, namespace: str | None, config: Path | None) -> 
     return sorted(reach(url, namespace, config).broker.queues())
 
 
+def _known(names: tuple[str, ...], url: str | None, namespace: str | None, config: Path | None) -> list[str]:
+    """These queues, or all. Raises BadInput for one that nothing was ever enqueued in."""
+    known = _all_queues(url, namespace, config)
+    if strange := [name for name in names if name not in known]:
+        there = f"those that have been used are {', '.join(known[:LISTED])}" if known else "none has been used yet"
+        raise BadInput(message=f"There is no queue {strange[0]!r}: {there}. `nbqueue info` shows all.")
+    return list(names) or known
+
+
 def _each(names: tuple[str, ...], act: Callable[[str], Any]) -> int:
     """Acts on each; one that fails does not keep the others from it. The number that failed."""
     failed = 0
@@ -55,7 +64,7 @@ def requeue(
         raise BadInput(message="Name jobs to requeue, or say --all (with --queue NAME for those of one queue).")
     session(url, namespace, config)
     if everything:
-        chosen = queues or tuple(_all_queues(url, namespace, config))
+        chosen = _known(queues, url, namespace, config)
         count, batches = 0, Counter[str]()
         for name in chosen:
             failed = Queue(name).failed
@@ -93,7 +102,7 @@ def empty(
     if bool(queues) == everything:
         raise BadInput(message="Name queues to empty, or say --all.")
     session(url, namespace, config)
-    for name in queues or _all_queues(url, namespace, config):
+    for name in _known(queues, url, namespace, config):
         click.echo(f"{counted(Queue(name).empty(), 'job')} canceled in {name}")
 
 

@@ -52,7 +52,7 @@ def _queues(_context: click.Context, _option: click.Parameter, value: tuple[str,
 @click.option("-q", "--quiet", is_flag=True, help="Log only warnings.")
 @click.option("--logging-level", "--logging_level", help="WARNING or more is as --quiet.")
 @click.option("--pid", type=click.Path(path_type=Path, dir_okay=False), help="Write the process id into this file.")
-@click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Changes nothing: without --quiet all is told.")
+@click.option("-v", "--verbose", is_flag=True, help="Changes nothing: without --quiet all is told.")
 @click.option("-s", "--with-scheduler", is_flag=True, hidden=True)
 @click.option("--results-ttl", hidden=True)
 @click.option("-ds", "--dequeue-strategy", hidden=True)
@@ -74,6 +74,8 @@ def worker(
       nbqueue worker --slots 4 --max-idle 10m
     """  # noqa: D301 - click reads the control character
     _say_rqs(options)
+    if options["quiet"] and options["verbose"]:
+        raise BadOption(message="--quiet and --verbose contradict each other: give one of them.")
     made = _made(queues, reach(url, namespace, config), options)
     # What a job may read of its worker's environment holds neither the way to the server nor the key.
     os.environ.pop("NBQUEUE_URL", None)

@@ -26,6 +26,7 @@ from nbqueue.worker import mail
 
 R = TypeVar("R")
 S = TypeVar("S")
+WIDTH = 120
 
 
 class Job(Facts[R]):
@@ -37,7 +38,7 @@ class Job(Facts[R]):
 
     def __repr__(self) -> str:
         state = self.batch.watch.state(self.index) or (State.CREATED if self.batch.unsent is not None else "not done")
-        return f"<Job {self.id}: {state}>"
+        return f"<Job {self.id}: {state}{f', {line}' if (line := told(self)[1]) else ''}>"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Job) and (other.batch.id, other.index) == (self.batch.id, self.index)
@@ -309,3 +310,17 @@ class Job(Facts[R]):
         from nbqueue.client.submit import following
 
         return Job(following.job(self, function, options).batch, 0)
+
+
+def told(job: Job[Any]) -> tuple[str, str]:
+    """(why it has no result, the same in a line); empty where nothing went wrong."""
+    # Of memory alone: a table must not ask the store once a row.
+    outcome = job.batch.watch.shown(job.index, job.batch.session.sealer)
+    if outcome is None:
+        return "", ""  # it has not ended, or a retry has withdrawn it since
+    return str(outcome.cause or ""), _line(text_of(outcome, job.dependency_ids))
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from nbqueue.checks import brief
 from nbqueue.client import gathering
-from nbqueue.client.job import Job
+from nbqueue.client.job import Job, told
 from nbqueue.client.lookup import refresh, results
-from nbqueue.client.lookup.results import text_of
 from nbqueue.client.submit import retry
 from nbqueue.errors import BadOption, NotThere
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 SHOWN = 20
-WIDTH = 120
 
 
 class Jobs(Sequence[Job[R]], Generic[R]):
@@ -128,7 +126,7 @@ class Jobs(Sequence[Job[R]], Generic[R]):
     def _rows(self) -> list[tuple[str, ...]]:
         """The header, and a row for each of the first jobs; columns in which nothing would stand are left out."""
         several = len({job.func_name for job in self._jobs[:SHOWN]}) > 1
-        rows = [(job.id, job.func_name if several else "", *_told(job)) for job in self._jobs[:SHOWN]]
+        rows = [(job.id, job.func_name if several else "", *told(job)) for job in self._jobs[:SHOWN]]
         heads = ("job", "function", "cause", "error")
         kept = [place for place in range(len(heads)) if any(row[place] for row in rows)]
         return [tuple(row[place] for place in kept) for row in (heads, *rows)]
@@ -136,7 +134,7 @@ class Jobs(Sequence[Job[R]], Generic[R]):
     @property
     def causes(self) -> Counter[str]:
         """How many ended without a result for which cause: errors, crashes and losses apart."""
-        told = Counter(_told(job)[0] for job in self._jobs)
+        told = Counter(told(job)[0] for job in self._jobs)
         del told[""]
         return told
 
@@ -169,16 +167,3 @@ class Jobs(Sequence[Job[R]], Generic[R]):
         )
         head = "<tr>" + "".join(f"<th>{name}</th>" for name in heads) + "</tr>"
         return f"<table><thead>{head}</thead><tbody>{body}</tbody></table><p>{self._rest()}</p>"
-
-
-def _told(job: Job[R]) -> tuple[str, str]:
-    # Of memory alone: a table must not ask the store once a row.
-    outcome = job.batch.watch.shown(job.index, job.batch.session.sealer)
-    if outcome is None:
-        return "", ""  # it has not ended, or a retry has withdrawn it since
-    return str(outcome.cause or ""), _line(text_of(outcome, job.dependency_ids))
-
-
-def _line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."

@@ -16,7 +16,8 @@ from nbqueue.client.lookup import find
 from nbqueue.client.session import session as sessions
 from nbqueue.client.session.session import Session
 from nbqueue.errors import BadInput, BadOption
-from nbqueue.model import BEAT, LEASE, WorkerInfo, utc, worker_info
+from nbqueue.model import BEAT, LEASE, WorkerInfo, new_id, utc, worker_info
+from nbqueue.settings import host
 from nbqueue.worker import mail
 from nbqueue.worker.parent import Parent
 from nbqueue.worker.plan import ALL_QUEUES, Plan
@@ -81,7 +82,8 @@ class Worker:
         theirs = [each.session for each in given if isinstance(getattr(each, "session", None), Session)]
         own = connection is None and url is None and namespace is None and theirs
         self.session: Session = theirs[0] if own else sessions.of(url or connection, namespace)
-        self.name = check_name("worker", name) if name else ""
+        self._name = check_name("worker", name) if name else ""
+        self.id, self._worked = new_id(self._name or host()), False
         self.slots = slots or self.session.settings.slots or 0
         self.lease = LEASE if worker_ttl is None else seconds("worker_ttl", worker_ttl)
         if self.lease < 0.1:
@@ -96,6 +98,16 @@ class Worker:
         self.spill = self.session.settings.spill or ""
         self.local = self.exits = False  # these and the next are set by the command: see Plan
         self.shown = ""
+
+    @property
+    def name(self) -> str:
+        """What it was called, else its id, which `job.worker_name` is too: also before it works."""
+        return self._name or self.id
+
+    @property
+    def hostname(self) -> str:
+        """The machine that it is on."""
+        return host()
 
     def work(
         self,
@@ -113,6 +125,9 @@ class Worker:
         `with_scheduler` changes nothing.
         """
         del with_scheduler
+        if self._worked:
+            self.id = new_id(self._name or host())  # what one has left by is not joined again
+        self._worked = True
         idle = None if max_idle_time is None else seconds("max_idle_time", max_idle_time)
         return self._work(self.plan(burst=burst, max_jobs=max_jobs, max_idle=idle), _score(self.quiet, logging_level))
 
@@ -121,7 +136,8 @@ class Worker:
         return Plan(
             queues=self.queues,
             slots=self.slots,
-            name=self.name,
+            name=self._name,
+            id=self.id,
             burst=burst,
             isolate=self.isolate,
             max_jobs=max_jobs,

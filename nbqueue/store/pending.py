@@ -6,13 +6,15 @@ One place answers for all who tell it: `nbqueue info`, the panel, whoever waits,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from nbqueue.checks import counted
 from nbqueue.model import WorkerInfo, worker_info
 from nbqueue.store.reads import Reads
 from nbqueue.store.records import BatchView
+from nbqueue.store.roster import Roster
 
 BUSY, SUSPENDED, QUEUE, KEY, PYTHON, CODE = "busy", "suspended", "queue", "key", "python", "code"
 
@@ -46,6 +48,16 @@ def lacking(misfit: str, owner: str = "", label: str = "their function") -> Pend
         )
         return Pending(CODE, f"the code of {label}, which could not be loaded", remedy)
     return Pending(word, f"{misfit}", "")
+
+
+def elsewhere(broker: Roster, queues: Sequence[str]) -> str:
+    """What waits in queues that a worker of `queues` does not serve, with the command that does; empty: nothing."""
+    waiting = {name: tally.queued for name, tally in broker.queues().items() if name not in queues and tally.queued}
+    if not waiting:
+        return ""
+    most = sorted(waiting, key=lambda name: -waiting[name])[:5]
+    told = ", ".join(f"{name} ({waiting[name]:,})" for name in most) + (", ..." if len(waiting) > len(most) else "")
+    return f"jobs of queues that it does not serve: {told}. nbqueue worker {shlex.join(most)}"
 
 
 class Workers:

@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
+from nbqueue.store import pending
 from nbqueue.worker.aftermath import Aftermath
 from nbqueue.worker.claims import Claims
 from nbqueue.worker.plan import Plan
@@ -89,6 +90,8 @@ class Leaving:
             where = f"on {self.plan.server}, queues {' '.join(self.tenure.queues)}"
             self.score.line("--", f"leaves: {why}; no job was found {where}")
         for text in self.claims.lacks:
+            self.score.line("!!", f"left for others: {text}")
+        if self.plan.burst and (text := pending.elsewhere(self.tenure.broker, self.tenure.queues)):
             self.score.line("!!", f"left for others: {text}")
         self.over = True
         if self.plan.local and not self._wanted():

@@ -42,7 +42,7 @@ class Parent:
         self.selector = DefaultSelector()
         self.signals = Signals(plan.grace, exits=plan.exits)
         self.mailbox = mail.Mailbox(sealer)
-        slots, worker = plan.slots or cpus(), new_id(plan.name or host())
+        slots, worker = plan.slots or cpus(), plan.id or new_id(plan.name or host())
         self.ledger = Ledger(slots)
         self.notes = Notepad(broker, sealer, score)
         self.settler = Settler(broker, sealer, score, self.notes, host(), worker)
@@ -99,6 +99,9 @@ class Parent:
         tree.become_subreaper()
         if killed := marks.sweep():
             self.score.line("--", f"killed {killed} processes that a dead worker left behind")
+        for name in self.plan.missing():
+            where = "a function that does not bring it along waits. Is it misspelt? -P names a folder to import from"
+            self.score.line("!!", f"preload: there is no module {name!r} here; {where}")
         with self.signals.watched(self.selector):
             try:
                 self._join()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 
 from nbqueue.model import BEAT, DEFAULT_QUEUE, LEASE
 
@@ -16,6 +20,7 @@ class Plan:
     queues: tuple[str, ...] = (DEFAULT_QUEUE,)
     slots: int = 0  # 0: the CPUs that this process may use
     name: str = ""
+    id: str = ""  # empty: made of its name; after a lease that has ended it takes another one
     burst: bool = False
     isolate: bool = False
     max_jobs: int | None = None
@@ -31,3 +36,14 @@ class Plan:
     local: bool = False  # the worker of a private server: stays while a notebook is connected, and ends the server last
     exits: bool = False  # the process ends with the worker: signals that come late are ignored
     server: str = ""  # its name in messages
+
+    def missing(self) -> list[str]:
+        """The modules of `preload` that are not to be found from here, nor in `paths`. Nothing is imported."""
+        folders = [*self.paths, os.getcwd()]  # noqa: PTH109 - as sys.path has them
+        return [name for name in self.preload if not _findable(name.partition(".")[0], folders)]
+
+
+def _findable(module: str, folders: list[str]) -> bool:
+    if module in sys.modules:
+        return True
+    return bool(module) and bool(importlib.util.find_spec(module) or PathFinder.find_spec(module, folders))

@@ -15,9 +15,10 @@ import time
 from collections.abc import Sequence
 from selectors import DefaultSelector
 
-from nbqueue.errors import LeaseEnded, SetupError
+from nbqueue.errors import BadOption, LeaseEnded, SetupError
 from nbqueue.model import Echo, Ride, encode, new_id
 from nbqueue.settings import host, python_version
+from nbqueue.store import pending
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import Fitness
 from nbqueue.wire import Sealer
@@ -54,7 +55,7 @@ class Simple:
         """`other` is a Broker with sockets of its own, for the thread that renews the lease."""
         self.broker, self.sealer, self.plan = broker, sealer, plan
         self.score = score = score or Score()
-        self.id = new_id(plan.name or host())
+        self.id = plan.id or new_id(plan.name or host())
         self.ledger = Ledger(1)
         self.notes = Notepad(broker, sealer, score)
         self.settler = Settler(broker, sealer, score, self.notes, host(), self.id, self._settled)
@@ -84,7 +85,10 @@ class Simple:
         """Works in this thread until there is nothing left to do, or until it is asked to leave."""
         sys.path[:0] = [path for path in self.plan.paths if path not in sys.path]
         for module in self.plan.preload:
-            importlib.import_module(module)
+            try:
+                importlib.import_module(module)
+            except ImportError as why:
+                raise BadOption(message=f"preload={module!r} cannot be imported ({why}). path= says where.") from why
         main = threading.current_thread() is threading.main_thread()
         with self._signals.watched(self._selector) if main else contextlib.nullcontext():
             try:
@@ -294,4 +298,6 @@ class Simple:
     def _leave(self, why: str) -> None:
         self.broker.leave(self.id)
         self.score.line("--", f"leaves: {why}; jobs served: {self.served}")
+        if self.plan.burst and (text := pending.elsewhere(self.broker, self._queues)):
+            self.score.line("!!", f"left for others: {text}")
         self._over = True

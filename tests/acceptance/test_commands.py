@@ -1,6 +1,7 @@
 """The commands that look at queues and change them, run as a user runs them."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from helpers import wait_until
 import nbqueue
 from nbqueue import Queue
 from nbqueue.cli.main import cli
+from nbqueue.errors import BadInput
 
 
 def one_over(x):
@@ -135,6 +137,37 @@ def test_info_watches(session, nbq):
         first, second = (json.loads(process.stdout.readline()) for _ in range(2))
         process.terminate()
     assert first["queues"] == second["queues"]
+
+
+def test_a_queue_that_is_not_there_is_no_queue_of_none(session, nbq):
+    with pytest.raises(BadInput, match="no queue 'nosuch': none has been used yet"):
+        CliRunner().invoke(cli, ["requeue", "--all", "-q", "nosuch"], prog_name="nbqueue", catch_exceptions=False)
+    Queue("low").enqueue(abs, 1)
+    for words in (["requeue", "--all", "-q", "nosuch"], ["empty", "low", "nosuch"]):
+        with pytest.raises(BadInput, match="no queue 'nosuch': those that have been used are low"):
+            CliRunner().invoke(cli, words, prog_name="nbqueue", catch_exceptions=False)
+    assert Queue("low").count == 1  # nothing was begun
+
+
+def test_what_is_typed_in_a_shell_is_answered_in_its_words(session, nbq, tmp_path):
+    nbq("enqueue", "--job-id", "x1", "os.path.basename", "/a/b")
+    for words, told in (
+        (["--job-id", "x1", "os.path.basename", "/a/b"], "look at that one with `nbqueue show x1`"),
+        (["os.path.basename", "/a/b", "timeout=5"], r"no parameter of basename\(p\). Is the option meant: --timeout 5"),
+        (["os.path.basename", "/a/b", "job_id=5"], "--job-id 5"),
+    ):
+        with pytest.raises(BadInput, match=told):
+            CliRunner().invoke(cli, ["enqueue", *words], prog_name="nbqueue", catch_exceptions=False)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("NBQUEUE_")}
+    env |= {"NBQUEUE_HOME": str(tmp_path / "h"), "NBQUEUE_SLOTS": "1"}
+    command = [sys.executable, "-m", "nbqueue"]
+    try:
+        done = subprocess.run(
+            [*command, "enqueue", "os.path.basename", "/a/b"], env=env, capture_output=True, text=True, timeout=60
+        )
+        assert "to stop them now: nbqueue server stop\n" in done.stderr
+    finally:
+        assert subprocess.run([*command, "server", "stop"], env=env, capture_output=True, timeout=60).returncode == 0
 
 
 def test_requeue_empty_and_cancel(session, fleet, nbq, place):

@@ -25,6 +25,31 @@ def test_burst_that_found_nothing_names_server_and_queues(session, fleet, server
     assert "high low" in worker.log
 
 
+def test_burst_says_what_waits_in_queues_that_it_does_not_serve(session, fleet):
+    nbqueue.options(queue="gpu").map(abs, [1, 2])
+    nbqueue.options(queue="two words").submit(abs, 1)
+    worker = fleet.start("--burst", "--quiet")
+    assert worker.process.wait(30) == 0
+    assert "gpu (2), two words (1). nbqueue worker gpu 'two words'" in worker.log
+    alone = fleet.start("--burst", "--quiet", "gpu", "-w", "nbqueue.SimpleWorker")
+    assert alone.process.wait(30) == 0
+    assert "does not serve: two words (1). nbqueue worker 'two words'" in alone.log
+    assert fleet.start("--burst", "two words").process.wait(30) == 0
+
+
+def test_a_preload_that_is_nowhere_here_is_said_at_the_start(session, fleet, tmp_path):
+    (tmp_path / "beside.py").write_text("")
+    words = [word for name in ("typo_module.part", "beside", "colorsys") for word in ("--preload", name)]
+    worker = fleet.start("--burst", "--quiet", "-P", str(tmp_path), *words)
+    assert worker.process.wait(30) == 0
+    assert "no module 'typo_module.part' here" in worker.log
+    assert worker.log.count("preload") == 1
+    alone = fleet.start("--burst", "--preload", "typo_module", "-w", "nbqueue.SimpleWorker")
+    assert alone.process.wait(30) == 1
+    assert "preload='typo_module' cannot be imported" in alone.log
+    assert "Traceback" not in alone.log
+
+
 def test_burst_waits_for_a_first_job(session, fleet):
     worker = fleet.start("--burst", "--patience", "30").up()
     assert nbqueue.submit(abs, -3).wait(20) == 3

@@ -18,6 +18,7 @@ from nbqueue import current
 from nbqueue.client.worker import SimpleWorker, Worker
 from nbqueue.errors import BadInput, BadOption
 from nbqueue.policies import Retry
+from nbqueue.settings import host
 
 SCRIPT = """
 import os, subprocess, sys
@@ -204,6 +205,18 @@ class Mine(SimpleWorker):
         print("mine works", file=sys.stderr)
         return super().work(*args, **kwargs)
 """
+
+
+def test_a_worker_has_its_name_before_it_works(session):
+    worker = SimpleWorker("low")
+    assert worker.name == worker.id
+    assert worker.hostname == host()
+    for _ in range(2):  # the second time under another id
+        job = nbqueue.Queue("low").enqueue(abs, -1)
+        assert worker.work(burst=True)
+        assert job.worker_name == worker.name
+    named = Worker("low", name="mine")
+    assert (named.name, named.id.rpartition("-")[0]) == ("mine", "mine")
 
 
 def preloaded():

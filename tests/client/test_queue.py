@@ -73,6 +73,19 @@ def trips(session, action):
     raise AssertionError("unreachable")
 
 
+def test_the_repr_of_a_failed_job_says_what_went_wrong(q, hands):
+    job = q.enqueue(boom, "a\n" * 100)
+    assert repr(job) == f"<Job {job.id}: not done>"
+    hands.work()
+    assert job.exception(5) is not None
+    assert repr(job).startswith(f"<Job {job.id}: failed, ValueError: a a a")
+    assert len(repr(job)) < 200
+    fine = q.enqueue(add, 1)
+    hands.work()
+    assert fine.wait(5) == 2
+    assert repr(fine) == f"<Job {fine.id}: finished>"
+
+
 def test_one_enqueue_is_one_round_trip(q, quiet):
     q.enqueue(add, 0)
     first = q.enqueue(add, 1, job_id="first")

@@ -370,6 +370,8 @@ def test_prune_lists_and_removes_what_is_old(session, hands, monkeypatch):
     assert "removed 1 on the server, 1 in the spool" in prune("--older", "0s")
     frame = nbqueue.batches()
     assert frame["id"].tolist() == [running.id]
+    assert list(frame)[:8] == ["id", "name", "function", "n", "finished", "failed", "started", "queued"]
+    assert len(set(frame)) == 17
     assert frame["bytes"][0] > 500
     assert frame["spooled"][0] == files(session)[0].stat().st_size
     running.cancel()

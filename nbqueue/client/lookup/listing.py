@@ -5,6 +5,8 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from nbqueue.checks import check_title
 from nbqueue.client.lookup import archive
 from nbqueue.client.lookup import find as handles
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
 
     from nbqueue.store.records import BatchView
 
-_COUNTS = ("n", *State)
-COLUMNS = ("id", "name", "function", "queue", *_COUNTS, "created_at", "expires_at", "bytes", "spooled", "owner")
+_FIRST = ("finished", "failed", "started", "queued")  # what one looks for: how far they are
+COLUMNS = (
+    *("id", "name", "function", "n", *_FIRST, "created_at", "queue"),
+    *(*(state.value for state in State if state not in _FIRST), "expires_at", "bytes", "spooled", "owner"),
+)
 
 
 def attach(session: Session, name: str | None) -> BatchRef:
@@ -65,7 +70,7 @@ def _latest(session: Session) -> BatchView | None:
 
 
 def batches(session: Session) -> pd.DataFrame:
-    """All batches on the server and those that the spool has besides, the latest first.
+    """All batches on the server and those that the spool has besides, the latest first; how far they are comes first.
 
     `bytes` is about what a batch takes on the server, `spooled` what its copy takes here. What the server has no more
     has no `expires_at`, and 0 bytes. Single jobs are not measured.
@@ -78,9 +83,7 @@ def batches(session: Session) -> pd.DataFrame:
     copies = archive.copies(session)
     rows = [_row(session, view, sizes.get(view.id), copies.pop(view.id, None)) for view in views]
     rows += [_spooled(kept, birth, spec) for kept, birth, spec in copies.values()]
-    place = COLUMNS.index("created_at")
-
-    rows.sort(key=itemgetter(place), reverse=True)
+    rows.sort(key=itemgetter("created_at"), reverse=True)
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame["bytes"] = frame["bytes"].astype("Int64")
     for name in ("created_at", "expires_at"):
@@ -88,21 +91,21 @@ def batches(session: Session) -> pd.DataFrame:
     return frame
 
 
-def _spooled(kept: Kept, birth: Birth, spec: Spec) -> tuple[Any, ...]:
+def _spooled(kept: Kept, birth: Birth, spec: Spec) -> dict[str, Any]:
     standing = kept.standing()
     tally = standing.tally if standing is not None else Tally(n=birth.n)
-    counts = tuple(getattr(tally, name) for name in _COUNTS)
-    facts = (utc(birth.created_us), None, 0, kept.size, spec.owner)
-    return birth.batch, birth.name, birth.label, birth.queue, *counts, *facts
+    facts = {"id": birth.batch, "name": birth.name, "function": birth.label, "queue": birth.queue, "owner": spec.owner}
+    sizes = {"expires_at": None, "bytes": 0, "spooled": kept.size}
+    return {**facts, **msgspec.structs.asdict(tally), "created_at": utc(birth.created_us), **sizes}
 
 
-def _row(session: Session, view: BatchView, size: int | None, copy: tuple[Kept, Birth, Spec] | None) -> tuple[Any, ...]:
+def _row(session: Session, view: BatchView, size: int | None, copy: tuple[Kept, Birth, Spec] | None) -> dict[str, Any]:
     try:
         spec = handles.spec_of(session, view)
         label, owner = spec.label, spec.owner
     except BadSignature:
         label, owner = "", f"someone else (key {view.signer})"
-    tally, copied = view.tally, 0 if copy is None else copy[0].size
-    counts = tuple(getattr(tally, name) for name in _COUNTS)
+    facts = {"id": view.id, "name": view.name, "function": label, "queue": view.queue, "owner": owner}
     expires = None if view.expires_us is None else utc(view.expires_us)
-    return view.id, view.name, label, view.queue, *counts, utc(view.created_us), expires, size, copied, owner
+    sizes = {"expires_at": expires, "bytes": size, "spooled": 0 if copy is None else copy[0].size}
+    return {**facts, **msgspec.structs.asdict(view.tally), "created_at": utc(view.created_us), **sizes}

@@ -46,6 +46,8 @@ class Session:
     `settings.url` None and no `client` means local mode: a private server on this machine, and a worker for it.
     """
 
+    ends_by = "nbqueue.local().stop()"  # what to type to end the local server and worker; a command says its own
+
     def __init__(self, settings: Settings, client: Any = None) -> None:
         check_name("namespace", settings.namespace)
         self.settings = settings
@@ -224,7 +226,7 @@ class Session:
             what = "local worker" if self._server_was_there else "local server and worker"
             tell(
                 f"nbqueue: started a {what}, {begun.slots} at a time{begun.why}. They stop by themselves when idle; to "
-                "stop them now: nbqueue.local().stop()"
+                f"stop them now: {self.ends_by}"
             )
 
     def environment(self) -> dict[str, str | None]:
