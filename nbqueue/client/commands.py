@@ -12,9 +12,14 @@ from nbqueue.client.worker import Worker, WorkerHandle
 from nbqueue.errors import NoSuchWorker
 
 
-def cancel_job(job_id: str, connection: Any = None, *, namespace: str | None = None) -> bool:
-    """Cancels the job with this id, also while it runs; True: it was canceled. Raises NoSuchJob, Expired."""
-    return Job.fetch(job_id, connection, namespace=namespace).cancel()
+def cancel_job(
+    job_id: str, connection: Any = None, *, enqueue_dependents: bool = False, namespace: str | None = None
+) -> bool:
+    """Cancels the job with this id, also while it runs; True: it was canceled. Raises NoSuchJob, Expired.
+
+    With `enqueue_dependents` what depends on it runs all the same.
+    """
+    return Job.fetch(job_id, connection, namespace=namespace).cancel(enqueue_dependents=enqueue_dependents)
 
 
 def requeue_job(job_id: str, connection: Any = None, *, namespace: str | None = None) -> Job[Any]:

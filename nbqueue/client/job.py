@@ -244,14 +244,21 @@ class Job(Facts[R]):
 
         return replay.replay(self, func)  # type: ignore[no-any-return]
 
-    def cancel(self, *, running: bool = True) -> bool:
-        """Cancels it, unless it has ended; `running=False` spares it once it runs. True: it was canceled."""
-        batch = self.batch
+    def cancel(self, *, running: bool = True, enqueue_dependents: bool = False) -> bool:
+        """Cancels it, unless it has ended; `running=False` spares it once it runs. True: it was canceled.
+
+        What depends on it ends as canceled, too. With `enqueue_dependents` it runs all the same, also where this job
+        had failed before; but for what was to get its result, by `then`.
+        """
+        batch, index = self.batch, self.index
         waiting.refuse_unsent(batch)
         if batch.inline:
             return False
         try:
-            count = batch.session.ask(lambda broker: broker.cancel(batch.id, [self.index], running=running))
+            if enqueue_dependents:
+                count = batch.session.ask(lambda broker: broker.cancel_alone(batch.id, index, running=running))
+            else:
+                count = batch.session.ask(lambda broker: broker.cancel(batch.id, [index], running=running))
         except NoSuchBatch:
             return False  # it has expired, or was deleted
         return bool(count)

@@ -190,13 +190,24 @@ class Broker(Uploads, Reads):
         all_of = -1 if rows is None else len(rows) if isinstance(rows, range) and rows == range(len(rows)) else 0
         number, more = 0, int(all_of != 0)
         while more:
-            answer = self._run("cancel", batch_id, all_of, int(running))
+            answer = self._run("cancel", batch_id, all_of, int(running), 0)
             if answer == -2:
                 return number + self.cancel(batch_id, list(rows or ()), running=running)  # it has grown
             number, more = self._canceled(batch_id, number, answer)
         for chosen in () if all_of else _runs(rows or ()):
-            answer = self._run("cancel", batch_id, 0, int(running), *chosen)
+            answer = self._run("cancel", batch_id, 0, int(running), 0, *chosen)
             number, _ = self._canceled(batch_id, number, answer)
+        return number
+
+    def cancel_alone(self, batch_id: str, index: int, *, running: bool = True) -> int:
+        """Cancels one job, and lets what depends on it run all the same, also where it has failed before.
+
+        Raises NoSuchBatch.
+        """
+        number, more = 0, 1
+        while more:
+            answer = self._run("cancel", batch_id, 0, int(running), 1, index)
+            number, more = self._canceled(batch_id, number, answer)
         return number
 
     def _canceled(self, batch_id: str, number: int, answer: Any) -> tuple[int, int]:
@@ -209,7 +220,7 @@ class Broker(Uploads, Reads):
         number = 0
         for start in range(0, len(ids), FIELDS):
             part = ids[start : start + FIELDS]
-            answers = self._run_many("cancel", [[each, -1, int(running)] for each in part], each=True)
+            answers = self._run_many("cancel", [[each, -1, int(running), 0] for each in part], each=True)
             for batch, answer in zip(part, answers, strict=True):
                 if answer != -1 and not isinstance(answer, Damaged):
                     number += answer[0] + (self.cancel(batch, running=running) if answer[1] else 0)

@@ -33,6 +33,24 @@ def q(session):
     return Queue()
 
 
+def test_what_depends_on_a_canceled_job_may_run_all_the_same(session, hands):
+    q = Queue()
+    first = q.enqueue(add, 1)
+    after, chained = q.enqueue(add, 2, depends_on=first), first.then(add)
+    assert nbqueue.cancel_job(first.id, enqueue_dependents=True)
+    assert (first.get_status(), after.get_status(), chained.get_status()) == ("canceled", "queued", "canceled")
+    assert not first.cancel(enqueue_dependents=True)
+    hands.work()
+    assert after.wait(5) == 3
+    failed = q.enqueue(boom, 1)
+    late = q.enqueue(add, 2, depends_on=failed)
+    hands.work()
+    assert late.get_status() == "canceled"
+    assert not failed.cancel(enqueue_dependents=True)  # it has failed, and late runs in spite of that
+    hands.work()
+    assert late.wait(5) == 3
+
+
 def test_a_dependency_is_a_job_an_id_a_batch_or_many_of_them(q, session, hands):
     first, batch = q.enqueue(add, 1), nbqueue.map(add, [1, 2])
     named = {

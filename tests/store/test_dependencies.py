@@ -3,7 +3,7 @@
 import pytest
 from helpers import claim, ended, finish_all, join, leases, new_batch, submit, wait_until
 
-from nbqueue.errors import BadInput, NoSuchDependency
+from nbqueue.errors import BadInput, NoSuchBatch, NoSuchDependency
 from nbqueue.model import Cause, State
 from nbqueue.store.records import Need, Stored
 
@@ -210,3 +210,57 @@ def test_of_a_record_that_a_script_wrote_the_cause_is_told(broker):
     child(broker, "d", on=[Need("c", 0)])
     assert broker.view("d").cuts[0][2] is Cause.DEPENDENCY
     assert Stored.parse(broker.outcomes("c", [0])[0]).note().cause is Cause.USER
+
+
+# ---------------------------------------------------------------- canceled alone
+
+
+def test_what_depends_on_a_job_that_is_canceled_alone_runs(broker):
+    join(broker)
+    submit(broker, "b1", n=1, single=True)
+    child(broker, "whole", n=1)
+    child(broker, "index", n=1, on=[Need("b1", 0)])
+    child(broker, "twice", n=1, on=[Need("b1", None), Need("b1", None, True), Need("b1", 0)])
+    child(broker, "more", n=1, on=[B1, Need("index", None)])
+    child(broker, "grand", n=1, on=[Need("whole", None)])
+    assert broker.cancel_alone("b1", 0) == 1
+    assert states(broker, "b1", "whole", "index", "twice", "more", "grand") == [
+        *(State.CANCELED, State.QUEUED, State.QUEUED, State.QUEUED, State.DEFERRED, State.DEFERRED),
+    ]
+    assert broker.cancel_alone("b1", 0) == 0
+    settle(broker, want=3)
+    settle(broker, want=2)
+    assert states(broker, "more", "grand") == [State.FINISHED] * 2
+    submit(broker, "b2", n=1)
+    child(broker, "late", n=1, on=[Need("b2", None)])
+    assert broker.cancel("b2", [0]) == 1  # with all that depends on it
+    assert states(broker, "late") == [State.CANCELED]
+    assert broker.cancel_alone("b2", 0) == 0
+    assert states(broker, "late") == [State.QUEUED]
+
+
+def test_what_had_fallen_with_a_failure_rises_when_that_is_canceled_alone(broker):
+    join(broker)
+    submit(broker, "b1", n=3)
+    child(broker, "c", n=2, on=[Need("b1", 1)])
+    child(broker, "all", n=1)
+    settle(broker)
+    settle(broker, State.FAILED)
+    assert states(broker, "c") == [State.CANCELED]
+    assert broker.cancel_alone("b1", 1) == 0  # it has ended, and stays so
+    assert broker.states("c", range(2)) == [State.QUEUED] * 2
+    assert states(broker, "all") == [State.DEFERRED]  # which waits for the whole batch
+    with pytest.raises(NoSuchBatch):
+        broker.cancel_alone("nothing", 0)
+
+
+def test_a_running_job_is_canceled_alone_however_many_depend_on_it(broker):
+    join(broker)
+    submit(broker, "b1", n=1)
+    claim(broker, want=1)
+    names = [f"c{place}" for place in range(450)]
+    for name in names:
+        child(broker, name, n=1)
+    assert broker.cancel_alone("b1", 0) == 1
+    broker.promote()
+    assert states(broker, *names) == [State.QUEUED] * len(names)

@@ -1,9 +1,10 @@
 -- cancel: a batch, or rows of it. What waits gets an outcome at once; what runs loses its lease, and its worker a hint.
 -- `most` is 0 for the rows that are named; else all of the batch is meant: however many jobs it has (-1), or no more than
 -- so many. Answers -1 (no such batch), -2 (it has more jobs than that, and none was canceled) or {how many, 1 if there
--- are more}.
+-- are more}. With `free` what depends on the one row that is named runs all the same: its need becomes one that allows a
+-- failure. Of very many this takes several calls, and the last one cancels.
 -- WITH: cutting dependents pairs
--- ARGV: batch most# running rows...
+-- ARGV: batch most# running free rows...
 make_room()
 local f = facts(batch)
 if not f then return -1 end
@@ -94,6 +95,29 @@ local function cancel_rows()
   return #early + #voided + #parked + #deferred + stop(going), false
 end
 
+-- Whether all who wait for a job, or for its batch of one, allow it a failure by now.
+local function forgive(selector)
+  local from, list = selector .. ':0:', part(batch, 'then')
+  local members = call('ZRANGEBYLEX', list, '[' .. from, '[' .. from .. '\255', 'LIMIT', 0, MOST.children)
+  for _, member in ipairs(members) do
+    local child = string.sub(member, #from + 1)
+    local waits, need = part(child, 'waits'), selector .. ':1:' .. batch
+    local is = call('HGET', waits, from .. batch)
+    call('ZADD', list, 0, selector .. ':1:' .. child)
+    if is and call('HSETNX', waits, need, is) == 0 and is ~= 'm' then -- it had both: the other one counts
+      call('HINCRBY', K.b(child), is == 'o' and 'nopen' or 'nbad', -1)
+    end
+    call('HDEL', waits, from .. batch)
+    call('ZREM', list, member)
+    look(f, selector .. ':1:' .. child)
+  end
+  return #members < MOST.children
+end
+
+if free == '1' and not (forgive(ARGV[rows]) and (f.n > 1 or forgive('*'))) then
+  drain()
+  return {0, 1}
+end
 local number, more
 if most ~= 0 then number, more = cancel_all() else number, more = cancel_rows() end
 finish(batch)
