@@ -5,7 +5,7 @@ The names are RQ's. Each is checked as it is made, so that a mistake is met wher
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from nbqueue.checks import brief, seconds
@@ -127,6 +127,9 @@ class Dependency:
         self.jobs: tuple[Any, ...] = tuple(jobs) if listed else (jobs,)
         if not self.jobs:
             raise BadOption(message="Dependency([]): name at least one job or batch.")
+        for one in self.jobs:
+            if not hasattr(one, "id") and not isinstance(one, str | Sequence):
+                raise BadOption(message=f"Dependency([{brief(one)}]) names no job: give Jobs, batches, or their ids.")
         self.allow_failure, self.enqueue_at_front = allow_failure, enqueue_at_front
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ import click
 
 from nbqueue.checks import check_queue
 from nbqueue.cli.common import Reached, Words, duration, reach, server_options
-from nbqueue.client.worker import Worker
+from nbqueue.client.worker import RQS, Worker
 from nbqueue.errors import BadOption
 from nbqueue.model import LEASE
 from nbqueue.worker.plan import ALL_QUEUES
@@ -86,20 +86,9 @@ def worker(
     made.work(options["burst"], level, max_jobs=options["max_jobs"], max_idle_time=options["max_idle"])
 
 
-_RQS = {  # options of `rq worker` that there is nothing to choose in, and why
-    "with_scheduler": "every worker is a scheduler too",
-    "results_ttl": "how long results are kept is said where a job is enqueued: result_ttl=",
-    "dequeue_strategy": "queues are served in the order given, and the batches of one queue in turns",
-    "sentry_dsn": "call sentry_sdk.init in a module, and name it with --preload: each job has a process of its own",
-    "serializer": "calls are cloudpickle, signed; meta is msgpack",
-    "disable_default_exception_handler": "a failure is always kept with its job; --exception-handler adds to that",
-    "disable_job_desc_logging": "arguments are never logged",
-}
-
-
 def _say_rqs(options: dict[str, Any]) -> None:
-    for name, why in _RQS.items():
-        if options.pop(name):
+    for name, why in RQS.items():
+        if options.pop(name, None):
             click.echo(f"nbqueue: --{name.replace('_', '-')} changes nothing here: {why}.", err=True)
 
 

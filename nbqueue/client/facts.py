@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nbqueue import perform, wire
+from nbqueue.client.calls.function import resolved
 from nbqueue.client.lookup import job_meta, waiting
 from nbqueue.client.lookup.results import Run, echoes_in, has_run, parents_of
 from nbqueue.client.lookup.waiting import lifetime
@@ -18,6 +19,7 @@ from nbqueue.client.spool.records import Kind
 from nbqueue.client.state.batch_state import opened
 from nbqueue.errors import BadInput, Expired
 from nbqueue.model import Cause, Echo, Notes, Outcome, Rerun, State, runs_left, utc
+from nbqueue.policies import Callback
 from nbqueue.store.records import past
 
 if TYPE_CHECKING:
@@ -90,6 +92,33 @@ class Facts(JobRef, Generic[R]):
         if batch.unsent is not None:
             return batch.unsent.options["ttl"]  # type: ignore[no-any-return]
         return None if batch.inline else batch.session.ask(lambda broker: broker.ttl(batch.id))
+
+    def get_ttl(self) -> float | None:
+        """As `ttl`."""
+        return self.ttl
+
+    @property
+    def success_callback(self) -> Callable[..., Any] | None:
+        """What is called when it has finished, unpickled now; None: nothing. Asks the store."""
+        return self._callback("success")
+
+    @property
+    def failure_callback(self) -> Callable[..., Any] | None:
+        """What is called when it has failed, unpickled now; None: nothing. Asks the store."""
+        return self._callback("failure")
+
+    @property
+    def stopped_callback(self) -> Callable[..., Any] | None:
+        """What is called when somebody has stopped it, unpickled now; None: nothing. Asks the store."""
+        return self._callback("stopped")
+
+    def _callback(self, name: str) -> Callable[..., Any] | None:
+        from nbqueue.client.submit import replay
+
+        if (unsent := self.batch.unsent) is not None:
+            given = unsent.options.get(f"on_{name}")
+            return resolved(given.func if isinstance(given, Callback) else given)[0] if given is not None else None
+        return replay.callback_of(self.batch, name) if name in self.batch.spec.hooks else None
 
     @property
     def retries_left(self) -> int | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from nbqueue.checks import check_name, check_queue, seconds
+from nbqueue.checks import brief, check_name, check_queue, seconds, warn
 from nbqueue.client.job import Job
 from nbqueue.client.lookup import find
 from nbqueue.client.session import session as sessions
@@ -26,6 +26,19 @@ from nbqueue.worker.score import Score
 from nbqueue.worker.simple import Simple
 
 Handlers = Handler | Iterable[Handler] | None
+RQS = {  # what RQ's workers can be told, by option or argument, and there is nothing to choose in; and why
+    "with_scheduler": "every worker is a scheduler too",
+    "results_ttl": "how long results are kept is said where a job is enqueued: result_ttl=",
+    "default_result_ttl": "how long results are kept is said where a job is enqueued: result_ttl=",
+    "dequeue_strategy": "queues are served in the order given, and the batches of one queue in turns",
+    "sentry_dsn": "call sentry_sdk.init in a module, and name it with --preload: each job has a process of its own",
+    "serializer": "calls are cloudpickle, signed; meta is msgpack",
+    "disable_default_exception_handler": "a failure is always kept with its job; --exception-handler adds to that",
+    "disable_job_desc_logging": "arguments are never logged",
+    "log_job_description": "arguments are never logged",
+    "job_monitoring_interval": "running jobs are watched all the time",
+    "maintenance_interval": "what is to be tidied up is so when it is due",
+}
 GRACE = 5.0  # seconds that running jobs get at a SIGTERM
 _RQ_HOOKS = frozenset(  # methods that RQ's workers call, and ours do not have
     (
@@ -73,8 +86,17 @@ class Worker:
         grace: Any = GRACE,
         isolate: bool = False,
         quiet: bool = False,
+        **others: Any,
     ) -> None:
-        """`slots` is the number of jobs at a time: by default, the CPUs. `worker_ttl`: seconds, as `lease`."""
+        """`slots` is the number of jobs at a time: by default, the CPUs. `worker_ttl`: seconds, as `lease`.
+
+        What RQ's workers take besides, and what there is nothing to choose in here, is answered by a warning.
+        """
+        for option, value in others.items():
+            if option not in RQS:
+                raise BadOption(message=f"Worker() has no option {option!r}.")
+            if value is not None:
+                warn(f"Worker({option}={brief(value)}) changes nothing here: {RQS[option]}.")
         given = _listed(queues)
         if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
             raise BadOption(message=f"slots={slots!r} must be a whole number of 1 or more.")

@@ -219,6 +219,13 @@ def test_a_worker_has_its_name_before_it_works(session):
     assert (named.name, named.id.rpartition("-")[0]) == ("mine", "mine")
 
 
+def test_what_rqs_workers_take_besides_is_answered(session):
+    with pytest.warns(UserWarning, match="job_monitoring_interval=30.* changes nothing here"):
+        Worker("low", job_monitoring_interval=30, serializer=None)
+    with pytest.raises(BadOption, match="no option 'slot'"):
+        Worker("low", slot=3)
+
+
 def preloaded():
     return "colorsys" in sys.modules, os.environ["PATH"] != ""
 

@@ -113,7 +113,7 @@ def test_what_cannot_be_meant_is_refused_where_it_is_typed(q, hands):
         (lambda: Queue.prepare_data(add, (), "text"), "kwargs="),
         (lambda: q.enqueue_call(add, (), ["text"]), "kwargs="),
         (lambda: Job.create(add, timeout="soon"), "timeout"),
-        (lambda: Job.create(add, depends_on=[1]), "depends_on"),
+        (lambda: Job.create(add, depends_on=[1]), "names no job"),
         (lambda: Job.create(add, status="queued"), "no option 'status'"),
         (lambda: Job.create(add, on_success=Callback), "on_success"),
         (lambda: q.enqueue_job(add), r"Job\.create"),

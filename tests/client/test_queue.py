@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,7 +13,7 @@ from hands import Hands
 from helpers import wait_until
 
 import nbqueue
-from nbqueue import Queue
+from nbqueue import Callback, Dependency, Queue
 from nbqueue.checks import YEAR
 from nbqueue.client.lookup import archive
 from nbqueue.errors import BadInput, BadItems, BadName, BadOption, InsideJob, InUse, NoSuchJob, NotPicklable
@@ -29,6 +30,10 @@ def clash(x, timeout=None):
 
 def explicit(args, kwargs):
     return args, kwargs
+
+
+def report(job, connection, result):
+    return "reported"
 
 
 def boom(x):
@@ -84,6 +89,28 @@ def test_the_repr_of_a_failed_job_says_what_went_wrong(q, hands):
     hands.work()
     assert fine.wait(5) == 2
     assert repr(fine) == f"<Job {fine.id}: finished>"
+
+
+def test_a_job_tells_its_callbacks(q, hands):
+    job = q.enqueue(add, 1, on_success=print, on_failure=Callback("os.path.join"), ttl=60)
+    found = nbqueue.Job.fetch(job.id)
+    assert (found.success_callback, found.failure_callback, found.stopped_callback) == (print, os.path.join, None)
+    assert 0 < found.get_ttl() <= 60
+    here = Queue(is_async=False).enqueue(add, 1, on_success=report)
+    assert here.success_callback(None, None, 1) == "reported"  # it has been pickled: the same, and another object
+    assert here.failure_callback is None
+    made = nbqueue.Job.create(add, (1,), on_success=Callback(print), on_stopped="os.path.join")
+    assert (made.success_callback, made.failure_callback, made.stopped_callback) == (print, None, os.path.join)
+    job.cancel()
+
+
+def test_a_dependency_that_names_no_job_is_refused_as_it_is_made(q, session):
+    job = q.enqueue(add, 1)
+    for wrong in (1, [job, 1], None):
+        with pytest.raises(BadOption, match="names no job"):
+            Dependency(wrong)
+    assert Dependency([job, job.id, [job]]).jobs == (job, job.id, [job])
+    job.cancel()
 
 
 def test_one_enqueue_is_one_round_trip(q, quiet):

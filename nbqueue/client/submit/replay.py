@@ -51,19 +51,31 @@ def replay(job: JobRef, func: Callable[..., Any] | None) -> Any:
 
 def function_of(batch: BatchRef) -> Callable[..., Any]:
     """The function as it was sent, with what it took along then; this kernel's own where the server has it no more."""
-    if not batch.inline:
-        gone = batch.watch.gone
-        sealed = None if gone else batch.session.ask(lambda broker: broker.function(batch.id))
-        sealed = archive.function(batch) if sealed is None else sealed
-        if sealed is not None:
-            opened = batch.session.sealer.unseal(wire.FUNCTION, batch.id, -1, sealed)
-            record = decode(FunctionRecord, opened, f"The function of {batch.id}")
-            loading.know_lines(record.sources)
-            found: Callable[..., Any] = wire.loads(record.payload)
-            return found
+    if (record := _record(batch)) is not None:
+        loading.know_lines(record.sources)
+        found: Callable[..., Any] = wire.loads(record.payload)
+        return found
     if batch.function is None:
         raise BadInput(message=f"The function of {batch.id} is not to be had any more: give one, as replay(func=f).")
     return batch.function
+
+
+def callback_of(batch: BatchRef, name: str) -> Callable[..., Any] | None:
+    """What is called after success, failure or stop; None: nothing, or the server has it no more."""
+    record = _record(batch)
+    hook = (batch.hooks if record is None else record.hooks).get(name)
+    return None if hook is None else wire.loads(hook.payload)
+
+
+def _record(batch: BatchRef) -> FunctionRecord | None:
+    if batch.inline:
+        return None
+    sealed = None if batch.watch.gone else batch.session.ask(lambda broker: broker.function(batch.id))
+    sealed = archive.function(batch) if sealed is None else sealed
+    if sealed is None:
+        return None
+    opened = batch.session.sealer.unseal(wire.FUNCTION, batch.id, -1, sealed)
+    return decode(FunctionRecord, opened, f"The function of {batch.id}")
 
 
 @contextmanager
