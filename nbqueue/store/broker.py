@@ -169,7 +169,7 @@ class Broker(Uploads, Reads):
         number = 0
         for start in range(0, max(1, len(rows)), FIELDS):
             flat = [fact for row in rows[start : start + FIELDS] for fact in row]
-            answer = self._run("retry", batch_id, f"{nonce}.{start}", *kept, queue or "", int(front), *flat)
+            answer = self._run_on("retry", batch_id, f"{nonce}.{start}", *kept, queue or "", int(front), *flat)
             if answer == -2:
                 raise BadInput(
                     message=f"{batch_id} still runs, and its other jobs must not change under it: wait() for it, or "
@@ -190,12 +190,12 @@ class Broker(Uploads, Reads):
         all_of = -1 if rows is None else len(rows) if isinstance(rows, range) and rows == range(len(rows)) else 0
         number, more = 0, int(all_of != 0)
         while more:
-            answer = self._run("cancel", batch_id, all_of, int(running), 0)
+            answer = self._run_on("cancel", batch_id, all_of, int(running), 0)
             if answer == -2:
                 return number + self.cancel(batch_id, list(rows or ()), running=running)  # it has grown
             number, more = self._canceled(batch_id, number, answer)
         for chosen in () if all_of else _runs(rows or ()):
-            answer = self._run("cancel", batch_id, 0, int(running), 0, *chosen)
+            answer = self._run_on("cancel", batch_id, 0, int(running), 0, *chosen)
             number, _ = self._canceled(batch_id, number, answer)
         return number
 
@@ -206,7 +206,7 @@ class Broker(Uploads, Reads):
         """
         number, more = 0, 1
         while more:
-            answer = self._run("cancel", batch_id, 0, int(running), 1, index)
+            answer = self._run_on("cancel", batch_id, 0, int(running), 1, index)
             number, more = self._canceled(batch_id, number, answer)
         return number
 
@@ -246,14 +246,14 @@ class Broker(Uploads, Reads):
 
     def rename(self, batch_id: str, was: str, name: str) -> bool:
         """A batch named `was` bears another name from now on; False if that is in use. Raises NoSuchBatch."""
-        answer = self._run("rename", batch_id, was, check_title("name", name))
+        answer = self._run_on("rename", batch_id, was, check_title("name", name))
         if answer < 0:
             raise NoSuchBatch(name=batch_id, server=self.url)
         return bool(answer)
 
     def forget(self, batch_id: str) -> bool:
         """Removes a done batch and every key of it; False if it still runs."""
-        return bool(self._run("forget", batch_id))
+        return bool(self._run_on("forget", batch_id))
 
     # ---------------------------------------------------------------- what anyone may do at any time
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from nbqueue.errors import Damaged
+from nbqueue.errors import Damaged, ServerRefused
 from nbqueue.store import scripts
 from nbqueue.store.connection import Connection, is_damage, is_wrong_type
 from nbqueue.store.keys import Keys
@@ -30,6 +30,15 @@ class Door:
     def _run(self, verb: str, *arguments: Argument) -> Any:
         with self.connection.errors():
             return scripts.run(self.client, verb, self.keys.prefix, arguments)
+
+    def _run_on(self, verb: str, *arguments: Argument) -> Any:
+        """As _run, about one batch, its first argument. Raises Damaged where its keys are not as we wrote them."""
+        try:
+            return self._run(verb, *arguments)
+        except ServerRefused as why:
+            if why.facts.get("kind") or not is_damage(why.__cause__):
+                raise
+            raise Damaged(what=f"What the store keeps of {arguments[0]!s}", why=str(why.__cause__)) from why
 
     def _run_many(self, verb: str, calls: Sequence[Sequence[Argument]], *, each: bool = False) -> list[Any]:
         """The answers of a script to many calls, each about one batch.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nbqueue.checks import YEAR, check_name, check_queue, check_title
-from nbqueue.errors import BadInput, InUse, NoSuchBatch, NoSuchDependency, TooManyOpen
+from nbqueue.errors import BadInput, Damaged, InUse, NoSuchBatch, NoSuchDependency, TooManyOpen
 from nbqueue.model import State
 from nbqueue.store.door import FIELDS, Door, loads_of, parts
 from nbqueue.store.records import Need, NewBatch, Submitted
@@ -31,7 +31,7 @@ class Uploads(Door):
         _check(batch, args, last=last)
         runs = list(parts(args, map(len, args))) or [()]
         only = last and len(runs) == 1
-        submitted = self._submitted(batch, self._run("submit", *_facts(batch, runs[0], last=only, marks=marks)))
+        submitted = self._submitted(batch, self._run_on("submit", *_facts(batch, runs[0], last=only, marks=marks)))
         if len(runs) > 1:
             rest = args[len(runs[0]) :]
             left = marks[MARK * len(runs[0]) :]
@@ -78,9 +78,11 @@ class Uploads(Door):
             calls.append([batch_id, place, nonce, int(last and number == len(runs)), _longest(run), own, *run])
             place += len(run)
         for load in loads_of(calls):
-            for call, first in zip(load, self._run_many("extend", load), strict=True):
+            for call, first in zip(load, self._run_many("extend", load, each=True), strict=True):
+                if isinstance(first, Damaged):
+                    raise first
                 # A server that lost its scripts in between runs the parts out of order: the later one goes again.
-                answer = self._run("extend", *call) if first == b"GAP" else first
+                answer = self._run_on("extend", *call) if first == b"GAP" else first
                 if answer == b"CANCELED":
                     return False
                 if answer != b"OK":
@@ -109,7 +111,7 @@ class Uploads(Door):
             longest = max((len(args) for args, _ in run), default=0)
             own = marks[MARK * (place - start) : MARK * (place - start + len(run))]
             facts = (batch_id, place, nonce, int(last and number == len(runs)), created_us, longest, own)
-            answer = self._run("restore", *facts, *(each for pair in run for each in pair))
+            answer = self._run_on("restore", *facts, *(each for pair in run for each in pair))
             if answer == b"CANCELED":
                 return False
             if answer != b"OK":

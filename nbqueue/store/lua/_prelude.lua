@@ -97,12 +97,23 @@ end
 
 local FACTS = {'queue', 'session', 'single', 'open', 'n', 'cur', 'nfin', 'nfail', 'ncan', 'done', 'exp', 'front',
   'rttl', 'fttl', 'name', 'signer', 'ttl', 'cuts', 'nonce', 'cut', 'canceled', 'inq', 'key', 'big',
-  'hold', 'due', 'src', 'needs', 'deps', 'fell', 'ndef', 'npark', 'nopen', 'nbad'}
-local NUMBERS = {n = 1, cur = 1, nfin = 1, nfail = 1, ncan = 1, done = 1, exp = 1, rttl = 1, fttl = 1, ttl = 1, big = 1,
-  due = 1, ndef = 1, npark = 1, nopen = 1, nbad = 1}
+  'hold', 'due', 'src', 'needs', 'deps', 'fell', 'nrun', 'ndef', 'npark', 'nopen', 'nbad'}
+local NUMBERS = {done = 1, exp = 1, rttl = 1, fttl = 1, ttl = 1, big = 1, due = 1}
+local COUNTS = {n = 1, cur = 1, nrun = 1, nfin = 1, nfail = 1, ncan = 1, ndef = 1, npark = 1, nopen = 1, nbad = 1}
 local BASE = {D = 'deferred', S = 'scheduled'}
 local FIELD = {F = 'nfin', X = 'nfail', x = 'nfail', C = 'ncan', c = 'ncan'}
 local WORD = {F = 'finished', X = 'failed', x = 'failed', C = 'canceled', c = 'canceled'}
+
+-- A number, or how many jobs, as we wrote it. What else stands there is an error, before anything of the batch changes.
+local function number_of(value)
+  return tonumber(value) or error('a field of a batch is no number')
+end
+
+local function count_of(value)
+  local number = number_of(value)
+  if number < 0 or number >= 4294967296 then error('no batch has so many jobs') end
+  return number
+end
 
 -- A batch's small fields, or nil if it is not there (or expired, which readers take for the same).
 local function facts(batch)
@@ -111,10 +122,12 @@ local function facts(batch)
   local f = {batch = batch}
   for i, name in ipairs(FACTS) do
     local value = values[i]
-    if value and NUMBERS[name] then value = tonumber(value) end
+    if value and NUMBERS[name] then value = number_of(value) end
+    if value and COUNTS[name] then value = count_of(value) end
     f[name] = value or nil
   end
   if f.exp and f.exp <= now then return nil end
+  if f.src and not is_id(f.src) then error('the source of a batch is none of ours') end
   for _, name in ipairs({'ndef', 'npark', 'nopen', 'nbad'}) do f[name] = f[name] or 0 end
   return f
 end

@@ -271,10 +271,11 @@ end
 local function take(batch, queue, all, quota)
   if not is_id(batch) then return false end
   local f = call('HMGET', K.b(batch), 'n', 'cur', 'big', 'key', 'signer', 'python', 'host', 'ttl', 'hold', 'src',
-    'meta')
+    'meta', 'nrun')
   if not f[1] then return false end
-  local n, cur, big = tonumber(f[1]), tonumber(f[2]), tonumber(f[3])
-  if n < 0 or cur < 0 or math.max(n, cur) >= 4294967296 then error('no batch has so many jobs') end
+  local n, cur, big = count_of(f[1]), count_of(f[2]), number_of(f[3])
+  count_of(f[12] or 0)
+  if f[9] and not BASE[f[9]] then error('a batch is held in no way of ours') end
   local left = waiting(batch, n, cur)
   if left <= 0 or f[9] then
     call('HDEL', K.b(batch), 'inq')

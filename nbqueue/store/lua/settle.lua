@@ -6,7 +6,8 @@
 -- ARGV: worker batch entries...
 make_room()
 local out, runs = part(batch, 'out'), part(batch, 'run')
-local b = call('HMGET', K.b(batch), 'queue', 'session', 'single', 'deps')
+local b = call('HMGET', K.b(batch), 'queue', 'session', 'single', 'deps', 'nrun', 'nfin', 'nfail', 'ncan')
+for i = 5, b[1] and 8 or 0 do count_of(b[i] or 0) end
 local f = {batch = batch, queue = b[1], session = b[2], single = b[3], deps = b[4]}
 local indexes, reruns = {}, false
 for i = entries, #ARGV, 6 do
