@@ -9,7 +9,7 @@ import click
 
 from nbqueue.checks import inert
 from nbqueue.cli.common import console, print_json, server_options, session
-from nbqueue.client.lookup import find, listing
+from nbqueue.client.lookup import find
 from nbqueue.errors import NoSuchJob
 from nbqueue.model import utc
 
@@ -45,7 +45,7 @@ def show(
     try:
         job = Job.fetch(job_id)
     except NoSuchJob:
-        if (view := None if ":" in job_id else listing.find(opened, job_id)) is None:
+        if (view := None if ":" in job_id else find.view_named(opened, job_id)) is None:
             raise
         facts, texts = _batch(Batch(find.handle(opened, view)), view)
     else:

@@ -15,12 +15,14 @@ from nbqueue.client.batch import Batch
 from nbqueue.client.calls import dataframes, items
 from nbqueue.client.calls.function import Function, label_of
 from nbqueue.client.calls.items import Calls
+from nbqueue.client.frames import batches_frame
 from nbqueue.client.job import Job
-from nbqueue.client.lookup import listing
+from nbqueue.client.lookup import find
 from nbqueue.client.session import kernel, session
 from nbqueue.client.session.local_mode import Local
 from nbqueue.client.session.session import Session
 from nbqueue.client.submit import options as terms
+from nbqueue.client.submit import reattach
 from nbqueue.client.submit.submission import Submission, refuse_inside
 from nbqueue.errors import BadOption
 from nbqueue.model import Options
@@ -72,7 +74,7 @@ class Verbs:
         refuse_inside("grid")
         terms.refuse_for_many(self._options, "grid")
         calls: Callable[[Function], Calls] = lambda function: items.gridded(function, axes)  # noqa: E731
-        return Batch.shown(Submission(session.current(), self._options, f, calls).run())
+        return Batch.shown(reattach.submit(Submission(session.current(), self._options, f, calls)))
 
     def submit(self, f: Callable[P, R] | str, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """One call: `f(*args, **kwargs)`; all keywords are the function's. Displays nothing."""
@@ -81,7 +83,7 @@ class Verbs:
         def calls(function: Function) -> Calls:
             return items.single(function, args, kwargs)
 
-        return Job(Submission(session.current(), self._options, f, calls, single=True).run(), 0)
+        return Job(reattach.submit(Submission(session.current(), self._options, f, calls, single=True)), 0)
 
     def _several(
         self,
@@ -102,7 +104,7 @@ class Verbs:
             terms.refuse_clash(verb, function, keywords)  # of a dotted name; the others were asked before
             return calls(function)
 
-        return Batch.shown(Submission(session.current(), options, f, checked).run())
+        return Batch.shown(reattach.submit(Submission(session.current(), options, f, checked)))
 
 
 def _refuse(verb: str, f: Callable[..., Any] | str, iterables: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -192,7 +194,7 @@ def attach(name: str | None = None) -> Batch[Any]:
     Raises NoSuchBatch.
     """
     refuse_inside("attach")
-    found = listing.attach(session.current(), name)
+    found = find.attach(session.current(), name)
     found.shown_in, found.visible = kernel.cell(), found.wanted()
     return Batch.shown(found)
 
@@ -200,7 +202,7 @@ def attach(name: str | None = None) -> Batch[Any]:
 def batches() -> pd.DataFrame:
     """All batches on the server, the latest first: id, name, function, counts, times, owner."""
     refuse_inside("batches")
-    return listing.batches(session.current())
+    return batches_frame.batches(session.current())
 
 
 def local(slots: int | None = None, memory: int | str | None = None) -> Local:

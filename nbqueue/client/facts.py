@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nbqueue import perform, wire
 from nbqueue.client.calls.function import resolved
-from nbqueue.client.lookup import job_meta, waiting
+from nbqueue.client.lookup import arguments, job_meta, waiting
 from nbqueue.client.lookup.results import Run, echoes_in, has_run, parents_of
 from nbqueue.client.lookup.waiting import lifetime
 from nbqueue.client.session.batch_ref import JobRef
@@ -113,12 +113,12 @@ class Facts(JobRef, Generic[R]):
         return self._callback("stopped")
 
     def _callback(self, name: str) -> Callable[..., Any] | None:
-        from nbqueue.client.submit import replay
+        from nbqueue.client.submit import in_process
 
         if (unsent := self.batch.unsent) is not None:
             given = unsent.options.get(f"on_{name}")
             return resolved(given.func if isinstance(given, Callback) else given)[0] if given is not None else None
-        return replay.callback_of(self.batch, name) if name in self.batch.spec.hooks else None
+        return in_process.callback_of(self.batch, name) if name in self.batch.spec.hooks else None
 
     @property
     def retries_left(self) -> int | None:
@@ -161,9 +161,9 @@ class Facts(JobRef, Generic[R]):
     @property
     def func(self) -> Callable[..., R]:
         """Its function, unpickled now. Raises BadSignature, BadInput."""
-        from nbqueue.client.submit import replay
+        from nbqueue.client.submit import in_process
 
-        return replay.function_of(self.batch)
+        return in_process.function_of(self.batch)
 
     @property
     def dependency_ids(self) -> list[str]:
@@ -192,9 +192,7 @@ class Facts(JobRef, Generic[R]):
         return self.call_string
 
     def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        from nbqueue.client.frames import rows
-
-        payload = rows.payload(self.batch, self.index)
+        payload = arguments.payload(self.batch, self.index)
         if payload is None:
             raise Expired(what=f"The arguments of {self.id}", ttl=lifetime(self.batch.spec.result_ttl))
         return perform.unpack(payload, partial(perform.careful, what=f"The call of {self.id}"))[:2]
@@ -311,12 +309,12 @@ class Facts(JobRef, Generic[R]):
 
     def results(self) -> list[Run]:
         """All runs that have ended, the latest first: retries and repeats too."""
-        from nbqueue.client.lookup import archive
+        from nbqueue.client.lookup import spooled
 
         found, batch = self.outcome, self.batch
         before = batch.watch.past.get(self.index, [])
         if not batch.inline:
-            blob = archive.asked(batch, Kind.PASTS, self.index)
+            blob = spooled.asked(batch, Kind.PASTS, self.index)
             before = [opened(batch.session.sealer, batch.id, self.index, one) for one in past(blob or b"") if one]
         return [Run(self.id, outcome) for outcome in [*([found] if found is not None else []), *reversed(before)]]
 
@@ -398,11 +396,11 @@ class Facts(JobRef, Generic[R]):
         return self._read_notes().progress
 
     def _read_notes(self) -> Notes:
-        from nbqueue.client.lookup import archive
+        from nbqueue.client.lookup import spooled
 
         batch = self.batch
         if batch.inline:
             found = batch.watch.notes.get(self.index)
             return found or job_meta.opened(batch.session.sealer, batch.spec, batch.id, self.index, None)
-        blob = archive.asked(batch, Kind.METAS, self.index)
+        blob = spooled.asked(batch, Kind.METAS, self.index)
         return job_meta.opened(batch.session.sealer, batch.spec, batch.id, self.index, blob)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from nbqueue.client.facts import Facts
-from nbqueue.client.lookup import archive, forget, waiting
+from nbqueue.client.lookup import forget, spooled, waiting
 from nbqueue.client.lookup import refresh as lookup
 from nbqueue.client.lookup.results import error_of, text_of, value_of
 from nbqueue.client.panel import display
@@ -21,7 +21,7 @@ from nbqueue.errors import (
     NotThere,
     SetupError,
 )
-from nbqueue.model import DEFAULT_QUEUE, Outcome, State
+from nbqueue.model import Outcome, State
 from nbqueue.worker import mail
 
 R = TypeVar("R")
@@ -68,12 +68,12 @@ class Job(Facts[R]):
 
         Until then its status is `created`, and only this process has it. Raises BadOption, BadInput.
         """
-        from nbqueue.client import enqueuing, queue
-        from nbqueue.client.submit import submission
+        from nbqueue.client.session import session
+        from nbqueue.client.submit import created, submission
 
         submission.refuse_inside("Job.create")
-        home = queue.Queue(origin or DEFAULT_QUEUE, connection, namespace=namespace)
-        return enqueuing.created(home, origin, func, args, kwargs, {**options, "job_id": id})
+        home = session.of(connection, namespace)
+        return Job(created.created(home, origin, func, args, kwargs, {**options, "job_id": id}), 0)
 
     @classmethod
     def fetch(cls, id: str, connection: Any = None, *, namespace: str | None = None) -> Job[Any]:  # noqa: A002 - RQ's
@@ -231,7 +231,7 @@ class Job(Facts[R]):
     @property
     def log(self) -> str:
         """The last of what it wrote to stdout and stderr (4 kB when finished, 64 kB when failed)."""
-        return archive.log(self)
+        return spooled.log(self)
 
     # ------------------------------------------------------------ verbs
 
@@ -240,9 +240,9 @@ class Job(Facts[R]):
 
         What it raises comes untouched, so that %debug goes to where it happened. Raises Expired, BadInput.
         """
-        from nbqueue.client.submit import replay
+        from nbqueue.client.submit import in_process
 
-        return replay.replay(self, func)  # type: ignore[no-any-return]
+        return in_process.replay(self, func)  # type: ignore[no-any-return]
 
     def cancel(self, *, running: bool = True, enqueue_dependents: bool = False) -> bool:
         """Cancels it, unless it has ended; `running=False` spares it once it runs. True: it was canceled.

@@ -134,9 +134,9 @@ class Jobs(Sequence[Job[R]], Generic[R]):
     @property
     def causes(self) -> Counter[str]:
         """How many ended without a result for which cause: errors, crashes and losses apart."""
-        told = Counter(told(job)[0] for job in self._jobs)
-        del told[""]
-        return told
+        found = Counter(told(job)[0] for job in self._jobs)
+        del found[""]
+        return found
 
     def _rest(self) -> str:
         more = len(self) - SHOWN

@@ -9,17 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbqueue.checks import brief, check_queue
+from nbqueue.client.calls import items
 from nbqueue.client.calls.function import Function, describe
-from nbqueue.client.enqueuing import (
-    RESULT_TTL,
-    TIMEOUT,
-    Enqueuer,
-    keywords,
-    pinned,
-    positionals,
-    split,
-    time_limit,
-)
+from nbqueue.client.calls.items import Calls
+from nbqueue.client.frames import queue_frame
 from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.lookup import queue_contents
@@ -27,6 +20,7 @@ from nbqueue.client.session import session
 from nbqueue.client.session.batch_ref import JobRef, Prepared
 from nbqueue.client.session.session import Session
 from nbqueue.client.submit import options as terms
+from nbqueue.client.submit import reattach
 from nbqueue.client.submit.submission import Submission, When, refuse_inside
 from nbqueue.client.submit.upload import arrived
 from nbqueue.errors import BadInput, BadOption, NotThere
@@ -37,6 +31,70 @@ if TYPE_CHECKING:
     import pandas as pd
 
 R = TypeVar("R")
+
+
+class Enqueuer:
+    """A queue with options said beforehand: all keywords of `enqueue` are then the function's."""
+
+    def __init__(self, queue: Queue, options: Options, typed: frozenset[str]) -> None:
+        self.queue, self.said, self._typed = queue, options, typed
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={getattr(self.said, name)!r}" for name in sorted(self._typed))
+        return f"{self.queue!r}.options({told})"
+
+    def options(self, **changes: Any) -> Enqueuer:
+        """These options with some changed. Raises BadOption."""
+        found = terms.for_queue(self.queue.name, changes)
+        return Enqueuer(self.queue, self.said.replaced(**found), self._typed | found.keys())
+
+    def enqueue(self, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
+        """One call: `f(*args, **kwargs)`. Raises InUse, NoSuchDependency, BadItems."""
+        return self.send("enqueue", f, args, kwargs)
+
+    def enqueue_at(self, when: datetime, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
+        """The same, not before a time; a datetime without a zone is local time."""
+        return self.send("enqueue_at", f, args, kwargs, When(due_us=terms.due_us(when)))
+
+    def enqueue_in(
+        self, after: timedelta | float | str, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any
+    ) -> Job[R]:
+        """The same, not before some time has passed: a timedelta, seconds, or text such as '5m'."""
+        return self.send("enqueue_in", f, args, kwargs, When(delay=terms.delay(after)))
+
+    def send(
+        self,
+        verb: str,
+        f: Callable[..., R] | str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        when: When | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> Job[R]:
+        """Enqueues one call; `given` are the options among its keywords: none may be a parameter of the function."""
+        refuse_inside(f"Queue.{verb}")
+        return Job(reattach.submit(self.submission(verb, f, args, kwargs, when, given)), 0)
+
+    def submission(
+        self,
+        verb: str,
+        f: Callable[..., Any] | Function | str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        when: When | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> Submission:
+        """The call, ready to be sent."""
+
+        def calls(function: Function) -> Calls:
+            terms.refuse_clash(verb, function, given or {}, queue=self.queue.name)
+            return items.single(function, tuple(args), dict(kwargs))
+
+        source = "" if "timeout" in self._typed else self.queue.timeout_from
+        said = self.said.replaced(pin=terms.pinned(self.said, f)) if not isinstance(f, Function) else self.said
+        if when is not None and not self.queue.is_async and self.queue.connection is not None:
+            said = said.replaced(inline=False)  # as in RQ: what has its time waits for it, on the server
+        return Submission(self.queue.session, said, f, calls, single=True, when=when, timeout_from=source)
 
 
 class Queue:
@@ -60,12 +118,12 @@ class Queue:
             raise BadInput(message="Queue() takes its name first. Name the server so: Queue(connection=Redis()).")
         self.name = check_queue("queue", name)
         self.connection, self.is_async, self._namespace = connection, is_async, namespace
-        limit = time_limit("default_timeout", default_timeout)
+        limit = terms.time_limit("default_timeout", default_timeout)
         self.timeout_from = "Queue.enqueue's default" if default_timeout is None else f"the default of {self!r}"
         self._default = Options().replaced(
             queue=name,
-            timeout=TIMEOUT if default_timeout is None else limit,
-            result_ttl=RESULT_TTL,
+            timeout=terms.TIMEOUT if default_timeout is None else limit,
+            result_ttl=terms.RESULT_TTL,
             inline=False if is_async else "collect",
         )
         self._found: tuple[Session | None, Session] | None = None
@@ -139,7 +197,7 @@ class Queue:
         **options: Any,
     ) -> Job[R]:
         """As enqueue, with the call in `args` and `kwargs`, and all other keywords as options."""
-        return self._given(options).send("enqueue_call", func, positionals(args), keywords(kwargs))
+        return self._given(options).send("enqueue_call", func, terms.positionals(args), terms.keywords(kwargs))
 
     def enqueue_job(self, job: Job[R], at_front: bool = False) -> Job[R]:
         """Enqueues what `Job.create` made; the same Job tells how it goes from then on.
@@ -181,7 +239,7 @@ class Queue:
         **options: Any,
     ) -> Prepared:
         """A call with its options, for `enqueue_many`."""
-        return Prepared(func, positionals(args), keywords(kwargs), options)
+        return Prepared(func, terms.positionals(args), terms.keywords(kwargs), options)
 
     def enqueue_many(self, calls: Iterable[Prepared]) -> list[Job[Any]]:
         """Enqueues many calls, 1,000 in a round trip. Nothing is sent if one of them is wrong.
@@ -193,7 +251,7 @@ class Queue:
         ready = [self._prepared(call, known) for call in calls]
         _refuse_twice([one.options.job_id for one in ready if one.options.job_id is not None])
         if any(one.mode for one in ready):
-            return [Job(one.run(), 0) for one in ready]
+            return [Job(reattach.submit(one), 0) for one in ready]
         sent = [one.prepared() for one in ready]
         send = partial(self.session.ask, partial(_submit_many, [(new, args) for new, args, _ in sent]))
         told = arrived(sent[0][0].id, send) if sent else []
@@ -209,7 +267,7 @@ class Queue:
         hooks = terms.hooks(enqueuer.said)
         # The same function a thousand times is described once.
         env, functions = enqueuer.said.env, [call.func, *(hook.func for hook in hooks.values())]
-        pin = pinned(enqueuer.said, call.func)
+        pin = terms.pinned(enqueuer.said, call.func)
         key = (env, pin, *map(_same, functions), *((name, hook.timeout) for name, hook in hooks.items()))
         if key not in known:
             salt = self.session.sealer.keyring.key
@@ -226,7 +284,7 @@ class Queue:
         kwargs: dict[str, Any],
         when: When | None = None,
     ) -> Job[R]:
-        typed = split(args, kwargs)
+        typed = terms.split(args, kwargs)
         terms.refuse_clash(verb, f, typed.taken, queue=self.name)
         return self._given(typed.options).send(verb, f, typed.args, typed.kwargs, when, typed.taken)
 
@@ -331,7 +389,7 @@ class Queue:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per job of this queue, waiting or ended, the latest submitted first. Nothing is unpickled for it."""
-        return queue_contents.to_frame(self.session, self.name)
+        return queue_frame.to_frame(self.session, self.name)
 
     # ------------------------------------------------------------ verbs
 

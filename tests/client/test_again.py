@@ -11,6 +11,7 @@ import nbqueue
 from nbqueue.client.batch import Batch
 from nbqueue.client.session import session as sessions
 from nbqueue.client.session.session import Session
+from nbqueue.client.submit import reattach
 from nbqueue.errors import BadInput, BadOption, BatchFailed, Changed
 
 TEXT = """
@@ -258,7 +259,7 @@ def test_two_sessions_at_the_same_moment_end_with_one_batch(session, hands):
         options = nbqueue.model.Options().replaced(name="race", progress=False)
         numbers = range(1500) if which is session else range(500, 2000)
         calls = nbqueue.client.calls.items.mapped
-        return Batch(call(which, options, square, lambda function: calls(function, (numbers,))).run())
+        return Batch(reattach.submit(call(which, options, square, lambda function: calls(function, (numbers,)))))
 
     with ThreadPoolExecutor(2) as pool:
         one, two = pool.map(submit, [session, other])

@@ -12,7 +12,7 @@ from jupyter_client.manager import start_new_kernel
 
 import nbqueue
 from nbqueue.client.batch import Batch
-from nbqueue.client.lookup import listing
+from nbqueue.client.lookup import find
 from nbqueue.client.session.session import Session
 
 
@@ -127,7 +127,7 @@ def test_what_another_session_has_retried_is_awaited(session, hands, tmp_path):
     assert batch.wait(10)
     mended.touch()
     other = Session(session.settings)
-    seen = Batch(listing.attach(other, batch.id))
+    seen = Batch(find.attach(other, batch.id))
     assert seen.wait(10)
     seen.retry()
     hands.work()

@@ -15,7 +15,7 @@ from helpers import wait_until
 import nbqueue
 from nbqueue import Callback, Dependency, Queue
 from nbqueue.checks import YEAR
-from nbqueue.client.lookup import archive
+from nbqueue.client.lookup import spooled
 from nbqueue.errors import BadInput, BadItems, BadName, BadOption, InsideJob, InUse, NoSuchJob, NotPicklable
 from nbqueue.model import State
 
@@ -347,7 +347,7 @@ def test_a_job_is_looked_at_by_another_session_without_waiting(q, session, hands
 
 
 def test_a_job_of_a_named_batch_is_found_by_the_name(session, hands, monkeypatch):
-    monkeypatch.setattr(archive, "quietly", lambda *_: None)  # nothing of this disk answers
+    monkeypatch.setattr(spooled, "quietly", lambda *_: None)  # nothing of this disk answers
     batch = nbqueue.map(len, ["a", "bc"], name="lengths", queue="low")
     hands.work()
     assert batch.wait(10)

@@ -18,7 +18,7 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue.client.batch import Batch
-from nbqueue.client.lookup import archive
+from nbqueue.client.lookup import spooled
 from nbqueue.client.panel import model
 from nbqueue.client.session import session as session_module
 from nbqueue.client.spool import directory, records, spool
@@ -467,5 +467,5 @@ def test_what_a_file_says_first_is_read_once(server, session, hands, monkeypatch
     assert sorted(scanned) == sorted(set(scanned))
     monkeypatch.undo()
     directory.files_of(Path(session.spool.folder), batches[0].id)[0].write_bytes(b"")
-    assert archive.find(session, "b0") is None
-    assert archive.find(session, "b1").birth.batch == batches[1].id
+    assert spooled.find(session, "b0") is None
+    assert spooled.find(session, "b1").birth.batch == batches[1].id

@@ -12,7 +12,8 @@ from helpers import wait_until
 import nbqueue
 from nbqueue import Retry
 from nbqueue.client.batch import Batch
-from nbqueue.client.lookup import archive, job_meta
+from nbqueue.client.lookup import job_meta
+from nbqueue.client.session import archive
 from nbqueue.client.spool import directory, spool
 from nbqueue.client.spool.reader import Book
 
@@ -241,5 +242,5 @@ def test_a_disk_that_does_not_answer_holds_up_no_listing(session, hands, monkeyp
     monkeypatch.setattr(directory, "kept", lambda _: pytest.fail("the disk was read by who asked"))
     session.spool.desk.patience = 0.2
     assert list(nbqueue.batches()["id"]) == [batch.id]
-    assert archive.tale(session, batch.ref.watch.birth) is None
+    assert archive.tale(session.spool, batch.ref.watch.birth) is None
     free.set()

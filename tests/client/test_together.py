@@ -7,7 +7,7 @@ from hands import Hands
 
 import nbqueue
 from nbqueue.client.batch import Batch
-from nbqueue.client.lookup import listing
+from nbqueue.client.lookup import find
 from nbqueue.client.session import session as sessions
 from nbqueue.client.session.session import Session
 from nbqueue.errors import BadInput
@@ -38,7 +38,7 @@ def test_what_the_other_has_retried_is_heard_of(session, other, hands, tmp_path)
     hands.work()
     assert batch.wait(10)
     assert batch.tally.failed == 3
-    seen = Batch(listing.attach(other, batch.id))
+    seen = Batch(find.attach(other, batch.id))
     assert seen.wait(10)
     mended.touch()
     seen.retry([0, 1])

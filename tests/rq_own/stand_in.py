@@ -12,12 +12,12 @@ from types import ModuleType
 
 import nbqueue
 from nbqueue import errors
-from nbqueue.client import enqueuing
+from nbqueue.client.submit import options
 from nbqueue.policies import CALLBACK_TIMEOUT
 
 RENAMED = {
     "JobStatus": nbqueue.State,
-    "DEFAULT_RESULT_TTL": int(enqueuing.RESULT_TTL),
+    "DEFAULT_RESULT_TTL": int(options.RESULT_TTL),
     "CALLBACK_TIMEOUT": int(CALLBACK_TIMEOUT),
     "VERSION": nbqueue.__version__,
     "NoSuchJobError": errors.NoSuchJob,

@@ -9,7 +9,8 @@ from nbqueue import perform
 from nbqueue.checks import size_text, warn
 from nbqueue.client.frames import columns
 from nbqueue.client.frames.columns import MISSING
-from nbqueue.client.frames.rows import Rows, of_batch, of_jobs, opened_call
+from nbqueue.client.frames.rows import Rows, of_batch, of_jobs
+from nbqueue.client.lookup.arguments import opened_call
 from nbqueue.client.lookup.results import has_run, parents_of, text_of
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.errors import NbqueueError

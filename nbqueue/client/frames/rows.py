@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
-from nbqueue import perform, wire
 from nbqueue.checks import warn
-from nbqueue.client.lookup import archive, job_meta, refresh
+from nbqueue.client.lookup import find, job_meta, refresh, spooled
+from nbqueue.client.lookup.arguments import opened_call, payloads, payloads_of
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.spool.records import Kind
-from nbqueue.errors import BadSignature, NbqueueError, NoSuchBatch, SetupError
+from nbqueue.errors import BadSignature, NoSuchBatch, SetupError
 from nbqueue.model import Notes, Outcome, Spec, State, job_id
 from nbqueue.store.broker import Broker
 
 PART = 1_000
-_Unsealing = Callable[[BatchRef, int, bytes | None], bytes | None]
 
 
 class Group(NamedTuple):
@@ -120,7 +117,7 @@ def of_jobs(jobs: Sequence[JobRef]) -> Rows:
         [job.id for job in jobs],
         list(found.values()),
         [job.batch.watch.shown(job.index, job.batch.session.sealer) for job in jobs],
-        _payloads_of(jobs),
+        payloads_of(jobs),
         [job.batch.spec for job in jobs],
     )
 
@@ -136,7 +133,7 @@ def _noted(batch: BatchRef, indexes: Sequence[int]) -> list[Notes]:
         return [batch.watch.notes.get(index, Notes()) for index in indexes]
     try:
         blobs = (
-            archive.said(batch, Kind.METAS, indexes)
+            spooled.said(batch, Kind.METAS, indexes)
             if batch.watch.gone
             else batch.session.ask(lambda broker: broker.metas(batch.id, indexes))
         )
@@ -152,112 +149,6 @@ def _noted(batch: BatchRef, indexes: Sequence[int]) -> list[Notes]:
     return found
 
 
-# ---------------------------------------------------------------- arguments
-
-
-def payload(batch: BatchRef, index: int) -> bytes | None:
-    """The arguments of one job as they were sent; None if nobody has them any more. Raises BadSignature."""
-    watch = batch.watch
-    if batch.unsent is not None:
-        return perform.pack(batch.unsent.args, batch.unsent.kwargs, None)
-    with watch.changed:
-        if watch.payloads is not None and index < len(watch.payloads):
-            return watch.payloads[index]
-    return None if batch.inline else _fetched(batch, [index], _checked)[0]
-
-
-def _payloads_of(jobs: Sequence[JobRef]) -> list[bytes | None]:
-    """The arguments of some jobs: from memory, the others from the store."""
-    kept = list(jobs)
-    found: dict[int, bytes | None] = {}
-    asked: list[JobRef] = []
-    for job in kept:
-        watch = job.batch.watch
-        if watch.payloads is not None or watch.gone or job.batch.spec.source:
-            with contextlib.suppress(BadSignature):  # as in _unsealed
-                found[id(job)] = payload(job.batch, job.index)
-        else:
-            asked.append(job)
-    for session, some, pairs in refresh.by_session(asked):
-        for job, blob in zip(some, session.ask(Broker.arguments_of, pairs), strict=True):
-            sealed = blob if blob is not None else archive.arguments(job.batch, [job.index])[0]
-            found[id(job)] = _unsealed(job.batch, job.index, sealed)
-    return [found.get(id(job)) for job in kept]
-
-
-def payloads(batch: BatchRef, n: int) -> list[bytes | None]:
-    """The arguments of all jobs as they were sent; None for those that neither memory nor the store has."""
-    watch = batch.watch
-    with watch.changed:
-        found: list[bytes | None] = [*((watch.payloads if watch.given is None else watch.given) or [])]
-    del found[n:]
-    if batch.inline:
-        return found + [None] * (n - len(found))
-    try:
-        for start in range(len(found), n, PART):
-            found += _fetched(batch, list(batch.indexes[start : min(n, start + PART)]))
-    except NbqueueError as why:
-        warn(f"Some arguments are missing here: {why}")
-    return found + [None] * (n - len(found))
-
-
-def _fetched(batch: BatchRef, indexes: list[int], unsealed: _Unsealing | None = None) -> list[bytes | None]:
-    """From the spool, the others from the store."""
-    unsealed = unsealed or _unsealed
-    if batch.spec.source:
-        return [_result(batch, index, blob) for index, blob in zip(indexes, _results(batch, indexes), strict=True)]
-    sealed = archive.arguments(batch, indexes)
-    missing = [place for place, blob in enumerate(sealed) if blob is None]
-    if missing and not batch.watch.gone:
-        asked = [indexes[place] for place in missing]
-        blobs = batch.session.ask(lambda broker: broker.arguments(batch.id, asked))
-        for place, blob in zip(missing, blobs, strict=True):
-            sealed[place] = blob
-    return [unsealed(batch, index, blob) for index, blob in zip(indexes, sealed, strict=True)]
-
-
-def _checked(batch: BatchRef, index: int, blob: bytes | None) -> bytes | None:
-    return None if blob is None else batch.session.sealer.unseal(wire.ARGUMENTS, batch.id, index, blob)
-
-
-def _unsealed(batch: BatchRef, index: int, blob: bytes | None) -> bytes | None:
-    try:
-        return _checked(batch, index, blob)
-    except BadSignature:
-        return None  # the job fails with cause `signature`, which its row says
-
-
-def _results(batch: BatchRef, indexes: list[int]) -> list[bytes | None]:
-    """The stored outcomes of what a batch runs on."""
-    source = batch.spec.source
-    gone = batch.watch.gone
-    found: list[bytes | None] = (
-        [None] * len(indexes) if gone else batch.session.ask(lambda b: b.outcomes(source, indexes))
-    )
-    return found if None not in found else archive.merged(found, batch.session, source, indexes)
-
-
-def _result(batch: BatchRef, index: int, blob: bytes | None) -> bytes | None:
-    from nbqueue.client.state.batch_state import opened
-
-    if blob is None:
-        return None
-    try:
-        return perform.handed_on(opened(batch.session.sealer, batch.spec.source, index, blob))
-    except BadSignature:
-        return None  # as in _unsealed
-
-
-def opened_call(payload: bytes | None) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """(args, kwargs, label) of a payload; what cannot be opened here says so in its cell."""
-    if payload is None:
-        return (), {}, None
-    try:
-        return perform.unpack(payload, partial(perform.careful, what="A call"))
-    except NbqueueError as why:  # it costs one cell, not the frame
-        return (perform.cell(why),), {}, None
-
-
 def _labels(batch: BatchRef, n: int) -> list[Any]:
     """The index labels that came with the items; of a batch that runs on another's results, those of the other."""
     origin: BatchRef = batch
@@ -270,10 +161,8 @@ def _labels(batch: BatchRef, n: int) -> list[Any]:
 
 
 def _source(batch: BatchRef) -> BatchRef | None:
-    from nbqueue.client.lookup import find
-
     if (view := batch.session.ask(lambda broker: broker.view(batch.spec.source))) is None:
-        return archive.quietly(batch.session, batch.spec.source)
+        return spooled.quietly(batch.session, batch.spec.source)
     try:
         return find.handle(batch.session, view)
     except (BadSignature, NoSuchBatch):

@@ -1,6 +1,6 @@
-"""Handles on what the store tells of: batches and jobs that this process need not have submitted.
+"""Batches and jobs by their names and ids: from the server, or from the spool where that has them no more.
 
-Nothing is unpickled for a handle, and nobody follows it: what is new about it is asked for, until someone waits.
+Nothing is unpickled for it, and nobody follows what was found: what is new about it is asked for, until someone waits.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from nbqueue import wire
 from nbqueue.checks import check_title
+from nbqueue.client.lookup import spooled
+from nbqueue.client.lookup.waiting import lifetime
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.session.session import Session
 from nbqueue.client.spool.records import Birth
 from nbqueue.client.state.batch_state import Watch
-from nbqueue.errors import BadSignature, Damaged, Expired, NoSuchJob, NotThere
+from nbqueue.errors import BadSignature, Damaged, Expired, NoBatchAtAll, NoSuchBatch, NoSuchJob, NotThere, SetupError
 from nbqueue.model import Spec, decode
 from nbqueue.store.broker import Broker
 
@@ -62,6 +64,47 @@ def _birth(session: Session, view: BatchView, spec: Spec) -> Birth:
     return Birth(view.id, view.nonce, view.spec, *facts)
 
 
+# ---------------------------------------------------------------- one batch
+
+
+def attach(session: Session, name: str | None) -> BatchRef:
+    """The batch of this name or id; None: the latest. What the server has no more is taken from the spool.
+
+    Raises NoSuchBatch, Expired or UnknownKey.
+    """
+    wanted = None if name is None else check_title("batch", name.rpartition(":")[0] or name)
+    try:
+        view = _latest(session) if wanted is None else view_named(session, wanted)
+    except SetupError as why:
+        if (copied := spooled.attached(session, wanted, why)) is None:
+            raise
+        return copied
+    if (view is None or view.expired) and (copied := spooled.attached(session, wanted)) is not None:
+        return copied
+    if view is None:
+        raise NoSuchBatch(name=name, server=session.server) if name else NoBatchAtAll(server=session.server)
+    batch = handle(session, view)
+    if view.expired:
+        raise Expired(what=view.id, ttl=lifetime(batch.spec.result_ttl))
+    session.attend()
+    spooled.resume(batch, view)
+    session.collector.follow(batch.watch)
+    return batch
+
+
+def view_named(session: Session, name: str) -> BatchView | None:
+    """What the server has under this name or id."""
+    found = session.ask(lambda broker: broker.named(name, session.sealer.keyring.current.hex()) or broker.named(name))
+    return session.ask(lambda broker: broker.view(found or name))
+
+
+def _latest(session: Session) -> BatchView | None:
+    """The latest batch that this user's keys can open."""
+    ours = set(session.sealer.keyring.ids)
+    views = [view for view in session.ask(lambda broker: broker.batches()) if view.signer in ours and not view.expired]
+    return max(views, key=lambda view: view.created_us, default=None)
+
+
 # ---------------------------------------------------------------- one job
 
 
@@ -89,14 +132,12 @@ def fetch_many(session: Session, names: Iterable[str]) -> list[JobRef | NotThere
 
 def _opened(session: Session, batch: str, view: BatchView | Damaged | None, *, named: bool) -> BatchRef | float | None:
     """The Batch of this id, or else (`named`) name; for how many seconds it was kept if it expired; None: not there."""
-    from nbqueue.client.lookup import archive
-
     if view is None and named and (other := session.ask(Broker.named, batch)) is not None:
         view = session.ask(Broker.view, other)
     if isinstance(view, Damaged):
         raise view
-    if (view is None or view.expired) and (spooled := archive.quietly(session, batch)) is not None:
-        return spooled
+    if (view is None or view.expired) and (copied := spooled.quietly(session, batch)) is not None:
+        return copied
     if view is None:
         return None
     made = handle(session, view)
@@ -104,8 +145,6 @@ def _opened(session: Session, batch: str, view: BatchView | Damaged | None, *, n
 
 
 def _job(session: Session, batch: BatchRef | float | None, name: str, digits: str) -> JobRef | NotThere:
-    from nbqueue.client.lookup.waiting import lifetime
-
     if isinstance(batch, float):
         return Expired(what=name, ttl=lifetime(batch))
     if batch is None:

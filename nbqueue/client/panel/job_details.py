@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from nbqueue import perform
-from nbqueue.client.frames import rows
-from nbqueue.client.frames.rows import opened_call
-from nbqueue.client.lookup import archive, refresh
+from nbqueue.client.lookup import arguments as lookup
+from nbqueue.client.lookup import refresh, spooled
 from nbqueue.client.lookup.results import parents_of, text_of
 from nbqueue.client.panel.rate import clock
 from nbqueue.client.session.batch_ref import BatchRef
@@ -46,7 +45,7 @@ def told(batch: BatchRef, index: int, *, log: bool = False) -> Told | None:
 
 def _log(batch: BatchRef, index: int) -> str:
     try:
-        text = archive.log(batch.job(index))
+        text = spooled.log(batch.job(index))
     except NbqueueError as why:
         return f"<not to be had: {why}>"
     return text if len(text) <= LOG else "... " + text[-LOG:]
@@ -55,12 +54,12 @@ def _log(batch: BatchRef, index: int) -> str:
 def arguments(batch: BatchRef, index: int) -> str:
     """The arguments of a job, one per line, as Python shows them. Unpickles them, so only for those who ask."""
     try:
-        payload = rows.payload(batch, index)
+        payload = lookup.payload(batch, index)
     except NbqueueError as why:
         return f"<not to be had: {why}>"
     if payload is None:
         return "<the arguments are not to be had any more>"
-    args, kwargs, label = opened_call(payload)
+    args, kwargs, label = lookup.opened_call(payload)
     names = [*batch.spec.columns, *(f"arg_{place}" for place in range(len(batch.spec.columns), len(args)))]
     lines = [f"{name} = {_shown(value)}" for name, value in [*zip(names, args, strict=False), *kwargs.items()]]
     return "\n".join(([f"# {_shown(label)}"] if label is not None else []) + lines) or "no arguments"

@@ -12,16 +12,16 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from nbqueue.client.session import archive
 from nbqueue.client.session.singles import Singles, Watches
 from nbqueue.client.spool.records import Kind
 from nbqueue.errors import Damaged, NbqueueError, NoServer, ServerRefused, WrongPassword
 
 if TYPE_CHECKING:
-    from nbqueue.client.session.session import Session
-    from nbqueue.client.state.batch_state import Watch
-    from nbqueue.client.submit.upload import Upload
+    from nbqueue.client.spool.spool import Spool
+    from nbqueue.client.state.batch_state import Sending, Watch
     from nbqueue.store.broker import Broker
     from nbqueue.store.decoding import Progress
     from nbqueue.store.ear import Hints
@@ -42,10 +42,33 @@ KINDS = {"tail": Kind.TAILS, "meta": Kind.METAS, "past": Kind.PASTS}  # what of 
 Parts = dict[str, list[tuple[int, bytes]]]
 
 
+class Source(Protocol):
+    """The session that a collector works for."""
+
+    id: str
+    spool: Spool
+
+    @property
+    def asleep(self) -> bool:
+        """Whether no server is to be asked."""
+
+    def fresh_broker(self) -> Broker:
+        """A broker of the caller's own. Raises NoServer and its kin."""
+
+    def fresh_hints(self) -> Hints:
+        """A line of hints of the caller's own."""
+
+    def revive(self) -> None:
+        """Starts a private server again that was killed."""
+
+    def again(self, batch: str, index: int) -> bytes | None:
+        """The outcome of a job as it lies in the store; None where it has none, or cannot be asked."""
+
+
 class Collector:
     """Follows watches until each is settled."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Source) -> None:
         self._session = session
         self._lock = threading.Lock()
         self._watches: dict[Watch, None] = {}  # in the order of their arrival; one batch may be watched twice
@@ -200,7 +223,7 @@ class Collector:
                 self._fail([watch], why)
         return busy
 
-    def _tend(self, watch: Watch, upload: Upload) -> None:
+    def _tend(self, watch: Watch, upload: Sending) -> None:
         """Keeps an open upload alive. What is wrong with it must not keep other batches from being followed."""
         try:
             upload.tend()
@@ -354,10 +377,8 @@ class Collector:
             self._gone(watch, "lost" if lost else "expired")
 
     def _gone(self, watch: Watch, why: str) -> None:
-        from nbqueue.client.lookup import archive
-
         self.drop(watch)
-        archive.mend(self._session, watch)
+        archive.mend(self._session.spool, watch)
         with watch.changed:
             watch.gone = watch.gone or why  # what this process removed meanwhile was not lost
             watch.recount()

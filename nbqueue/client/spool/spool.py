@@ -17,7 +17,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -29,9 +29,6 @@ from nbqueue.client.spool.records import Back, Birth, Kind, Standing
 from nbqueue.client.spool.writer import Pen
 from nbqueue.errors import BadSignature
 
-if TYPE_CHECKING:
-    from nbqueue.client.state.batch_state import Watch
-
 T = TypeVar("T")
 Said = Sequence[tuple[Kind, Sequence[tuple[int, bytes]]]]  # what jobs wrote and said, by its kind: (index, sealed)
 SMALL = 4_096  # bytes of an outcome, over which memory holds only its place
@@ -42,10 +39,38 @@ PART = 4 << 20  # bytes of arguments in a record
 FUNCTION = 64 << 20  # bytes of a function that is worth copying
 
 
+class Memory(Protocol):
+    """What a session knows of one batch, as far as the spool reads it and writes to it; `changed` guards it."""
+
+    changed: threading.Condition
+    batch: str
+    birth: Birth | None
+    single: bool
+    gone: str
+    over: bool
+    weight: int
+    behind: deque[int]
+    stood: Standing | None
+    spooled: bool
+    taken_back: list[tuple[int, bytes | int]]
+
+    def standing(self, now: float) -> Standing:
+        """How it stands."""
+
+    def shelf(self, path: Path) -> int:
+        """The number of a file of the spool."""
+
+    def blob(self, found: bytes | int) -> bytes:
+        """An outcome as it lay in the store. Raises BadSignature."""
+
+
+M = TypeVar("M", bound=Memory)
+
+
 class _Sheet:
     """What waits to be written, of a watch that is held weakly: of a job that nobody holds, nobody will ask."""
 
-    def __init__(self, watch: Watch, kind: Kind, start: int, blobs: Sequence[bytes]) -> None:
+    def __init__(self, watch: Memory, kind: Kind, start: int, blobs: Sequence[bytes]) -> None:
         self.watch, self.kind, self.start, self.blobs = weakref.ref(watch), kind, start, blobs
 
     def of(self, batch: str) -> bool:
@@ -72,7 +97,7 @@ class Spool:
     def __init__(self, folder: Path | None, cap: int, tell: Callable[[str], None]) -> None:
         self.folder, self.cap, self._tell = folder, cap, tell
         self.why = "" if folder else "the spool is switched off"  # why nothing is written
-        self._watches = weakref.WeakSet["Watch"]()
+        self._watches = weakref.WeakSet[Memory]()
         self._held = 0  # bytes of outcomes that memory holds, at most
         self._warned = False
         self._mark = secrets.token_hex(6)
@@ -93,17 +118,17 @@ class Spool:
 
     # ------------------------------------------------------------ what comes in
 
-    def arguments(self, watch: Watch, start: int, sealed: Sequence[bytes]) -> None:
+    def arguments(self, watch: Memory, start: int, sealed: Sequence[bytes]) -> None:
         """Arguments from `start` on, as they are sent. Only remembers them: `drain` writes."""
         if self.on and watch.birth is not None and sealed:
             self._waiting.append(_Sheet(watch, Kind.ARGUMENTS, start, sealed))
 
-    def function(self, watch: Watch, function: bytes, spec: bytes = b"") -> None:
+    def function(self, watch: Memory, function: bytes, spec: bytes = b"") -> None:
         """The sealed function (empty: the same), and the description where it is another now. Only remembers them."""
         if self.on and watch.birth is not None and len(function) <= FUNCTION:
             self._waiting.append(_Sheet(watch, Kind.FUNCTION, time.time_ns() // 1000, [function, spec]))
 
-    def marks(self, watch: Watch, start: int, marks: bytes) -> None:
+    def marks(self, watch: Memory, start: int, marks: bytes) -> None:
         """The marks of a named batch, from a job on. Only remembers them."""
         if self.on and watch.birth is not None and marks:
             self._waiting.append(_Sheet(watch, Kind.MARKS, start, [marks]))
@@ -136,7 +161,7 @@ class Spool:
             if sheet.kind is not Kind.ARGUMENTS:
                 self._write(birth, sheet.kind, sheet.indexes, sheet.blobs)
 
-    def keep(self, watch: Watch, pairs: Sequence[tuple[int, bytes]], said: Said = ()) -> dict[int, int]:
+    def keep(self, watch: Memory, pairs: Sequence[tuple[int, bytes]], said: Said = ()) -> dict[int, int]:
         """Writes outcomes of a batch that have landed, and what was withdrawn; answers the places of those on disk.
 
         Called before memory takes them: what anyone has seen is on disk.
@@ -163,9 +188,9 @@ class Spool:
                 return {}
             return self._places(watch, found[0], pairs, found[1])
 
-    def keep_singles(self, found: Sequence[tuple[Watch, bytes, Said]]) -> dict[Watch, int]:
+    def keep_singles(self, found: Sequence[tuple[M, bytes, Said]]) -> dict[M, int]:
         """As keep, for batches of one."""
-        places: dict[Watch, int] = {}
+        places: dict[M, int] = {}
         with self._lock:
             # One that was forgotten while its outcome was on its way must not come back.
             fresh = [each for each in found if each[0].birth and not each[0].spooled and not each[0].gone]
@@ -187,20 +212,20 @@ class Spool:
                         places[watch] = place[0]
         return places
 
-    def keep_arguments(self, watch: Watch, pairs: Sequence[tuple[int, bytes]]) -> None:
+    def keep_arguments(self, watch: Memory, pairs: Sequence[tuple[int, bytes]]) -> None:
         """Writes arguments that were read from the store."""
         with self._lock:
             if pairs and self.on and watch.birth is not None:
                 indexes, blobs = zip(*pairs, strict=True)
                 self._write(watch.birth, Kind.ARGUMENTS, indexes, blobs)
 
-    def keep_said(self, watch: Watch, said: Said) -> None:
+    def keep_said(self, watch: Memory, said: Said) -> None:
         """Writes what jobs wrote or said, apart from their outcomes."""
         with self._lock:
             if self.on and watch.birth is not None:
                 self._write_said(watch.birth, said)
 
-    def restored(self, watch: Watch, made: Sequence[tuple[int, bytes]], standing: Standing) -> None:
+    def restored(self, watch: Memory, made: Sequence[tuple[int, bytes]], standing: Standing) -> None:
         """Notes that a batch is on a server again, and outcomes that were made for it."""
         with self._lock:
             if self.on and (birth := watch.birth) is not None:
@@ -208,7 +233,7 @@ class Spool:
                     self._write(birth, Kind.OUTCOMES, [index for index, _ in made], [blob for _, blob in made])
                 self._guarded(lambda: self._pen.note(birth, Kind.STATE, standing))
 
-    def stands(self, watch: Watch) -> None:
+    def stands(self, watch: Memory) -> None:
         """Notes how a batch stands, now and then, and at its end. Nothing of it may wait to be copied."""
         with self._lock:
             birth = watch.birth
@@ -364,7 +389,7 @@ class Spool:
             self._pen.rest(birth.batch)
 
     def _places(
-        self, watch: Watch, path: Path, pairs: Sequence[tuple[int, bytes]], offsets: Iterable[int]
+        self, watch: Memory, path: Path, pairs: Sequence[tuple[int, bytes]], offsets: Iterable[int]
     ) -> dict[int, int]:
         """The places of those that memory need not hold."""
         if max(len(blob) for _, blob in pairs) <= SMALL and not self._over():
@@ -376,7 +401,7 @@ class Spool:
             if not self.light(blob)
         }
 
-    def _write_back(self, watch: Watch, birth: Birth, taken: Sequence[tuple[int, bytes | int]]) -> None:
+    def _write_back(self, watch: Memory, birth: Birth, taken: Sequence[tuple[int, bytes | int]]) -> None:
         checks = []
         for _, found in taken:
             try:

@@ -23,7 +23,6 @@ from nbqueue.store.records import Stored
 
 if TYPE_CHECKING:
     from nbqueue.client.spool.reader import Tale
-    from nbqueue.client.submit.upload import Upload
     from nbqueue.store.decoding import Progress
 
 _log = logging.getLogger(__name__)
@@ -37,6 +36,18 @@ class Bar(Protocol):
 
     def update(self, watch: Watch) -> None:
         """Shows the present state; called from any thread."""
+
+
+class Sending(Protocol):
+    """An upload that is open."""
+
+    canceled: bool
+
+    def tend(self) -> None:
+        """Sends what waits, and tells the store that the upload lives."""
+
+    def stop(self, *, wait: bool = True) -> None:
+        """Nothing more goes out."""
 
 
 class Watch:
@@ -65,7 +76,7 @@ class Watch:
         self.gone = ""  # "expired", "lost" or "forgotten": the store has it no more
         self.error: BaseException | None = None  # what stopped the upload; what arrived goes on
         self.fault: BaseException | None = None  # what stopped the collector: nothing more will be heard
-        self.upload: Upload | None = None
+        self.upload: Sending | None = None
         self.bars: list[Bar] = []
         self.awaited = 0  # threads that wait for one job of it
         self.position = self.generation = 0

@@ -10,6 +10,7 @@ from nbqueue.client.calls.function import Function
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.submit import options as terms
+from nbqueue.client.submit import reattach
 from nbqueue.client.submit.submission import Submission, refuse_inside
 from nbqueue.errors import BadInput, BadOption
 from nbqueue.model import Options
@@ -48,4 +49,4 @@ def _follow(
         names = items.positional(described) or ("arg_0",)
         return Calls((), None, names, source.spec.labeled, source.spec.index_names)
 
-    return Submission(source.session, options, function, calls, single=single, source=source).run()
+    return reattach.submit(Submission(source.session, options, function, calls, single=single, source=source))

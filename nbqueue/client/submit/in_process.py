@@ -1,4 +1,4 @@
-"""Running a batch in this very process: for %debug, and for testing one's code without a server.
+"""Running a batch, or one call again, in this very process: for %debug, and for testing one's code without a server.
 
 Arguments and results go through pickle all the same, so that what works here works in a job. Retries and repeats follow
 at once, whatever their intervals.
@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import random
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import CoroutineType
 from typing import Any, TypeVar
 
 import msgspec
 
 from nbqueue import current, perform, settings, wire
-from nbqueue.client.lookup import waiting
+from nbqueue.client.lookup import arguments, spooled, waiting
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.current import CurrentJob
-from nbqueue.errors import BadInput
+from nbqueue.errors import BadInput, Expired
 from nbqueue.model import (
     MAX_RESULT,
     Cause,
     Echo,
+    FunctionRecord,
     Hook,
     Notes,
     Outcome,
@@ -34,10 +38,12 @@ from nbqueue.model import (
     Spec,
     State,
     Tally,
+    decode,
     job_id,
     runs_left,
 )
 from nbqueue.worker import hooks as callbacks
+from nbqueue.worker import loading, restore
 
 T = TypeVar("T")
 
@@ -144,9 +150,7 @@ class Inline:
         def note(kind: int, payload: bytes) -> None:
             self.watch.notes[index] = noted(self.watch.notes.get(index), kind, payload, spec.meta)
 
-        from nbqueue.client.submit import replay
-
-        with replay.sown(spec.seed, index), current.inside(job, spec.seed, index, present, note):
+        with sown(spec.seed, index), current.inside(job, spec.seed, index, present, note):
             if self.mode is True:
                 return self._straight(index, attempt), None
             return self._collected(index, attempt, job, retried)
@@ -261,3 +265,84 @@ def _outcome(ride: Ride, attempt: int, begun_us: int) -> Outcome:
 
 def _now_us() -> int:
     return int(time.time() * 1e6)
+
+
+# ---------------------------------------------------------------- one call again
+
+
+def replay(job: JobRef, func: Callable[..., Any] | None) -> Any:
+    """Calls the job's function, or `func`, with its arguments and its random numbers; what it raises comes untouched.
+
+    Nothing is stored. Raises Expired where the arguments are not to be had any more.
+    """
+    batch, index, spec = job.batch, job.index, job.batch.spec
+    payload = arguments.payload(batch, index)
+    if payload is None:
+        raise Expired(what=f"The call of {job.id}", ttl="some time")
+    function = func or function_of(batch)
+    args, kwargs, _ = perform.unpack(payload)
+
+    def present() -> CurrentJob:
+        return CurrentJob(
+            job.id,
+            batch=batch.id,
+            index=index,
+            func_name=spec.label,
+            description=spec.description,
+            queue=batch.queue,
+            meta=spec.meta,
+            arguments=lambda: perform.unpack(payload),
+        )
+
+    with sown(spec.seed, index), current.inside(job.id, spec.seed, index, present):
+        value = function(*args, **kwargs)
+        return awaited(value) if isinstance(value, CoroutineType) else value
+
+
+def function_of(batch: BatchRef) -> Callable[..., Any]:
+    """The function as it was sent, with what it took along then; this kernel's own where the server has it no more."""
+    if (record := _record(batch)) is not None:
+        loading.know_lines(record.sources)
+        found: Callable[..., Any] = wire.loads(record.payload)
+        return found
+    if batch.function is None:
+        raise BadInput(message=f"The function of {batch.id} is not to be had any more: give one, as replay(func=f).")
+    return batch.function
+
+
+def callback_of(batch: BatchRef, name: str) -> Callable[..., Any] | None:
+    """What is called after success, failure or stop; None: nothing, or the server has it no more."""
+    record = _record(batch)
+    hook = (batch.hooks if record is None else record.hooks).get(name)
+    return None if hook is None else wire.loads(hook.payload)
+
+
+def _record(batch: BatchRef) -> FunctionRecord | None:
+    if batch.inline:
+        return None
+    sealed = None if batch.watch.gone else batch.session.ask(lambda broker: broker.function(batch.id))
+    sealed = spooled.function(batch) if sealed is None else sealed
+    if sealed is None:
+        return None
+    opened = batch.session.sealer.unseal(wire.FUNCTION, batch.id, -1, sealed)
+    return decode(FunctionRecord, opened, f"The function of {batch.id}")
+
+
+@contextmanager
+def sown(seed: int | None, index: int) -> Iterator[None]:
+    """Seeds `random` and NumPy's global state as a job's, while it lasts."""
+    if seed is None:
+        yield
+        return
+    numpy = sys.modules.get("numpy.random")
+    before, state = random.getstate(), None if numpy is None else numpy.get_state()
+    restore.sow(seed, index)
+    try:
+        yield
+    finally:
+        restore.forget()
+        random.setstate(before)
+        if numpy is not None:
+            numpy.set_state(state)
+        elif (made := sys.modules.get("numpy.random")) is not None:
+            made.seed()  # the call has imported it: the caller's own numbers are not the job's

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from nbqueue.checks import brief, check_name, seconds
-from nbqueue.client.calls.function import Function, label_of, signature_of
+from nbqueue.client.calls.function import Function, goes_by_name, label_of, signature_of
 from nbqueue.client.lookup.waiting import refuse_unsent
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.session.session import Session
@@ -26,6 +26,16 @@ CALLBACKS = {  # option -> (name of the hook, what it is called with)
     "on_failure": ("failure", ("job", "connection", "type", "value", "traceback")),
     "on_stopped": ("stopped", ("job", "connection")),
 }
+
+TIMEOUT = 180.0  # seconds; RQ's defaults, for what is enqueued
+RESULT_TTL = 500.0
+OURS = frozenset(  # what enqueue takes out of the keywords
+    (
+        *("timeout", "job_timeout", "result_ttl", "failure_ttl", "ttl", "depends_on", "job_id", "at_front", "meta"),
+        *("description", "retry", "retries", "repeat", "on_success", "on_failure", "on_stopped", "unique"),
+    )
+)
+_EXPLICIT = ("args", "kwargs")
 
 
 # ---------------------------------------------------------------- as they are typed
@@ -154,6 +164,73 @@ def refuse_for_many(options: Options, verb: str) -> None:
                 message=f"{name}= is for one call (submit, enqueue), not for {verb}. "
                 + ("A batch is named by name=." if name == "job_id" else f"Leave it out of {verb}.")
             )
+
+
+# ---------------------------------------------------------------- what stands in the parentheses of enqueue
+
+
+def pinned(said: Options, f: Callable[..., Any] | str) -> bool:
+    """Whether it runs with the code as it is now, or not at all. As in RQ, what a worker imports is not pinned."""
+    return not goes_by_name(f) if said.pin is None else said.pin
+
+
+def for_queue(queue: str, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for a queue as they were typed, in the words of Options. Raises BadOption."""
+    found = understood(typed)
+    if found.get("queue", queue) != queue:
+        raise BadOption(message=f"queue={found['queue']!r}: this is Queue({queue!r}). Make a Queue for the other.")
+    if "timeout" in found:
+        found["timeout"] = time_limit("timeout", found["timeout"])
+    return found
+
+
+class Typed(NamedTuple):
+    """What stood in the parentheses: the call, the options, and the keywords that were taken for ours."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    options: dict[str, Any]
+    taken: dict[str, Any]
+
+
+def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Typed:
+    """The call and the options among its keywords. Raises BadOption."""
+    given = {name: value for name, value in kwargs.items() if name in OURS}
+    rest = {name: value for name, value in kwargs.items() if name not in OURS}
+    if not rest.keys() & set(_EXPLICIT):
+        return Typed(args, rest, given, given)
+    if args or rest.keys() - set(_EXPLICIT):
+        raise BadOption(
+            message="enqueue() takes the call as it is, or all of it in args= and kwargs=, not both. "
+            "For a function that has such parameters: q.options().enqueue(f, args=...)."
+        )
+    # Said so, the call is in them and the other keywords are ours, as RQ's documentation advises: no clash.
+    return Typed(positionals(rest.get("args")), keywords(rest.get("kwargs")), given, rest)
+
+
+def positionals(args: Any) -> tuple[Any, ...]:
+    """The positional arguments in `args=`. Raises BadOption."""
+    if args is None:
+        return ()
+    if isinstance(args, str | bytes) or not isinstance(args, Iterable):
+        raise BadOption(message=f"args={brief(args)} must be a tuple or a list of the positional arguments.")
+    return tuple(args)
+
+
+def keywords(kwargs: Any) -> dict[str, Any]:
+    """The keyword arguments in `kwargs=`. Raises BadOption."""
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise BadOption(message=f"kwargs={brief(kwargs)} must be a dict of the keyword arguments.")
+    return dict(kwargs or {})
+
+
+def time_limit(option: str, value: Any) -> float | None:
+    """A time limit in seconds; None and RQ's -1 mean that there is none."""
+    if value is None or value == -1:
+        return None
+    if (limit := seconds(option, value)) <= 0:
+        raise BadOption(message=f"{option}={brief(value)} must be over 0 seconds; -1 means no limit.")
+    return limit
 
 
 # ---------------------------------------------------------------- keywords between us and the function

@@ -16,7 +16,7 @@ import msgspec
 from nbqueue import wire
 from nbqueue.checks import counted
 from nbqueue.client.calls import argument_hashes, function_diff
-from nbqueue.client.lookup import archive, find
+from nbqueue.client.lookup import find, spooled
 from nbqueue.client.session import kernel
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.session import tell
@@ -25,12 +25,12 @@ from nbqueue.client.state.selection import Part
 from nbqueue.client.submit import spoolnames, upload
 from nbqueue.client.submit.options import spill_folder
 from nbqueue.client.submit.retry import LIMITS
+from nbqueue.client.submit.submission import Submission
 from nbqueue.errors import Changed, InUse, NoSuchBatch
 from nbqueue.model import FunctionRecord, Spec, State, Tally, decode, encode, new_id
 from nbqueue.store.broker import Broker
 
 if TYPE_CHECKING:
-    from nbqueue.client.submit.submission import Submission
     from nbqueue.store.records import BatchView
 
 TRIES = 20  # others that submit the same name at the same moment
@@ -39,6 +39,18 @@ FEW = 1_000  # jobs whose ends are asked for at once
 
 
 def submit(asked: Submission) -> BatchRef:
+    """A new batch, or the one of this name with the jobs of this call.
+
+    Raises Changed or InUse, and what is wrong with the items, or with the store.
+    """
+    batch = asked.made() if asked.marks is None else _named(asked)
+    batch.visible = batch.wanted(asked.options.progress)
+    if batch.note and kernel.shell() is None:
+        tell(f"nbqueue: {batch.name}: {batch.note}.")
+    return batch
+
+
+def _named(asked: Submission) -> BatchRef:
     """The batch of this name with the jobs of this call; a new one where there is none. Raises Changed or InUse."""
     fresh = asked.options.fresh
     for _ in range(TRIES):
@@ -118,7 +130,7 @@ class Again:
         if self._replaced is not None:
             self._session.spool.function(watch, *self._replaced)
         batch = self._batch(watch, spec, self._updated(len(rows)) if told else self._found(watch))
-        archive.resume(batch, self._view)
+        spooled.resume(batch, self._view)
         self._look_at(watch, rows)
         if self._new:
             self._extend(watch, [payloads[place] for place in self._new])

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbqueue import wire
-from nbqueue.client.lookup import archive, find
+from nbqueue.client.lookup import find, spooled
+from nbqueue.client.session import archive
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.spool import records
 from nbqueue.client.spool.records import Standing
@@ -40,7 +41,7 @@ class Restoring:
             raise BadSignature(what=f"The function of {found.birth.batch}", why="the spool has no copy of it")
         payload = session.sealer.unseal(wire.FUNCTION, found.birth.batch, -1, self.sealed)
         self.record = decode(FunctionRecord, payload, "A function")
-        self.spec = archive.spec_of(session, found)
+        self.spec = spooled.spec_of(session, found)
         self._outcomes = {index: (path, each) for index, path, each in found.outcomes()}
         self._made: list[tuple[int, bytes]] = []
         self._withdrawn: list[tuple[int, bytes | int]] = []
@@ -165,7 +166,7 @@ def revived(batch: BatchRef) -> list[int] | None:
     if watch.gone not in {"lost", "expired"} or watch.birth is None or batch.single or batch.spec.source:
         return None
     session.spool.drain()
-    if not session.spool.on or (found := archive.tale(session, watch.birth)) is None:
+    if not session.spool.on or (found := archive.tale(session.spool, watch.birth)) is None:
         return None
     try:
         kept = Restoring(session, found)
@@ -192,7 +193,7 @@ def _look_again(batch: BatchRef) -> None:
     batch.watch = watch
     mine = {name: getattr(batch.spec, name) for name in ("columns", "labeled", "index_names")}
     batch.spec = msgspec.structs.replace(found.spec, **mine)
-    archive.resume(batch, view)
+    spooled.resume(batch, view)
     with watch.changed:
         watch.over = watch.whole
     session.collector.follow(watch)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nbqueue.client.calls import argument_hashes, function_diff
-from nbqueue.client.lookup import archive
+from nbqueue.client.lookup import spooled
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.session import tell
 from nbqueue.client.submit.restore import Restoring
@@ -82,8 +82,8 @@ class Remembered:
     def _spooled(self, rows: list[int], payloads: list[bytes] | None) -> BatchRef | None:
         asked, spec, session = self._asked, self._kept.spec, self._session
         whole = asked.single or rows == list(range(self._found.n))
-        why = archive.why_gone(session, self._found)
-        batch = archive.batch(session, self._found, why, None if whole else argument_hashes.shortened(rows))
+        why = spooled.why_gone(session, self._found)
+        batch = spooled.batch(session, self._found, why, None if whole else argument_hashes.shortened(rows))
         if batch is None:
             return None
         mine = {name: getattr(asked.spec, name) for name in ("columns", "labeled", "index_names")}
@@ -101,7 +101,7 @@ class Remembered:
 def remembered(asked: Submission) -> Remembered | None:
     """What the spool has of a batch of this name; None where that cannot be compared with this call."""
     session, name = asked.session, asked.options.name
-    found = archive.find(session, name)
+    found = spooled.find(session, name)
     if found is None or found.birth.name != name:
         return None
     try:

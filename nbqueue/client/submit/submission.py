@@ -21,9 +21,8 @@ from nbqueue.client.calls.argument_hashes import Marks
 from nbqueue.client.calls.function import Function, describe
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.lookup import job_meta, waiting
-from nbqueue.client.session import kernel
 from nbqueue.client.session.batch_ref import BatchRef
-from nbqueue.client.session.session import Session, tell
+from nbqueue.client.session.session import Session
 from nbqueue.client.spool.records import Birth
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.client.state.selection import Part, Sent
@@ -56,7 +55,7 @@ class When:
 
 
 class Submission:
-    """One submission. `run()` gives the Batch."""
+    """One submission, described; `made()` sends it, or runs it here."""
 
     def __init__(
         self,
@@ -139,16 +138,6 @@ class Submission:
             spill.check(root)
         return root
 
-    def run(self) -> BatchRef:
-        """Submits, and shows the batch. Raises what is wrong with the items, or with the store."""
-        if self.mode and self.source is None:
-            return self._inline(self.packed())
-        if self.marks is None:
-            return self._shown(self.made())
-        from nbqueue.client.submit import reattach
-
-        return self._shown(reattach.submit(self))
-
     @property
     def once(self) -> bool:
         """Whether its items can be read but once: those of an iterator that goes out as it is read."""
@@ -168,7 +157,9 @@ class Submission:
         return self._packed
 
     def made(self) -> BatchRef:
-        """A new batch. Raises InUse."""
+        """A new batch. Raises InUse, and what is wrong with the items, or with the store."""
+        if self.mode and self.source is None:
+            return self._inline(self.packed())
         if self.source is not None:
             return self._follower(self.source)
         if self.marks is not None:
@@ -179,12 +170,6 @@ class Submission:
 
     def _span(self, start: int, stop: int) -> bytes:
         return b"" if self.marks is None else self.marks.span(start, stop)
-
-    def _shown(self, batch: BatchRef) -> BatchRef:
-        batch.visible = batch.wanted(self.options.progress)
-        if batch.note and kernel.shell() is None:
-            tell(f"nbqueue: {batch.name}: {batch.note}.")
-        return batch
 
     def _batch(self, watch: Watch) -> BatchRef:
         call, name = self.function.call, self.options.name

@@ -1,4 +1,4 @@
-"""Finding batches again: one, or all."""
+"""All batches as a frame."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbqueue.checks import check_title
-from nbqueue.client.lookup import archive
 from nbqueue.client.lookup import find as handles
-from nbqueue.client.session.batch_ref import BatchRef
+from nbqueue.client.lookup import spooled
 from nbqueue.client.session.session import Session
 from nbqueue.client.spool.directory import Kept
 from nbqueue.client.spool.records import Birth
-from nbqueue.errors import BadSignature, Expired, NoBatchAtAll, NoSuchBatch, SetupError
+from nbqueue.errors import BadSignature
 from nbqueue.model import Spec, State, Tally, utc
 
 if TYPE_CHECKING:
@@ -29,46 +27,6 @@ COLUMNS = (
 )
 
 
-def attach(session: Session, name: str | None) -> BatchRef:
-    """The batch of this name or id; None: the latest. What the server has no more is taken from the spool.
-
-    Raises NoSuchBatch, Expired or UnknownKey.
-    """
-    wanted = None if name is None else check_title("batch", name.rpartition(":")[0] or name)
-    try:
-        view = _latest(session) if wanted is None else find(session, wanted)
-    except SetupError as why:
-        if (spooled := archive.attached(session, wanted, why)) is None:
-            raise
-        return spooled
-    if (view is None or view.expired) and (spooled := archive.attached(session, wanted)) is not None:
-        return spooled
-    if view is None:
-        raise NoSuchBatch(name=name, server=session.server) if name else NoBatchAtAll(server=session.server)
-    batch = handles.handle(session, view)
-    if view.expired:
-        from nbqueue.client.lookup.waiting import lifetime
-
-        raise Expired(what=view.id, ttl=lifetime(batch.spec.result_ttl))
-    session.attend()
-    archive.resume(batch, view)
-    session.collector.follow(batch.watch)
-    return batch
-
-
-def find(session: Session, name: str) -> BatchView | None:
-    """What the server has under this name or id."""
-    found = session.ask(lambda broker: broker.named(name, session.sealer.keyring.current.hex()) or broker.named(name))
-    return session.ask(lambda broker: broker.view(found or name))
-
-
-def _latest(session: Session) -> BatchView | None:
-    """The latest batch that this user's keys can open."""
-    ours = set(session.sealer.keyring.ids)
-    views = [view for view in session.ask(lambda broker: broker.batches()) if view.signer in ours and not view.expired]
-    return max(views, key=lambda view: view.created_us, default=None)
-
-
 def batches(session: Session) -> pd.DataFrame:
     """All batches on the server and those that the spool has besides, the latest first; how far they are comes first.
 
@@ -80,7 +38,7 @@ def batches(session: Session) -> pd.DataFrame:
     views = [view for view in session.ask(lambda broker: broker.batches()) if not view.expired]
     many = [view.id for view in views if not view.single]  # a million single jobs are not asked about one by one
     sizes = dict(zip(many, session.ask(lambda broker: broker.sizes(many)), strict=True))
-    copies = archive.copies(session)
+    copies = spooled.copies(session)
     rows = [_row(session, view, sizes.get(view.id), copies.pop(view.id, None)) for view in views]
     rows += [_spooled(kept, birth, spec) for kept, birth, spec in copies.values()]
     rows.sort(key=itemgetter("created_at"), reverse=True)

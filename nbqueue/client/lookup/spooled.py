@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from nbqueue import wire
 from nbqueue.client.lookup import refresh
+from nbqueue.client.session import archive
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.session.session import Session, tell
 from nbqueue.client.spool import directory, records
 from nbqueue.client.spool.directory import Kept
-from nbqueue.client.spool.reader import Book, Tale
+from nbqueue.client.spool.reader import Tale
 from nbqueue.client.spool.records import Birth, Kind
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.client.state.selection import Part
@@ -38,20 +38,9 @@ def find(session: Session, name: str | None) -> Tale | None:
     session.spool.drain()
     if not session.spool.answers():
         return None
-    births = [birth for birth in _births(session, folder, name) if _spec(session, birth) is not None]
+    births = [birth for birth in archive.births(session.spool, folder, name) if _spec(session, birth) is not None]
     birth = max(births, key=lambda each: each.created_us, default=None)
-    return None if birth is None else tale(session, birth)
-
-
-def _births(session: Session, folder: Path, name: str | None) -> Iterator[Birth]:
-    if name is not None:
-        for path in directory.files_of(folder, name):
-            yield from records.births(path)
-        for book in _singles(session, folder):
-            births = (entry.birth for entry in book.entries.values() if entry.birth is not None)
-            yield from (birth for birth in births if name in {birth.batch, birth.name})
-    found = (birth for one in directory.kept(folder) if (birth := one.birth()) is not None)
-    yield from (birth for birth in found if name is None or birth.name == name)
+    return None if birth is None else archive.tale(session.spool, birth)
 
 
 def _spec(session: Session, birth: Birth) -> Spec | None:
@@ -68,52 +57,6 @@ def spec_of(session: Session, found: Tale) -> Spec:
     """The description of a batch as it was last. Raises BadSignature."""
     blob = found.spec()
     return decode(Spec, session.sealer.unseal(wire.SPEC, found.birth.batch, -1, blob), "A description")
-
-
-def tale(session: Session, birth: Birth) -> Tale | None:
-    """All that the spool tells of one batch, or of a single job; None also where its disk does not answer."""
-    folder = session.spool.folder
-    if folder is None or not session.spool.answers():
-        return None
-    if birth.single:
-        books = _singles(session, folder)
-        gone = {name for book in books for name in book.forgotten}
-        return None if f"{birth.batch}~{birth.nonce}" in gone else Tale(birth, _of(books, birth), _size(books))
-    books = [book for path in directory.copies_of(folder, birth) if (book := _read(path))]
-    return Tale(birth, _of(books, birth), _size(books))
-
-
-def _of(books: list[Book], birth: Birth) -> list[Book]:
-    entries = [(book, book.entries.get(birth.batch)) for book in books]
-    return [book for book, each in entries if each and (each.birth is None or directory.same(each.birth, birth))]
-
-
-def _size(books: list[Book]) -> int:
-    return sum(book.path.stat().st_size for book in books if book.path.exists())
-
-
-def _singles(session: Session, folder: Path) -> list[Book]:
-    """The files of single jobs; each is read again only when it has grown."""
-    known, found = session.spool.read, []
-    for path in directory.single_files(folder):
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            continue  # removed this moment
-        if path not in known or known[path][0] != size:
-            book = _read(path)
-            if book is None:
-                continue
-            known[path] = size, book
-        found.append(known[path][1])
-    return found
-
-
-def _read(path: Path) -> Book | None:
-    try:
-        return Book(path)
-    except OSError:
-        return None  # removed this moment, or on a disk that fails: as if it were not there
 
 
 def copies(session: Session) -> dict[str, tuple[Kept, Birth, Spec]]:
@@ -144,8 +87,8 @@ def batch(session: Session, found: Tale, gone: str, rows: Sequence[int] | None =
     watch.birth, watch.payloads, watch.created_us = birth, None, birth.created_us
     watch.known, watch.followed, watch.gone, watch.foreign = True, True, gone, True
     watch.again = session.again
-    _fill(session, watch, found)
-    _count(watch, found)
+    archive.fill(session.spool, watch, found)
+    archive.count(watch, found)
     watch.over = watch.whole
     made: BatchRef = BatchRef(session, watch, spec, name=birth.name)
     made.shown_in = None
@@ -188,23 +131,6 @@ def _earliest(session: Session, found: Tale) -> float:
     return found.birth.created_us + ttl * 1e6 if found.birth.created_us else 0.0
 
 
-def _fill(session: Session, watch: Watch, found: Tale) -> None:
-    with watch.changed:
-        if found.position >= watch.position:
-            watch.recall(found.standing)
-        for index, path, each in found.outcomes():
-            if not watch.has(index) and (watch.rows is None or watch.holds(index)):
-                light = each.blob if each.blob is not None and session.spool.light(each.blob) else None
-                place = light or records.place(watch.shelf(path), each.offset, each.size, each.head)
-                watch.put(index, place)
-
-
-def _count(watch: Watch, found: Tale) -> None:
-    if watch.rows is None:
-        watch.tally = Tally(n=max(found.n, watch.tally.n))
-    watch.recount()
-
-
 # ---------------------------------------------------------------- a batch that the server knows
 
 
@@ -215,7 +141,7 @@ def resume(batch: BatchRef, view: BatchView) -> None:
     if batch.single or watch.birth is None or batch.session.spool.folder is None:
         return
     batch.session.spool.drain()
-    found = tale(batch.session, watch.birth)
+    found = archive.tale(batch.session.spool, watch.birth)
     if batch.session.spool.on and not batch.spec.source:
         there = set() if found is None else found.argued()
         watch.lacks = [index for index in range(view.n) if index not in there]
@@ -224,17 +150,8 @@ def resume(batch: BatchRef, view: BatchView) -> None:
         return
     standing = found.standing
     if standing is not None and standing.epoch in {"", watch.epoch} and standing.restored == batch.spec.restored:
-        _fill(batch.session, watch, found)
+        archive.fill(batch.session.spool, watch, found)
         watch.position = found.position
-
-
-def mend(session: Session, watch: Watch) -> None:
-    """Takes from the spool what another session has copied of a batch that is gone, and this one has not."""
-    if watch.birth is None or watch.whole or (found := tale(session, watch.birth)) is None:
-        return
-    _fill(session, watch, found)
-    with watch.changed:
-        _count(watch, found)
 
 
 # ---------------------------------------------------------------- arguments and outcomes, one by one
@@ -296,19 +213,13 @@ def _told(batch: BatchRef, ask: Callable[[Tale], list[bytes | None]]) -> list[by
         if not spool.answers():
             return found
         spool.drain()
-        written = sum(path.stat().st_size for path in _paths(spool.folder, watch.birth))
+        written = sum(path.stat().st_size for path in archive.paths(spool.folder, watch.birth))
         if known is None or known.size != written:
-            known = watch.tale = tale(batch.session, watch.birth)
+            known = watch.tale = archive.tale(batch.session.spool, watch.birth)
             if known is not None and not watch.single:
                 known.keep_arguments()
             found = [] if known is None else ask(known)
     return found
-
-
-def _paths(folder: Path, birth: Birth) -> list[Path]:
-    if birth.single:
-        return directory.single_files(folder)
-    return directory.copies_of(folder, birth)
 
 
 def merged(told: list[bytes | None], session: Session, source: str, indexes: Sequence[int]) -> list[bytes | None]:

@@ -1,0 +1,106 @@
+"""What the spool has of a batch, into memory: where the server has it no more, or need not be asked again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from nbqueue.client.spool import directory, records
+from nbqueue.client.spool.reader import Book, Tale
+from nbqueue.client.spool.records import Birth
+from nbqueue.client.spool.spool import Spool
+from nbqueue.client.state.batch_state import Watch
+from nbqueue.model import Tally
+
+
+def births(spool: Spool, folder: Path, name: str | None) -> Iterator[Birth]:
+    """What the spool says of the batches and single jobs of this id or name; None: of all batches."""
+    if name is not None:
+        for path in directory.files_of(folder, name):
+            yield from records.births(path)
+        for book in _singles(spool, folder):
+            births = (entry.birth for entry in book.entries.values() if entry.birth is not None)
+            yield from (birth for birth in births if name in {birth.batch, birth.name})
+    found = (birth for one in directory.kept(folder) if (birth := one.birth()) is not None)
+    yield from (birth for birth in found if name is None or birth.name == name)
+
+
+def tale(spool: Spool, birth: Birth) -> Tale | None:
+    """All that the spool tells of one batch, or of a single job; None also where its disk does not answer."""
+    folder = spool.folder
+    if folder is None or not spool.answers():
+        return None
+    if birth.single:
+        books = _singles(spool, folder)
+        gone = {name for book in books for name in book.forgotten}
+        return None if f"{birth.batch}~{birth.nonce}" in gone else Tale(birth, _of(books, birth), _size(books))
+    books = [book for path in directory.copies_of(folder, birth) if (book := _read(path))]
+    return Tale(birth, _of(books, birth), _size(books))
+
+
+def _of(books: list[Book], birth: Birth) -> list[Book]:
+    entries = [(book, book.entries.get(birth.batch)) for book in books]
+    return [book for book, each in entries if each and (each.birth is None or directory.same(each.birth, birth))]
+
+
+def _size(books: list[Book]) -> int:
+    return sum(book.path.stat().st_size for book in books if book.path.exists())
+
+
+def _singles(spool: Spool, folder: Path) -> list[Book]:
+    """The files of single jobs; each is read again only when it has grown."""
+    known, found = spool.read, []
+    for path in directory.single_files(folder):
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            continue  # removed this moment
+        if path not in known or known[path][0] != size:
+            book = _read(path)
+            if book is None:
+                continue
+            known[path] = size, book
+        found.append(known[path][1])
+    return found
+
+
+def _read(path: Path) -> Book | None:
+    try:
+        return Book(path)
+    except OSError:
+        return None  # removed this moment, or on a disk that fails: as if it were not there
+
+
+def fill(spool: Spool, watch: Watch, found: Tale) -> None:
+    """Takes over outcomes that are not here, and how the batch stood."""
+    with watch.changed:
+        if found.position >= watch.position:
+            watch.recall(found.standing)
+        for index, path, each in found.outcomes():
+            if not watch.has(index) and (watch.rows is None or watch.holds(index)):
+                light = each.blob if each.blob is not None and spool.light(each.blob) else None
+                place = light or records.place(watch.shelf(path), each.offset, each.size, each.head)
+                watch.put(index, place)
+
+
+def count(watch: Watch, found: Tale) -> None:
+    """Counts what is here of a batch that no server tells of."""
+    if watch.rows is None:
+        watch.tally = Tally(n=max(found.n, watch.tally.n))
+    watch.recount()
+
+
+def mend(spool: Spool, watch: Watch) -> None:
+    """Takes from the spool what another session has copied of a batch that is gone, and this one has not."""
+    if watch.birth is None or watch.whole or (found := tale(spool, watch.birth)) is None:
+        return
+    fill(spool, watch, found)
+    with watch.changed:
+        count(watch, found)
+
+
+def paths(folder: Path, birth: Birth) -> list[Path]:
+    """The files that hold something of a batch."""
+    if birth.single:
+        return directory.single_files(folder)
+    return directory.copies_of(folder, birth)
