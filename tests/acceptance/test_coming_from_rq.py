@@ -260,7 +260,8 @@ def test_what_has_rqs_name_is_of_rqs_kind(session, fleet):
     job = q.enqueue(boom, 1)
     assert q.jobs == [job]
     fleet.start("low").up()
-    assert job.latest_result(timeout=20).type == "failed"
+    run = job.latest_result(timeout=20)
+    assert run.type == run.Type.FAILED == "failed"
     assert "KeyError" in job.latest_result().exc_string
     failed = q.failed
     assert job.id in failed

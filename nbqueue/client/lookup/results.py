@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -33,6 +34,14 @@ class Run:
 
     job_id: str
     outcome: Outcome
+
+    class Type(StrEnum):
+        """What `type` may be."""
+
+        SUCCESSFUL = "successful"
+        FAILED = "failed"
+        STOPPED = "stopped"
+        CANCELED = "canceled"
 
     @property
     def status(self) -> State:
@@ -66,10 +75,10 @@ class Run:
         return self.outcome.worker or None
 
     @property
-    def type(self) -> str:
-        """`successful`, `failed`, `stopped` or `canceled`."""
-        words = {State.FINISHED: "successful", State.FAILED: "failed"}
-        return words.get(self.outcome.state) or ("stopped" if has_run(self.outcome) else "canceled")
+    def type(self) -> Type:
+        """`successful`, `failed`, `stopped` or `canceled`: as in RQ, `run.type == run.Type.FAILED`."""
+        words = {State.FINISHED: self.Type.SUCCESSFUL, State.FAILED: self.Type.FAILED}
+        return words.get(self.outcome.state) or (self.Type.STOPPED if has_run(self.outcome) else self.Type.CANCELED)
 
     @property
     def created_at(self) -> datetime:
