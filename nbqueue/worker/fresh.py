@@ -149,7 +149,8 @@ class Held:
 
     def _visit(self, thing: Any) -> Iterator[Any]:
         if isinstance(thing, FunctionType | type | wire.CACHED):
-            if not wire.by_reference(thing):
+            # Python's own classes cannot be changed, though some have no name to be found by, as that of None.
+            if getattr(thing, "__module__", None) != "builtins" and not wire.by_reference(thing):
                 yield from self._code(thing)
         elif isinstance(thing, functools.partial):
             yield from (thing.func, *thing.args, *thing.keywords.values())

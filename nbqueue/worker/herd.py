@@ -317,7 +317,7 @@ class Herd:
         self.channel.queue(frames.DONE, payload[:-1] + tail, fd)
         if not mount.busy:
             self.spares.want()
-        if mount.waits and self.draining:
+        if self.draining and mount.waits:
             self._dismiss(mount)
 
     def _stepped(self, mount: Mount, payload: bytes) -> None:

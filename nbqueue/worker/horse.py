@@ -255,7 +255,7 @@ class Horse:
 
     def _call(self, call: Call, copies: fresh.Copies | Failure) -> Ride | None:
         """Makes one call and tells its outcome; gives it back if this process stays for what follows."""
-        run, saddle = call.run, self._saddle
+        run, saddle, job = call.run, self._saddle, call.job
         self._seq = call.seq
         keep = self._note_error if run.hooks or saddle.setup.handlers else None
         since = saddle.board.begin(self._made - 1)
@@ -264,18 +264,18 @@ class Horse:
             outcome = Ride(State.FAILED, Cause.LOAD, now, now, failure=copies)
         else:
             if run.timeout is not None:
-                told = functools.partial(overdue, run.label, call.job, run.timeout, run.timeout_from)
+                told = functools.partial(overdue, run.label, job, run.timeout, run.timeout_from)
                 saddle.alarm.set(saddle.board.now, since, run.timeout, told)
             else:
                 saddle.alarm.set(saddle.board.now, since, None, str)
             if run.seed is not None:
                 restore.sow(run.seed, call.index)
             call.began = time.time()
-            current.enter(call.job, run.seed, call.index, call.present)
+            current.enter(job, run.seed, call.index, call.present)
             outcome = perform.perform(
                 copies.function,
                 call.payload,
-                job=call.job,
+                job=job,
                 max_result=run.max_result,
                 spill_to=self._place(call),
                 clock=saddle.alarm,

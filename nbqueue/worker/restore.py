@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any, NamedTuple
 
+from nbqueue.worker import tree
 from nbqueue.worker.fresh import Names
 from nbqueue.worker.limits import ALARM
 
@@ -400,7 +401,7 @@ class Scene:
         """`output` is the pipe of its output, `own` the user's own modules."""
         self._output = output
         self._streams = sys.stdout, sys.stderr
-        self._threads = _thread._count()  # noqa: SLF001 - counts raw threads too
+        self._threads, self._childless = _thread._count(), tree.childless()  # noqa: SLF001
         self._umask = os.umask(0o077)
         os.umask(self._umask)
         _late.expect({})  # so that the finders of modules are the same after a call with a seed
@@ -414,7 +415,8 @@ class Scene:
     def restore(self) -> bool:
         """Puts everything back; False when that cannot be done, so that this process must not go on."""
         try:
-            return self._put_back() and not self._crowded()
+            # Also that the call left neither threads, raw ones included, nor children.
+            return self._put_back() and _thread._count() <= self._threads and self._childless()  # noqa: SLF001
         except Exception:  # noqa: BLE001 - putting back, or what a call has left there, may raise anything
             return False
 
@@ -448,16 +450,6 @@ class Scene:
             and all(getattr(module, "__spec__", None) is not None for module in fresh)
             and self._absent.isdisjoint(sys.modules)
         )
-
-    def _crowded(self) -> bool:
-        """Whether the call left threads or children behind."""
-        if _thread._count() > self._threads:  # noqa: SLF001 - as above
-            return True
-        try:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return False
-        return True
 
 
 def sow(seed: int, index: int) -> None:

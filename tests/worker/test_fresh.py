@@ -11,6 +11,8 @@ import os
 import pickle
 import random
 import re
+import subprocess
+import sys
 import types
 import typing
 
@@ -430,3 +432,64 @@ def test_a_module_of_the_users_that_a_call_has_changed_ends_with_the_process(nam
     with Driver(named, path=(str(tmp_path),), modules={"stateful": digest}) as driver:
         alone = driver.values(1, isolate=True)
         assert driver.values(*[1] * 5, slice=60.0) == alone * 5
+
+
+# ---------------------------------------------------------------- what that costs
+
+COUNTED = """
+import importlib, os, sys
+from nbqueue.model import FunctionRecord
+from nbqueue.worker import horse, loading, restore
+record = FunctionRecord(key="k", label="f", payload=b"", python="3", interpreter="", host="h", cwd="/")
+loading.settle_in(record)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+counted = {"call": 0, "c_call": 0}
+def count(frame, event, what):
+    counted[event] = counted.get(event, 0) + 1
+sys.setprofile(count)
+scene = restore.Scene(os.dup(1))
+before = dict(counted)
+same = scene.restore()
+after = dict(counted)
+sys.setprofile(None)
+assert same
+print(after["call"] - before["call"], after["c_call"] - before["c_call"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("libraries", "python", "c"),
+    [((), 13, 30), (("numpy",), 20, 40), (("pandas",), 24, 46), (("matplotlib.pyplot",), 26, 80)],
+    ids=lambda each: "+".join(each) if isinstance(each, tuple) else str(each),
+)
+def test_after_each_call_a_child_makes_few_calls_to_compare_its_process(libraries, python, c):
+    """Of functions in Python, each of which costs as much as several others, and in C; NumPy before 2.2 needs more."""
+    child = subprocess.run([sys.executable, "-c", COUNTED, *libraries], capture_output=True, text=True, check=True)
+    counted = [int(each) for each in child.stdout.split()]
+    assert (counted[0] <= python, counted[1] <= c) == (True, True), counted
+
+
+def loaded(_):
+    import sys
+
+    return sorted({"locale", "random", "resource", "signal", "subprocess"} & set(sys.modules))
+
+
+def test_a_child_has_not_imported_by_itself_what_would_have_to_be_looked_at_after_each_call():
+    with Driver(loaded) as driver:
+        assert driver.values(1) == [[]]
+
+
+def test_what_can_be_changed_once_it_is_imported_is_looked_at_from_then_on():
+    def changes(deed):
+        import resource
+        import signal
+
+        if deed:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_CPU, (5000, 5000))
+        return signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN, resource.getrlimit(resource.RLIMIT_CPU)[0] == 5000
+
+    with Driver(changes) as driver:
+        assert driver.values(False, True, False, True, False, slice=60.0)[::2] == [(False, False)] * 3

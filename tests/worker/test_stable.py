@@ -153,13 +153,16 @@ def test_sigterm_ends_neither_stable_nor_horse_and_no_child_inherits_that(fifo):
     def f(path):
         from multiprocessing import Pool
 
+        from nbqueue import current
+
         with Pool(2) as pool:  # its end needs SIGTERM to work in forked children
             squares = pool.map(abs, [-1, -2])
+        current.note(1, b"the pool is gone")
         return squares, Path(path).read_text()
 
     with Driver(f) as driver:
         seqs = driver.run(fifo)
-        driver.until(lambda: driver.begun)
+        driver.until(lambda: driver.notes)
         for pid in (driver.process.pid, *driver.horses()):
             with suppress(ProcessLookupError):  # one of the pool's own, which has just ended
                 os.kill(pid, signal.SIGTERM)
