@@ -333,3 +333,14 @@ def size(option: str, value: int | str | None) -> int | None:
     if match is None or float(match[1]) <= 0:
         raise BadOption(message=f"{option}={brief(value)} is no size: give bytes, or text such as '500MB' or '2GB'.")
     return int(float(match[1]) * _BYTES[match[2].lower()])
+
+
+def is_installed(path: str) -> bool:
+    """Whether a file is of an installed package, by the name of a folder above it."""
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(path).parts)
+
+
+def check_errors(errors: object) -> None:
+    """Raises BadOption for what `results(errors=)` does not know."""
+    if errors not in {"raise", "return", "skip"}:
+        raise BadOption(message=f"errors={brief(errors)} must be 'raise', 'return' or 'skip'.")

@@ -20,9 +20,9 @@ import stat
 import struct
 import sys
 import weakref
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
-from types import CodeType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any, Protocol
 
 import cloudpickle
@@ -522,6 +522,13 @@ def by_reference(thing: Any) -> bool:
     for part in getattr(thing, "__qualname__", "?").split("."):
         found = getattr(found, part, None)
     return found is thing
+
+
+def closed_over(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """(name, value) of the variables around a function that it uses, but for those that have no value yet."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+        with contextlib.suppress(ValueError):
+            yield name, cell.cell_contents
 
 
 def travels_whole(module: str) -> bool:

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsIndex, TypeVar, overload
 
-from nbqueue.checks import brief, warn
+from nbqueue.checks import brief, check_errors, warn
 from nbqueue.client.frames import frame
 from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs
@@ -18,7 +18,6 @@ from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.session import within
 from nbqueue.client.submit import retry
 from nbqueue.errors import (
-    BadOption,
     LostByServer,
 )
 from nbqueue.model import Tally
@@ -150,8 +149,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         "skip" leaves such jobs out. Where the input broke off, "raise" raises what broke it, the others give what had
         arrived, with a warning. NotDone after `timeout` seconds.
         """
-        if errors not in {"raise", "return", "skip"}:
-            raise BadOption(message=f"errors={brief(errors)} must be 'raise', 'return' or 'skip'.")
+        check_errors(errors)
         if not (self.wait(timeout) if errors == "raise" else self._arrived(timeout)):
             raise waiting.not_done(self.ref, f"Batch {self.id}", timeout)
         if errors == "raise" and self.tally.finished < len(self):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from nbqueue.checks import brief
+from nbqueue.checks import check_errors
 from nbqueue.client import gathering
 from nbqueue.client.job import Job, told
 from nbqueue.client.lookup import refresh, results
@@ -105,8 +105,7 @@ class Jobs(Sequence[Job[R]], Generic[R]):
 
         NotDone after `timeout` seconds.
         """
-        if errors not in {"raise", "return", "skip"}:
-            raise BadOption(message=f"errors={brief(errors)} must be 'raise', 'return' or 'skip'.")
+        check_errors(errors)
         gathering.until(self._jobs, timeout)
         found: list[Any] = []
         for job in self._jobs:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nbqueue import perform, wire
+from nbqueue.checks import is_installed
 from nbqueue.errors import CodeDiffers, LoadError
 from nbqueue.model import Failure, FunctionRecord
 from nbqueue.settings import cpus, host
@@ -105,13 +106,9 @@ def repeatable(names: Iterable[str], own: Collection[str]) -> tuple[list[str], l
         if spec is None or (spec.origin is None and spec.loader is None):
             continue  # made by a program, or a folder that is there with the first module in it
         top = name.partition(".")[0]
-        may = top in sys.stdlib_module_names or top == "nbqueue" or name in own or _installed(str(spec.origin))
+        may = top in sys.stdlib_module_names or top == "nbqueue" or name in own or is_installed(str(spec.origin))
         found[0 if may else 1].append(name)
     return found
-
-
-def _installed(path: str) -> bool:
-    return not {"site-packages", "dist-packages"}.isdisjoint(Path(path).parts)
 
 
 _known: set[str] = set()  # modules that loaded_files has looked at
@@ -136,10 +133,10 @@ def loaded_files(function: Callable[..., Any], began: float) -> list[frames.File
         path, top = getattr(sys.modules.get(name), "__file__", None), name.partition(".")[0]
         if not isinstance(path, str) or top in sys.stdlib_module_names or top in {"nbqueue", "__main__"}:
             continue
-        if not _installed(path):
+        if not is_installed(path):
             _own.add(name)
         with contextlib.suppress(OSError):
-            facts = Path(path).stat() if top == package or not _installed(path) else None
+            facts = Path(path).stat() if top == package or not is_installed(path) else None
             if facts is not None:
                 # One that was written while we loaded may have been read before.
                 torn = began <= facts.st_ctime <= time.time()

@@ -11,7 +11,7 @@ import re
 import string
 import sys
 from collections.abc import Callable, Iterator
-from types import CellType, FrameType, FunctionType, MethodType, ModuleType
+from types import FrameType, FunctionType, MethodType, ModuleType
 from typing import Any, NoReturn
 
 from nbqueue import wire
@@ -69,7 +69,7 @@ def _inside(thing: Any) -> Iterator[Any]:
             yield from vars(thing).values()
             yield from getattr(thing, "__bases__", ())
             yield from getattr(thing, "__defaults__", None) or ()
-            yield from (cell.cell_contents for cell in getattr(thing, "__closure__", None) or () if cell != CellType())
+            yield from (value for _, value in wire.closed_over(thing)) if isinstance(thing, FunctionType) else ()
     elif isinstance(thing, MethodType):
         yield from (thing.__func__, thing.__self__)
     elif isinstance(thing, functools.partial):

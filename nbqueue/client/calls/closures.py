@@ -103,11 +103,7 @@ class Reach:
         self.modules |= imports
         self.imports |= imports
         yield from ((name, function.__globals__[name]) for name in names if name in function.__globals__)
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
-            try:
-                yield name, cell.cell_contents
-            except ValueError:
-                continue  # an empty cell: the variable has no value yet
+        yield from wire.closed_over(function)
         for value in [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]:
             yield "a default", value
 

@@ -225,12 +225,7 @@ def used(function: FunctionType) -> Iterator[tuple[str, Any]]:
     names = code.co_varnames[: code.co_argcount][code.co_argcount - len(defaults) :]
     yield from ((f"default {name}", value) for name, value in zip(names, defaults, strict=False))
     yield from ((f"default {name}", value) for name, value in sorted((function.__kwdefaults__ or {}).items()))
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
-        try:
-            value = cell.cell_contents
-        except ValueError:
-            continue  # the variable has no value yet
-        yield f"closure {name}", value
+    yield from ((f"closure {name}", value) for name, value in wire.closed_over(function))
     known = function.__globals__
     yield from ((f"global {name}", known[name]) for name in sorted(closures.names_of(code)[0]) if name in known)
     yield from ((f"attribute {name}", value) for name, value in sorted(vars(function).items()))

@@ -20,6 +20,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 
+from nbqueue.checks import is_installed
+
 MOST = 2_000  # files; who reaches more has pointed sys.path at a whole installation
 
 _seen: dict[str, tuple[tuple[int, int], str, tuple[str, ...]]] = {}
@@ -154,7 +156,7 @@ def _is_own(path: str) -> bool:
 @lru_cache(4096)
 def _in_library(path: str) -> bool:
     full = os.path.realpath(path)
-    return bool({"site-packages", "dist-packages"} & set(Path(full).parts)) or full.startswith(library_folders())
+    return is_installed(full) or full.startswith(library_folders())
 
 
 @cache
