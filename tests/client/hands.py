@@ -27,7 +27,8 @@ class Hands:
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
         info = WorkerInfo(id=self.id, name="hands", host=host(), pid=0, slots=slots, queues=queues, python="3.11")
-        self.broker.join(self.id, encode(info), queues, slots)
+        # Nobody renews it: on a loaded machine a test may take minutes.
+        self.broker.join(self.id, encode(info), queues, slots, lease=600.0)
 
     def work(self, want: int = 1000) -> int:
         """Runs up to `want` jobs; answers how many there were."""
