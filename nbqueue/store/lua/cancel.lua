@@ -114,7 +114,7 @@ local function forgive(selector)
   return #members < MOST.children
 end
 
-if free == '1' and not (forgive(ARGV[rows]) and (f.n > 1 or forgive('*'))) then
+if free == '1' and not (forgive(ARGV[rows]) and (f.n > 1 or f.open == '1' or forgive('*'))) then
   drain()
   return {0, 1}
 end
