@@ -56,6 +56,7 @@ def _note(path):
 def overtime(function, folder, number):
     """Seconds from the limit to the end of the process."""
     import nbqueue
+    from nbqueue.client.batch import Batch
 
     path = folder / f"{function.__name__}{number}"
     job = nbqueue.options(timeout=LIMIT).submit(function, str(path))
@@ -65,7 +66,7 @@ def overtime(function, folder, number):
     while Path(f"/proc/{pid}").exists():
         time.sleep(0.001)
     past = time.monotonic() - float(began) - LIMIT
-    job.batch.wait(10)
+    Batch(job.batch).wait(10)
     assert job.outcome.cause == "timeout", job.outcome
     return past
 

@@ -16,6 +16,7 @@ from helpers import eventually
 
 import nbqueue
 from nbqueue.cli.main import cli
+from nbqueue.client.batch import Batch
 from nbqueue.model import Cause
 from nbqueue.worker.certificate import Kills, Obituary
 
@@ -86,7 +87,7 @@ def test_who_depended_names_its_parent(session, fleet):
     parent = nbqueue.submit(ends, "error")
     then = parent.then(len)
     behind = nbqueue.map(abs, [1, 2], depends_on=[parent])
-    assert all(each.wait(60) for each in (parent.batch, then.batch, behind))
+    assert all(each.wait(60) for each in (Batch(parent.batch), Batch(then.batch), behind))
     said = f"canceled: {parent.id}, which it depends on, did not finish"
     assert (then.outcome.cause, then.error) == (Cause.DEPENDENCY, said)
     assert behind.to_frame()["error"].tolist() == [said] * 2

@@ -9,6 +9,7 @@ from typing import Any
 
 import nbqueue
 from nbqueue import Queue, Repeat, Retry
+from nbqueue.client.batch import Batch
 from nbqueue.model import State
 from tests.monkey import jobs
 
@@ -74,7 +75,7 @@ class Maker:
     def one(self, item, **options):
         """A single job."""
         verbs = Queue().options(result_ttl=KEPT, **options)
-        return verbs.enqueue(jobs.play, self.folder, self.flow, *item).batch
+        return Batch(verbs.enqueue(jobs.play, self.folder, self.flow, *item).batch)
 
     # ------------------------------------------------------------ kinds
 
@@ -125,7 +126,7 @@ class Maker:
         for item in self.items(self.dice.randrange(1, 4)):
             wait, at = round(self.dice.uniform(0.2, 4.0), 2), time.monotonic()
             job = Queue().options(result_ttl=KEPT).enqueue_in(wait, jobs.play, self.folder, self.flow, *item)
-            yield self.part([item], job.batch, at=at + wait)
+            yield self.part([item], Batch(job.batch), at=at + wait)
 
     def _repeat(self):
         item = ["ok", 0.05, 3]
@@ -186,7 +187,8 @@ def report(part, before):
     """
     batch, n = part.batch, len(part.batch)
     short = part.stream and n < len(part.items)
-    outcomes = dict(batch.outcomes())
+    found = ((index, batch.ref.watch.outcome(index, batch.ref.session.sealer)) for index in batch.ref.indexes)
+    outcomes = {index: outcome for index, outcome in found if outcome is not None}
     values = batch.results(errors="return")
     wrong, odd, counts = [], [], {}
     if not short and n != len(part.items):
