@@ -84,6 +84,8 @@ class Stables:
         for stall in [stall for stall in self._stalls.values() if stall.retired and not self._busy(stall)]:
             self._end(stall)
         for key in {queue[0].spec.key for queue in self.ledger.waiting.values()}:
+            if (loading := self._stalls.get(key)) is not None and not loading.ready:
+                self.hear(loading, EVENT_READ)  # it may have said this moment what it has loaded, and begun a call
             if key not in self._stalls or not (path := self._stalls[key].changed()):
                 continue
             stall = self._stalls.pop(key)

@@ -206,8 +206,15 @@ class Driver:
         return value
 
     def outcomes(self, seqs: list[int], seconds: float = 30) -> list[Ride]:
-        """The rides of these jobs, waited for."""
-        self.until(lambda: self.unfit or all(seq in self.rides for seq in seqs), seconds)
+        """The rides of these jobs, waited for; what came back, since others took long, is sent again as a worker does."""
+
+        def ended() -> Any:
+            for seq in set(seqs).intersection(self.back, self.runs):
+                self.back.remove(seq)
+                self.channel.send(frames.RUN, frames.encode(self.runs[seq]))
+            return self.unfit or all(seq in self.rides for seq in seqs)
+
+        self.until(ended, seconds)
         assert self.unfit is None, self.unfit
         return [self.rides[seq] for seq in seqs]
 
