@@ -206,7 +206,7 @@ class Driver:
         return value
 
     def outcomes(self, seqs: list[int], seconds: float = 30) -> list[Ride]:
-        """The rides of these jobs, waited for; what came back, since others took long, is sent again as a worker does."""
+        """The rides of these jobs, waited for; what came back, as others took long, is sent again as a worker does."""
 
         def ended() -> Any:
             for seq in set(seqs).intersection(self.back, self.runs):
