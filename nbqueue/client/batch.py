@@ -8,15 +8,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsIndex, TypeVar, overload
 
 from nbqueue.checks import brief, check_errors, warn
-from nbqueue.client.frames import frame
+from nbqueue.client.frames import concat, frame
 from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs
-from nbqueue.client.lookup import forget, refresh, results, waiting
+from nbqueue.client.lookup import awaiting, forget, refresh, results, waiting
 from nbqueue.client.panel import display
 from nbqueue.client.session import kernel
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.session import within
-from nbqueue.client.submit import retry
+from nbqueue.client.submit import following, retry
 from nbqueue.errors import (
     LostByServer,
 )
@@ -132,8 +132,6 @@ class Batch(Sequence[Job[R]], Generic[R]):
         return self._awaited().__await__()
 
     async def _awaited(self) -> Batch[R]:
-        from nbqueue.client.lookup import awaiting
-
         ref = self.ref
         if refresh.doubtful(ref):
             await asyncio.to_thread(refresh.reconsider_all, ref)  # it asks the server, which may be slow
@@ -210,8 +208,6 @@ class Batch(Sequence[Job[R]], Generic[R]):
         not finish is left out, with a warning. Raises BadInput where a result is of another kind, NotDone after
         `timeout` seconds.
         """
-        from nbqueue.client.frames import concat
-
         if wait and not self._arrived(timeout):
             raise waiting.not_done(self.ref, f"Batch {self.id}", timeout)
         return concat.stack(self.ref, args=args)
@@ -246,8 +242,6 @@ class Batch(Sequence[Job[R]], Generic[R]):
         Also while the input is still read. Where a job fails, the one that waits for it ends as canceled. Keywords are
         nbqueue's options, as in `map`. Raises BadOption.
         """
-        from nbqueue.client.submit import following
-
         return Batch.shown(following.batch(self.ref, function, options))
 
     def retry(self, rows: Any = None, func: Callable[..., Any] | str | None = None, **limits: Any) -> Batch[R]:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from nbqueue.client.facts import Facts
-from nbqueue.client.lookup import forget, spooled, waiting
+from nbqueue.client.job_facts import Facts
+from nbqueue.client.lookup import awaiting, find, forget, spooled, waiting
 from nbqueue.client.lookup import refresh as lookup
 from nbqueue.client.lookup.results import error_of, text_of, value_of
 from nbqueue.client.panel import display
+from nbqueue.client.session import session
+from nbqueue.client.submit import created, following, in_process, retry, submission
 from nbqueue.errors import (
     BadInput,
     BadSignature,
@@ -68,9 +70,6 @@ class Job(Facts[R]):
 
         Until then its status is `created`, and only this process has it. Raises BadOption, BadInput.
         """
-        from nbqueue.client.session import session
-        from nbqueue.client.submit import created, submission
-
         submission.refuse_inside("Job.create")
         home = session.of(connection, namespace)
         return Job(created.created(home, origin, func, args, kwargs, {**options, "job_id": id}), 0)
@@ -78,10 +77,6 @@ class Job(Facts[R]):
     @classmethod
     def fetch(cls, id: str, connection: Any = None, *, namespace: str | None = None) -> Job[Any]:  # noqa: A002 - RQ's
         """The job with this id, of whatever session. Raises NoSuchJob, Expired, UnknownKey."""
-        from nbqueue.client.lookup import find
-        from nbqueue.client.session import session
-        from nbqueue.client.submit import submission
-
         submission.refuse_inside("Job.fetch")
         found = find.fetch(session.of(connection, namespace), id)
         return Job(found.batch, found.index)
@@ -89,10 +84,6 @@ class Job(Facts[R]):
     @classmethod
     def fetch_many(cls, job_ids: Iterable[str], connection: Any = None) -> list[Job[Any] | None]:
         """The jobs with these ids, 1,000 in a round trip; None for those that are not there."""
-        from nbqueue.client.lookup import find
-        from nbqueue.client.session import session
-        from nbqueue.client.submit import submission
-
         submission.refuse_inside("Job.fetch_many")
         found = find.fetch_many(session.of(connection), job_ids)
         return [None if isinstance(each, NotThere) else Job(each.batch, each.index) for each in found]
@@ -161,8 +152,6 @@ class Job(Facts[R]):
         return self._awaited().__await__()
 
     async def _awaited(self) -> R:
-        from nbqueue.client.lookup import awaiting
-
         if waiting.unsure(self):
             with contextlib.suppress(SetupError):  # the collector goes on trying
                 await asyncio.to_thread(lookup.fill_in, self)  # it asks the server, which may be slow
@@ -240,8 +229,6 @@ class Job(Facts[R]):
 
         What it raises comes untouched, so that %debug goes to where it happened. Raises Expired, BadInput.
         """
-        from nbqueue.client.submit import in_process
-
         return in_process.replay(self, func)  # type: ignore[no-any-return]
 
     def cancel(self, *, running: bool = True, enqueue_dependents: bool = False) -> bool:
@@ -285,8 +272,6 @@ class Job(Facts[R]):
 
         Raises BadInput while it has not ended, Expired when the store has it no more.
         """
-        from nbqueue.client.submit import retry
-
         if self.batch.watch.gone:
             raise waiting.absence_of(self)
         lookup.look([self], afresh=True, canceled=True)
@@ -314,8 +299,6 @@ class Job(Facts[R]):
 
         Raises BadInput for a job of a batch of many: `batch.then(function)` takes all of its results.
         """
-        from nbqueue.client.submit import following
-
         return Job(following.job(self, function, options).batch, 0)
 
 

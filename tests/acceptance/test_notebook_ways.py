@@ -12,8 +12,7 @@ from lab import ARTEFACTS, missing, until
 from nbqueue.client.panel import html, job_details
 from nbqueue.client.panel.failures import Kind
 from nbqueue.client.panel.model import Failures, View
-from nbqueue.client.panel.polling import Going
-from nbqueue.client.panel.serving import Serving
+from nbqueue.client.panel.polling import Going, Serving
 from nbqueue.client.panel.widget import _STYLE
 from nbqueue.model import Tally
 

@@ -15,7 +15,7 @@ from helpers import eventually, wait_until
 import nbqueue
 from nbqueue import current, wire
 from nbqueue.client.lookup import waiting
-from nbqueue.client.panel import serving
+from nbqueue.client.panel import polling
 from nbqueue.client.worker import Worker
 from nbqueue.model import Notes, decode
 from nbqueue.policies import Repeat, Retry
@@ -219,9 +219,9 @@ def test_a_key_that_no_worker_has_is_told_by_all_who_tell_it(session, fleet, tmp
     with pytest.raises(nbqueue.NotDone):
         job.wait(1)
     assert f"nbqueue: no worker of the queue 'low' has {name}" in capfd.readouterr().err
-    lookout = serving.Lookout()
-    monkeypatch.setattr(serving, "LOOK", 0.0)
-    monkeypatch.setattr(serving, "LONELY", 0.0)
+    lookout = polling.Lookout()
+    monkeypatch.setattr(polling, "LOOK_SERVING", 0.0)
+    monkeypatch.setattr(polling, "LONELY", 0.0)
     lookout.look([job.batch])
     assert name in lookout.found.advice
 

@@ -10,10 +10,9 @@ import time
 
 import nbqueue
 from nbqueue.client.panel import html, model
-from nbqueue.client.panel.acts import Acts
 from nbqueue.client.panel.failures import Groups
 from nbqueue.client.panel.rate import Pace
-from nbqueue.client.panel.widget import Controls
+from nbqueue.client.panel.widget import Acts, Controls
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 

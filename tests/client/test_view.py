@@ -14,9 +14,8 @@ from nbqueue.client.lookup.waiting import Advice
 from nbqueue.client.panel import html, job_details, model, panel
 from nbqueue.client.panel.failures import Groups, Kind
 from nbqueue.client.panel.model import Failures, View
-from nbqueue.client.panel.polling import SHOWN, Rounds
+from nbqueue.client.panel.polling import SHOWN, Lookout, Rounds, Serving
 from nbqueue.client.panel.rate import Pace, pace_of
-from nbqueue.client.panel.serving import Lookout, Serving
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.client.submit import retry
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally

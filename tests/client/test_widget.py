@@ -7,10 +7,9 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue.client.panel import model, widget
-from nbqueue.client.panel.acts import Acts
 from nbqueue.client.panel.failures import Groups
 from nbqueue.client.panel.rate import pace_of
-from nbqueue.client.panel.widget import Controls
+from nbqueue.client.panel.widget import Acts, Controls
 from nbqueue.client.submit import retry
 from nbqueue.store import server as program
 

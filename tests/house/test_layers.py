@@ -1,6 +1,8 @@
 """One arrow: what DESIGN calls layers is proved, and the doors are where they are said to be."""
 
 import ast
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +53,90 @@ def test_heavy_libraries_are_imported_when_used(path):
     tree = ast.parse(path.read_text())
     top = set().union(*(imported(node) for node in tree.body)) if tree.body else set()
     assert not top & NEVER_AT_MODULE_LEVEL
+
+
+# ---------------------------------------------------------------- the rooms of the client
+
+
+LATE = {  # imports of ours inside functions, and why they wait
+    "decorator": "a worker imports the user's modules that use it, and needs no queue",
+}
+
+
+def graph(root):
+    """All imports below a copy of the package: also those in functions, and those for the type checker."""
+    code = "import grimp, json\n"
+    code += "found = grimp.build_graph('nbqueue', cache_dir=None, exclude_type_checking_imports=False)\n"
+    code += "print(json.dumps({one: sorted(found.find_modules_directly_imported_by(one)) for one in found.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def circles(imports, below):
+    """Modules that import each other, directly or by others."""
+    reached = {}
+    for start in (name for name in imports if name.startswith(below)):
+        waiting, seen = [start], set()
+        while waiting:
+            new = set(imports[waiting.pop()]) - seen
+            seen |= new
+            waiting += new
+        reached[start] = seen
+    return sorted(name for name, seen in reached.items() if name in seen)
+
+
+def test_no_circle_is_in_the_client():
+    imports = graph(ROOT)
+    assert len([name for name in imports if name.startswith("nbqueue.client.")]) > 60
+    assert circles(imports, "nbqueue.client") == []
+
+
+def late_imports(root):
+    """Imports of ours inside functions of the client, by module."""
+    found = []
+    for path in sorted((root / "nbqueue" / "client").rglob("*.py")):
+        functions = [
+            node
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
+        if any("nbqueue" in imported(node) for function in functions for node in ast.walk(function)):
+            found.append(path.stem)
+    return found
+
+
+def test_no_import_of_ours_waits_for_a_call():
+    assert late_imports(ROOT) == [*LATE]
+
+
+PLANTED = {
+    "plain": "from nbqueue.client.batch import Batch\n",
+    "deferred": "def late():\n    from nbqueue.client.batch import Batch\n    return Batch\n",
+    "for the type checker": "if TYPE_CHECKING:\n    from nbqueue.client.batch import Batch\n",
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_an_arrow_that_points_up_is_seen(tmp_path, kind):
+    shutil.copytree(ROOT / "nbqueue", tmp_path / "nbqueue", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    module = tmp_path / "nbqueue" / "client" / "state" / "selection.py"
+    module.write_text(module.read_text() + "\n\nfrom typing import TYPE_CHECKING\n" + PLANTED[kind])
+    code = "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports_command as lint; lint()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "nbqueue.client.state.selection -> nbqueue.client.batch" in done.stdout
+    assert "nbqueue.client.state.selection" in circles(graph(tmp_path), "nbqueue.client")
+    assert late_imports(tmp_path) == sorted([*LATE, *(["selection"] if kind == "deferred" else [])])
+
+
+def test_a_room_says_what_it_is_and_has_at_most_ten_files():
+    rooms = [path for path in (ROOT / "nbqueue" / "client").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert sorted(room.name for room in rooms) == sorted(
+        ["calls", "spool", "state", "session", "lookup", "submit", "frames", "panel"]
+    )
+    for room in [*rooms, ROOT / "nbqueue" / "client"]:
+        assert len([path for path in room.glob("*.py") if path.name != "__init__.py"]) <= 10, room
+    for room in rooms:
+        said = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
+        assert "mport" in said.splitlines()[-1], room

@@ -6,16 +6,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from nbqueue.client.panel import previous_run
+from nbqueue.client.panel.panel import Panel
 from nbqueue.client.panel.rate import line, pace_of
+from nbqueue.client.panel.widget import Retry
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.kernel import cell, shell
-
-if TYPE_CHECKING:
-    from nbqueue.client.panel.acts import Retry
-    from nbqueue.client.panel.panel import Panel
 
 TITLE, WORDS = 24, 68  # characters of a batch's name in a terminal, and of the words that have the precedence
 SHARED_FROM = 4  # the batch of a cell that begins the shared panel
@@ -32,8 +29,6 @@ def announce(batch: BatchRef, retry: Retry) -> None:
     number = cell()
     if number is None:
         return
-    from nbqueue.client.panel.panel import Panel
-
     previous_run.note(batch)
     count, shared = _cells.get(number, (0, None))
     count += 1
@@ -49,8 +44,6 @@ def announce(batch: BatchRef, retry: Retry) -> None:
 
 def view(batch: BatchRef, retry: Retry) -> None:
     """A fresh view of a batch, in the cell that runs."""
-    from nbqueue.client.panel.panel import Panel
-
     Panel(batch, retry)
 
 

@@ -11,9 +11,8 @@ import msgspec
 from nbqueue.checks import counted
 from nbqueue.client.panel import previous_run
 from nbqueue.client.panel.failures import Groups, Kind
-from nbqueue.client.panel.polling import Going
+from nbqueue.client.panel.polling import Going, Serving
 from nbqueue.client.panel.rate import Pace, clock, left_words, lifetime, rate_words
-from nbqueue.client.panel.serving import Serving
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.model import Tally
 

@@ -18,12 +18,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.client.panel import html, job_details, model
-from nbqueue.client.panel.acts import Acts, Retry
 from nbqueue.client.panel.failures import Frame, Groups, place_words
 from nbqueue.client.panel.model import View
-from nbqueue.client.panel.polling import Rounds
+from nbqueue.client.panel.polling import Lookout, Rounds
 from nbqueue.client.panel.rate import Pace, line, pace_of
-from nbqueue.client.panel.serving import Lookout
+from nbqueue.client.panel.widget import Acts, Controls, Retry
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.kernel import attended, cell_of, number
 
@@ -177,8 +176,6 @@ class Panel:
         self._groups.look()
         seen = self._look()
         if not self._batches[0].inline and (not seen.ended or seen.retry) and attended():
-            from nbqueue.client.panel.widget import Controls
-
             self._controls = Controls(self._ident, Acts(self._batches, self._groups, self._retry))
             self._controls.show(seen)
             self._live = True

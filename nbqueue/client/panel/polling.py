@@ -1,4 +1,4 @@
-"""What running jobs say of how far they are (`nbqueue.progress`), read seldom, for a panel."""
+"""What a panel asks the store for, seldom: how far running jobs say they are (`nbqueue.progress`), and who serves."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from nbqueue.client.lookup import job_meta
+from nbqueue.client.lookup.waiting import Advice
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.errors import BadSignature, NbqueueError
+from nbqueue.store import pending
 
 LOOK = 1.0  # seconds between two looks
 SHOWN = 5  # jobs
 BATCHES = 3  # of one panel that are asked about
+LOOK_SERVING = 2.0  # seconds between two looks
+LONELY = 2.0  # seconds without a worker, after which one is asked for
 
 
 class Going(NamedTuple):
@@ -96,3 +100,48 @@ def _read(batch: BatchRef, index: int, blob: bytes) -> _Said | None:
     if said is None or not batch.watch.holds(index):
         return None
     return _Said(batch, index, Going(batch.job(index).id, *said))
+
+
+# ---------------------------------------------------------------- who serves
+
+
+class Serving(NamedTuple):
+    """The live workers of a queue. `advice` says what is missing, `command` is the part of it that is to be run."""
+
+    queue: str
+    workers: int
+    slots: int
+    hosts: tuple[str, ...]
+    advice: str = ""
+    command: str = ""
+
+
+class Lookout:
+    """Looks now and then who serves the batches of a queue; for the painter's thread, since it asks the store."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._lonely: float | None = None
+        self.found: Serving | None = None
+
+    def look(self, batches: Sequence[BatchRef]) -> None:
+        """Brings `found` up to date, as long as one of these has not ended. Never raises for a server that is away."""
+        running = [batch for batch in batches if not (batch.inline or batch.watch.over or batch.watch.gone)]
+        now = time.monotonic()
+        if not running or now < self._next or running[0].session.asleep:
+            return
+        self._next = now + LOOK_SERVING
+        batch = next((each for each in running if each.watch.tally.queued), running[0])
+        session, watch = batch.session, batch.watch
+        advice = Advice(session, watch)
+        try:
+            mine = pending.Workers(session.broker).of(watch.queue)
+            why = advice.pending() if watch.tally.queued else None
+        except NbqueueError:
+            return  # the collector's outage is told; what was known last stays
+        hosts = tuple(dict.fromkeys(info.host for info in mine))
+        found = Serving(watch.queue, len(mine), sum(info.slots for info in mine), hosts)
+        self._lonely = (self._lonely or now) if why is not None and why.reason != pending.BUSY else None
+        if self._lonely is not None and now - self._lonely >= LONELY:
+            found = found._replace(advice=advice.message(), command=advice.command())
+        self.found = found

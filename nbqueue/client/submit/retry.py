@@ -18,7 +18,7 @@ from nbqueue.client.calls.function import describe
 from nbqueue.client.lookup import refresh, results, waiting
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.session.session import tell
-from nbqueue.client.submit import in_process
+from nbqueue.client.submit import in_process, restore
 from nbqueue.errors import BadInput, BadOption, Expired
 from nbqueue.model import FunctionRecord, Hook, Options, Spec, State, decode, encode, new_id
 
@@ -39,7 +39,7 @@ def retry(
 ) -> int:
     """Runs rows of `batch` again, before others if `front`; answers how many. Raises BadInput or BadOption."""
     waiting.refuse_unsent(batch)
-    lost = _revived(batch) if batch.watch.gone else None
+    lost = restore.revived(batch) if batch.watch.gone else None
     indexes = chosen(batch, rows)
     if lost and rows is None:
         indexes = sorted({*indexes, *lost})
@@ -121,12 +121,6 @@ def idle(batch: BatchRef) -> str:
     if not canceled:
         return f"no job of {batch.id} has failed ({batch.tally})."
     return f"no job of {batch.id} has failed, {canceled:,} were canceled. {results.canceled_again(batch)} runs them."
-
-
-def _revived(batch: BatchRef) -> list[int] | None:
-    from nbqueue.client.submit import restore  # which makes batches
-
-    return restore.revived(batch)
 
 
 def _refuse_running(batch: BatchRef, func: Callable[..., Any] | str | None, queue: str | None) -> None:

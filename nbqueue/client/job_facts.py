@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nbqueue import perform, wire
 from nbqueue.client.calls.function import resolved
-from nbqueue.client.lookup import arguments, job_meta, waiting
+from nbqueue.client.lookup import arguments, job_meta, spooled, waiting
 from nbqueue.client.lookup.results import Run, echoes_in, has_run, parents_of
 from nbqueue.client.lookup.waiting import lifetime
 from nbqueue.client.session.batch_ref import JobRef
 from nbqueue.client.session.session import within
 from nbqueue.client.spool.records import Kind
 from nbqueue.client.state.batch_state import opened
+from nbqueue.client.submit import in_process
 from nbqueue.errors import BadInput, Expired
 from nbqueue.model import Cause, Echo, Notes, Outcome, Rerun, State, runs_left, utc
 from nbqueue.policies import Callback
@@ -113,8 +114,6 @@ class Facts(JobRef, Generic[R]):
         return self._callback("stopped")
 
     def _callback(self, name: str) -> Callable[..., Any] | None:
-        from nbqueue.client.submit import in_process
-
         if (unsent := self.batch.unsent) is not None:
             given = unsent.options.get(f"on_{name}")
             return resolved(given.func if isinstance(given, Callback) else given)[0] if given is not None else None
@@ -161,8 +160,6 @@ class Facts(JobRef, Generic[R]):
     @property
     def func(self) -> Callable[..., R]:
         """Its function, unpickled now. Raises BadSignature, BadInput."""
-        from nbqueue.client.submit import in_process
-
         return in_process.function_of(self.batch)
 
     @property
@@ -309,8 +306,6 @@ class Facts(JobRef, Generic[R]):
 
     def results(self) -> list[Run]:
         """All runs that have ended, the latest first: retries and repeats too."""
-        from nbqueue.client.lookup import spooled
-
         found, batch = self.outcome, self.batch
         before = batch.watch.past.get(self.index, [])
         if not batch.inline:
@@ -396,8 +391,6 @@ class Facts(JobRef, Generic[R]):
         return self._read_notes().progress
 
     def _read_notes(self) -> Notes:
-        from nbqueue.client.lookup import spooled
-
         batch = self.batch
         if batch.inline:
             found = batch.watch.notes.get(self.index)
