@@ -14,7 +14,7 @@ from nbqueue import settings, spill
 from nbqueue.checks import OFF, counted, in_units, size_text, spill_root
 from nbqueue.cli.common import Reached, duration, reach, server_options
 from nbqueue.client.spool import directory
-from nbqueue.client.spool.directory import Kept
+from nbqueue.client.spool.directory import SpooledFiles
 from nbqueue.errors import BadOption, SetupError
 from nbqueue.store.records import BatchView
 from nbqueue.wire import Keyring
@@ -24,7 +24,7 @@ class Old(NamedTuple):
     """What prune found: on the server, in the spool, and of spilled results those that neither will have any more."""
 
     views: list[BatchView]
-    kept: list[Kept]
+    kept: list[SpooledFiles]
     spilled: list[spill.Folder]
     names: dict[str, str | None]  # of all batches on the server, by id: what a copy was named may have been renamed
 

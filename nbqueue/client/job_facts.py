@@ -15,7 +15,7 @@ from nbqueue.client.lookup.results import Run, echoes_in, has_run, parents_of
 from nbqueue.client.lookup.waiting import lifetime
 from nbqueue.client.session.batch_ref import JobRef
 from nbqueue.client.session.session import within
-from nbqueue.client.spool.records import Kind
+from nbqueue.client.spool.records import RecordType
 from nbqueue.client.state.batch_state import opened
 from nbqueue.client.submit import in_process
 from nbqueue.errors import BadInput, Expired
@@ -309,7 +309,7 @@ class Facts(JobRef, Generic[R]):
         found, batch = self.outcome, self.batch
         before = batch.watch.past.get(self.index, [])
         if not batch.inline:
-            blob = spooled.asked(batch, Kind.PASTS, self.index)
+            blob = spooled.asked(batch, RecordType.PASTS, self.index)
             before = [opened(batch.session.sealer, batch.id, self.index, one) for one in past(blob or b"") if one]
         return [Run(self.id, outcome) for outcome in [*([found] if found is not None else []), *reversed(before)]]
 
@@ -376,7 +376,7 @@ class Facts(JobRef, Generic[R]):
             return
         blob = job_meta.sealed(batch.session.sealer, batch.id, self.index, found.meta, found.progress)
         batch.session.ask(lambda broker: broker.save(batch.id, self.index, blob))
-        batch.session.spool.keep_said(batch.watch, [(Kind.METAS, [(self.index, blob)])])
+        batch.session.spool.keep_said(batch.watch, [(RecordType.METAS, [(self.index, blob)])])
 
     def save(self) -> None:
         """As `save_meta`: all else of a job is written when it is submitted, and does not change.
@@ -395,5 +395,5 @@ class Facts(JobRef, Generic[R]):
         if batch.inline:
             found = batch.watch.notes.get(self.index)
             return found or job_meta.opened(batch.session.sealer, batch.spec, batch.id, self.index, None)
-        blob = spooled.asked(batch, Kind.METAS, self.index)
+        blob = spooled.asked(batch, RecordType.METAS, self.index)
         return job_meta.opened(batch.session.sealer, batch.spec, batch.id, self.index, blob)

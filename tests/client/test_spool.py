@@ -22,8 +22,8 @@ from nbqueue.client.lookup import spooled
 from nbqueue.client.panel import model
 from nbqueue.client.session import session as session_module
 from nbqueue.client.spool import directory, records, spool
-from nbqueue.client.spool.reader import Book
-from nbqueue.client.spool.records import Block, Kind, Standing
+from nbqueue.client.spool.reader import SpoolFile
+from nbqueue.client.spool.records import Block, Checkpoint, RecordType
 from nbqueue.errors import Expired, LostByServer, NotThere
 from nbqueue.model import Cause
 
@@ -110,14 +110,14 @@ def test_what_one_session_had_copied_another_need_not_copy_again(server, session
     batch = nbqueue.map(work, range(6), name="half")
     hands.work(4)
     wait_until(lambda: batch.ref.watch.collected == 4)
-    wait_until(lambda: [Book(each).entries[batch.id].standing.position for each in files(session)] == [4])
+    wait_until(lambda: [SpoolFile(each).entries[batch.id].standing.position for each in files(session)] == [4])
     new = another_kernel(server, session)
     attached = nbqueue.attach("half")
     assert attached.ref.watch.recalled
     assert attached.ref.watch.collected == 4
     hands.work()
     assert attached.results(errors="skip", timeout=10) == [0, 1, 4, BIG, 25]
-    own = [Book(each).entries[batch.id] for each in files(new)]
+    own = [SpoolFile(each).entries[batch.id] for each in files(new)]
     assert [sorted(each.outcomes) for each in own] in ([[0, 1, 2, 3], [4, 5]], [[4, 5], [0, 1, 2, 3]])
     before = files(new)
     assert nbqueue.attach("half").wait(10)
@@ -171,7 +171,7 @@ def test_a_withdrawn_outcome_is_not_brought_back_by_a_file_that_lags(server, ses
     copy = lagging.with_name(lagging.name.replace(session.spool._mark, "feedbeef"))
     copy.write_bytes(lagging.read_bytes())
     batch.retry()
-    wait_until(lambda: any(3 in Book(each).entries[batch.id].withdrawn for each in files(session)))
+    wait_until(lambda: any(3 in SpoolFile(each).entries[batch.id].withdrawn for each in files(session)))
     flush(session)
     new = another_kernel(server, session)
     again = nbqueue.attach(batch.id)
@@ -211,7 +211,7 @@ def test_a_damaged_file_costs_what_was_damaged_and_no_more(server, session, hand
     session.collector.stop()
     file = files(session)[0]
     data = bytearray(file.read_bytes())
-    found = [each for each in records.Scan(file) if each.kind == records.Kind.OUTCOMES][-1]
+    found = [each for each in records.RecordReader(file) if each.kind == records.RecordType.OUTCOMES][-1]
     if harm == "torn":
         data = data[: found.offset + found.size - 10]
     elif harm == "head":
@@ -277,7 +277,7 @@ def test_a_full_disk_is_told_once_and_all_goes_on_in_memory(server, session, tmp
         assert done.stdout.split() == ["40", "True", "5"], done.stderr
         assert done.stderr.count("kept in this process's memory only") == 1
         for each in (folder / "spool").iterdir():
-            book = Book(each)
+            book = SpoolFile(each)
             assert not book.damaged
             assert stat.S_IMODE(each.stat().st_mode) == 0o600
         assert stat.S_IMODE((folder / "spool").stat().st_mode) == 0o700
@@ -423,17 +423,17 @@ def test_prune_takes_no_bare_number_and_asks_a_terminal(session, hands, monkeypa
 @pytest.mark.parametrize(
     ("kind", "table"),
     [
-        (Kind.TAILS, Block([0], [1, 2])),
-        (Kind.METAS, Block([-1], [4])),
-        (Kind.PASTS, Block([0], [1 << 40])),
-        (Kind.FUNCTION, Block([], [])),
-        (Kind.FUNCTION, Block([1], [4])),
-        (Kind.FUNCTION, Block([1, 1], [4, 1 << 40])),
-        (Kind.MARKS, Block([], [])),
-        (Kind.MARKS, Block([-3], [4])),
-        (Kind.MARKS, Block([1 << 60], [4])),
-        (Kind.STATE, Standing(1.0, 0, 1 << 60, False, False, True, None, [], [])),
-        (Kind.STATE, Standing(1.0, 0, 2, False, False, True, None, [(0, 1 << 60, Cause.USER)], [])),
+        (RecordType.TAILS, Block([0], [1, 2])),
+        (RecordType.METAS, Block([-1], [4])),
+        (RecordType.PASTS, Block([0], [1 << 40])),
+        (RecordType.FUNCTION, Block([], [])),
+        (RecordType.FUNCTION, Block([1], [4])),
+        (RecordType.FUNCTION, Block([1, 1], [4, 1 << 40])),
+        (RecordType.MARKS, Block([], [])),
+        (RecordType.MARKS, Block([-3], [4])),
+        (RecordType.MARKS, Block([1 << 60], [4])),
+        (RecordType.STATE, Checkpoint(1.0, 0, 1 << 60, False, False, True, None, [], [])),
+        (RecordType.STATE, Checkpoint(1.0, 0, 2, False, False, True, None, [(0, 1 << 60, Cause.USER)], [])),
     ],
 )
 def test_a_record_of_another_shape_damages_the_file_and_nothing_else(server, session, hands, kind, table):
@@ -446,7 +446,7 @@ def test_a_record_of_another_shape_damages_the_file_and_nothing_else(server, ses
     writer.size = file.stat().st_size
     writer.append(kind, table, [b"data"])
     writer.close()
-    assert Book(file).damaged
+    assert SpoolFile(file).damaged
     another_kernel(server, session)
     assert nbqueue.attach("odd").to_frame(timeout=10).equals(before)
     flush(session)
@@ -460,8 +460,8 @@ def test_what_a_file_says_first_is_read_once(server, session, hands, monkeypatch
     assert all(batch.wait(10) for batch in batches)
     wait_until(lambda: sum(each.done for each in directory.kept(session.spool.folder)) == 5)
     scanned = []
-    real = records.Scan.__iter__
-    monkeypatch.setattr(records.Scan, "__iter__", lambda self: (scanned.append(self.path), real(self))[1])
+    real = records.RecordReader.__iter__
+    monkeypatch.setattr(records.RecordReader, "__iter__", lambda self: (scanned.append(self.path), real(self))[1])
     for _ in range(3):
         assert not nbqueue.Job.exists("nobody")
     assert sorted(scanned) == sorted(set(scanned))

@@ -13,8 +13,8 @@ from test_spool import another_kernel, files, flush, settled
 
 import nbqueue
 from nbqueue.client.spool import records
-from nbqueue.client.spool.io_thread import Desk, Hung
-from nbqueue.client.spool.reader import Book
+from nbqueue.client.spool.io_thread import IoThread, IoTimeout
+from nbqueue.client.spool.reader import SpoolFile
 from nbqueue.client.submit import restore as restoring
 from nbqueue.store.broker import Broker
 
@@ -83,7 +83,7 @@ def test_a_single_outcome_that_was_read_while_the_collector_looked_is_in_the_spo
     session.collector.stop()
     session.collector._thread.join(20)
     assert read == [2]
-    assert list(Book(files(session)[0]).entries[job.id].outcomes) == [0]
+    assert list(SpoolFile(files(session)[0]).entries[job.id].outcomes) == [0]
 
 
 def test_an_outcome_that_a_retry_withdrew_on_its_way_is_withdrawn_in_the_spool(session, hands):
@@ -101,14 +101,14 @@ def test_an_outcome_that_a_retry_withdrew_on_its_way_is_withdrawn_in_the_spool(s
         watch.reopen()
         assert not watch.put_single(blob, generation)
     session.spool.keep(watch, ())
-    entry = Book(files(session)[0]).entries[job.id]
+    entry = SpoolFile(files(session)[0]).entries[job.id]
     assert (entry.outcomes, watch.spooled) == ({}, False)
     session.spool.keep_singles([(watch, blob, ())])  # it stands after all
-    assert list(Book(files(session)[0]).entries[job.id].outcomes) == [0]
+    assert list(SpoolFile(files(session)[0]).entries[job.id].outcomes) == [0]
 
 
 def test_a_disk_that_is_busy_is_not_taken_for_one_that_hangs():
-    desk, free = Desk(patience=1.0), threading.Event()
+    desk, free = IoThread(patience=1.0), threading.Event()
     begun, answers = threading.Event(), []
 
     def write():
@@ -123,7 +123,7 @@ def test_a_disk_that_is_busy_is_not_taken_for_one_that_hangs():
     writer.join(20)
     assert answers == [True]
     free.clear()
-    with pytest.raises(Hung):
+    with pytest.raises(IoTimeout):
         desk.ask(write)
     free.set()
     desk.leave()
@@ -145,10 +145,12 @@ def test_what_ends_while_a_batch_is_brought_back_is_copied_by_those_who_attach(s
     hands.work(5)
     wait_until(lambda: batch.ref.watch.collected == 5)
     session.collector.stop()
-    book = Book(files(session)[0])
+    book = SpoolFile(files(session)[0])
     found = book.entries[batch.id].outcomes[0]
     with session.spool._lock:
-        session.spool._pen.note(batch.ref.watch.birth, records.Kind.BACK, records.Back([0], [book.check(found)]))
+        session.spool._pen.note(
+            batch.ref.watch.birth, records.RecordType.BACK, records.Withdrawals([0], [book.check(found)])
+        )
     flush(session)
     new = nbqueue.connect(server.url, namespace=session.settings.namespace)
     quick, restore = Hands(new), Broker.restore

@@ -15,7 +15,7 @@ from nbqueue.client.batch import Batch
 from nbqueue.client.lookup import job_meta
 from nbqueue.client.session import archive
 from nbqueue.client.spool import directory, spool
-from nbqueue.client.spool.reader import Book
+from nbqueue.client.spool.reader import SpoolFile
 
 
 def work(x):
@@ -41,7 +41,7 @@ def copied(batch, n):
 
 
 def outcomes(file, batch):
-    entry = Book(file).entries.get(batch)
+    entry = SpoolFile(file).entries.get(batch)
     return {} if entry is None else entry.outcomes
 
 
@@ -137,7 +137,7 @@ def test_the_bytes_of_a_forgotten_single_job_go_with_prune(server, session, hand
     hands.work()
     assert more.wait(10) == 8
     found = wait_until(lambda: directory.single_files(session.spool.folder))
-    wait_until(lambda: more.batch.watch.spooled and list(Book(found[0]).entries) == [more.id])
+    wait_until(lambda: more.batch.watch.spooled and list(SpoolFile(found[0]).entries) == [more.id])
 
 
 def big(x):

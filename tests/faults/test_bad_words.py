@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 import nbqueue
 from nbqueue.checks import is_queue
 from nbqueue.cli.main import cli
-from nbqueue.client.spool.records import Appender, Block, Kind, Scan
+from nbqueue.client.spool.records import Appender, Block, RecordReader, RecordType
 from nbqueue.client.submit.options import WORDS
 from nbqueue.errors import BadInput, BadName, BadOption, NbqueueError, NoServer
 from nbqueue.store import connection
@@ -415,14 +415,16 @@ def test_a_forged_file_of_the_spool_is_not_opened(session, fleet, tmp_path):
     batch = nbqueue.map(abs, range(3))
     assert batch.results(timeout=30) == [0, 1, 2]
     folder = session.settings.spool
-    wait_until(lambda: any(record.kind == Kind.STATE for path in files(folder) for record in Scan(path)), 20)
+    wait_until(
+        lambda: any(record.kind == RecordType.STATE for path in files(folder) for record in RecordReader(path)), 20
+    )
     session.collector.stop()
     (path,) = files(folder)
     forged = Appender(path)
     forged.size = path.stat().st_size
     blob = b"F\0\1\1" + session.sealer.keyring.current + b"\0" * 40
-    forged.append(Kind.OUTCOMES, Block([0], [len(blob)]), [blob])
-    forged.append(Kind.OUTCOMES, Block([1], [1 << 60]), [b"F"])
+    forged.append(RecordType.OUTCOMES, Block([0], [len(blob)]), [blob])
+    forged.append(RecordType.OUTCOMES, Block([1], [1 << 60]), [b"F"])
     forged.close()
     assert session.broker.forget(batch.id)
     nbqueue.connect(session.settings.url, namespace=session.settings.namespace)

@@ -21,7 +21,17 @@ from nbqueue.client import facts
 from nbqueue.client.lookup import job_meta as client_notes
 from nbqueue.client.spool import reader
 from nbqueue.client.spool import records as spoolfile
-from nbqueue.client.spool.records import Appender, Back, Birth, Births, Block, Kind, Scan, Standing, births
+from nbqueue.client.spool.records import (
+    Appender,
+    BatchHeader,
+    Block,
+    Checkpoint,
+    Headers,
+    RecordReader,
+    RecordType,
+    Withdrawals,
+    births,
+)
 from nbqueue.client.state import batch_state
 from nbqueue.errors import NbqueueError
 from nbqueue.model import (
@@ -73,10 +83,10 @@ RECORDS = [
     Notes({"a": [1, {"b": None}]}, (1.0, 2.0, "words")),
     Echo("success", "g", _failure),
     mail.Message("stop", "f-1", NOW, "n1"),
-    Births([Birth("b", "nonce", b"spec", "q", None, "f", "server", "fuzz", "epoch", NOW, 3, False)]),
+    Headers([BatchHeader("b", "nonce", b"spec", "q", None, "f", "server", "fuzz", "epoch", NOW, 3, False)]),
     Block([0, 1], [3, 4]),
-    Back([0], [1], ["b"]),
-    Standing(1.0, 2, 3, False, False, True, None, [(0, 2, Cause.USER)], [1]),
+    Withdrawals([0], [1], ["b"]),
+    Checkpoint(1.0, 2, 3, False, False, True, None, [(0, 2, Cause.USER)], [1]),
 ]
 
 
@@ -134,16 +144,16 @@ def _filed(reader: Callable[[Path], object], data: bytes) -> object:
 
 
 def _book(path: Path) -> object:
-    book = reader.Book(path)
+    book = reader.SpoolFile(path)
     found: list[object] = []
     for entry in book.entries.values():
         if entry.birth is not None:
-            tale = reader.Tale(entry.birth, [book], 1)
+            tale = reader.SpooledBatch(entry.birth, [book], 1)
             found += [tale.n, tale.position, tale.standing, list(tale.outcomes()), tale.arguments(0)]
     return found
 
 
-def _tables(kind: Kind, data: bytes) -> object:
+def _tables(kind: RecordType, data: bytes) -> object:
     """A file of the spool whose checksums are right, and whose table is any bytes."""
     head = spoolfile._HEAD.pack(spoolfile.MAGIC, kind, len(data), 9, zlib.crc32(data), zlib.crc32(b"blobs...."))
     record = head + spoolfile._CHECK.pack(zlib.crc32(head)) + data + b"blobs...."
@@ -151,7 +161,7 @@ def _tables(kind: Kind, data: bytes) -> object:
 
 
 def _scan(path: Path) -> object:
-    return [(record.kind, len(record.table)) for record in Scan(path)], births(path)
+    return [(record.kind, len(record.table)) for record in RecordReader(path)], births(path)
 
 
 def _log(data: bytes) -> object:
@@ -169,12 +179,14 @@ def _spool() -> bytes:
         path.unlink()
         file = Appender(path)
         spec = SEALER.seal(wire.SPEC, "b", -1, encode(RECORDS[0]))
-        file.append(Kind.BORN, Births([Birth("b", "n", spec, "q", None, "f", "s", "fuzz", "", NOW, 2, False)]))
-        file.append(Kind.ARGUMENTS, Block([0, 1], [3, 4]), [b"abc", b"defg"])
+        file.append(
+            RecordType.BORN, Headers([BatchHeader("b", "n", spec, "q", None, "f", "s", "fuzz", "", NOW, 2, False)])
+        )
+        file.append(RecordType.ARGUMENTS, Block([0, 1], [3, 4]), [b"abc", b"defg"])
         blobs = [stored("b", index) for index in range(2)]
-        file.append(Kind.OUTCOMES, Block([0, 1], list(map(len, blobs))), blobs)
-        file.append(Kind.BACK, Back([0], [1]))
-        file.append(Kind.STATE, RECORDS[-1])
+        file.append(RecordType.OUTCOMES, Block([0, 1], list(map(len, blobs))), blobs)
+        file.append(RecordType.BACK, Withdrawals([0], [1]))
+        file.append(RecordType.STATE, RECORDS[-1])
         file.close()
         return path.read_bytes()
 
@@ -203,7 +215,14 @@ def _home(name: str, data: bytes) -> object:
         return settings.load(environ=environ), settings.command_tables(environ=environ)
 
 
-TABLES = {Kind.BORN: 9, Kind.ARGUMENTS: 10, Kind.OUTCOMES: 10, Kind.BACK: 11, Kind.STATE: 12, Kind.FORGOTTEN: 10}
+TABLES = {
+    RecordType.BORN: 9,
+    RecordType.ARGUMENTS: 10,
+    RecordType.OUTCOMES: 10,
+    RecordType.BACK: 11,
+    RecordType.STATE: 12,
+    RecordType.FORGOTTEN: 10,
+}
 _view = [b"default", b"3", b"0", b"", b"", b"0", b"1", b"1", b"0", b"", b"", b"17", b"18", b"0-2-user", b"D", b"5"]
 PARSERS: dict[str, tuple[Parser, bytes]] = {
     "unseal": (_sealed(wire.ARGUMENTS), SEALER.seal(wire.ARGUMENTS, "b", 0, b"payload")),

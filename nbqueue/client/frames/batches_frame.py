@@ -10,8 +10,8 @@ import msgspec
 from nbqueue.client.lookup import find as handles
 from nbqueue.client.lookup import spooled
 from nbqueue.client.session.session import Session
-from nbqueue.client.spool.directory import Kept
-from nbqueue.client.spool.records import Birth
+from nbqueue.client.spool.directory import SpooledFiles
+from nbqueue.client.spool.records import BatchHeader
 from nbqueue.errors import BadSignature
 from nbqueue.model import Spec, State, Tally, utc
 
@@ -49,7 +49,7 @@ def batches(session: Session) -> pd.DataFrame:
     return frame
 
 
-def _spooled(kept: Kept, birth: Birth, spec: Spec) -> dict[str, Any]:
+def _spooled(kept: SpooledFiles, birth: BatchHeader, spec: Spec) -> dict[str, Any]:
     standing = kept.standing()
     tally = standing.tally if standing is not None else Tally(n=birth.n)
     facts = {"id": birth.batch, "name": birth.name, "function": birth.label, "queue": birth.queue, "owner": spec.owner}
@@ -57,7 +57,9 @@ def _spooled(kept: Kept, birth: Birth, spec: Spec) -> dict[str, Any]:
     return {**facts, **msgspec.structs.asdict(tally), "created_at": utc(birth.created_us), **sizes}
 
 
-def _row(session: Session, view: BatchView, size: int | None, copy: tuple[Kept, Birth, Spec] | None) -> dict[str, Any]:
+def _row(
+    session: Session, view: BatchView, size: int | None, copy: tuple[SpooledFiles, BatchHeader, Spec] | None
+) -> dict[str, Any]:
     try:
         spec = handles.spec_of(session, view)
         label, owner = spec.label, spec.owner

@@ -10,7 +10,7 @@ from nbqueue.checks import warn
 from nbqueue.client.lookup import find, job_meta, refresh, spooled
 from nbqueue.client.lookup.arguments import opened_call, payloads, payloads_of
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
-from nbqueue.client.spool.records import Kind
+from nbqueue.client.spool.records import RecordType
 from nbqueue.errors import BadSignature, NoSuchBatch, SetupError
 from nbqueue.model import Notes, Outcome, Spec, State, job_id
 from nbqueue.store.broker import Broker
@@ -133,7 +133,7 @@ def _noted(batch: BatchRef, indexes: Sequence[int]) -> list[Notes]:
         return [batch.watch.notes.get(index, Notes()) for index in indexes]
     try:
         blobs = (
-            spooled.said(batch, Kind.METAS, indexes)
+            spooled.said(batch, RecordType.METAS, indexes)
             if batch.watch.gone
             else batch.session.ask(lambda broker: broker.metas(batch.id, indexes))
         )

@@ -14,7 +14,7 @@ from nbqueue.client.lookup import spooled
 from nbqueue.client.lookup.waiting import lifetime
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.session.session import Session
-from nbqueue.client.spool.records import Birth
+from nbqueue.client.spool.records import BatchHeader
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.errors import BadSignature, Damaged, Expired, NoBatchAtAll, NoSuchBatch, NoSuchJob, NotThere, SetupError
 from nbqueue.model import Spec, decode
@@ -58,10 +58,10 @@ def _handle(session: Session, view: BatchView, spec: Spec) -> BatchRef:
     return batch
 
 
-def _birth(session: Session, view: BatchView, spec: Spec) -> Birth:
+def _birth(session: Session, view: BatchView, spec: Spec) -> BatchHeader:
     where = (session.server, session.settings.namespace, "")
     facts = (view.queue, view.name, spec.label, *where, view.created_us, view.n, view.single)
-    return Birth(view.id, view.nonce, view.spec, *facts)
+    return BatchHeader(view.id, view.nonce, view.spec, *facts)
 
 
 # ---------------------------------------------------------------- one batch

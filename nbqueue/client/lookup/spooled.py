@@ -11,9 +11,9 @@ from nbqueue.client.session import archive
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.session.session import Session, tell
 from nbqueue.client.spool import directory, records
-from nbqueue.client.spool.directory import Kept
-from nbqueue.client.spool.reader import Tale
-from nbqueue.client.spool.records import Birth, Kind
+from nbqueue.client.spool.directory import SpooledFiles
+from nbqueue.client.spool.reader import SpooledBatch
+from nbqueue.client.spool.records import BatchHeader, RecordType
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.client.state.selection import Part
 from nbqueue.errors import BadSignature, SetupError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------- finding
 
 
-def find(session: Session, name: str | None) -> Tale | None:
+def find(session: Session, name: str | None) -> SpooledBatch | None:
     """What the spool tells of the batch or single job of this id or name; None as `name`: of the latest batch.
 
     Only of what this session's keys have signed, in its namespace.
@@ -43,7 +43,7 @@ def find(session: Session, name: str | None) -> Tale | None:
     return None if birth is None else archive.tale(session.spool, birth)
 
 
-def _spec(session: Session, birth: Birth) -> Spec | None:
+def _spec(session: Session, birth: BatchHeader) -> Spec | None:
     """The description of a batch, if its signature is one of ours for this namespace."""
     if birth.namespace != session.settings.namespace:
         return None
@@ -53,13 +53,13 @@ def _spec(session: Session, birth: Birth) -> Spec | None:
         return None
 
 
-def spec_of(session: Session, found: Tale) -> Spec:
+def spec_of(session: Session, found: SpooledBatch) -> Spec:
     """The description of a batch as it was last. Raises BadSignature."""
     blob = found.spec()
     return decode(Spec, session.sealer.unseal(wire.SPEC, found.birth.batch, -1, blob), "A description")
 
 
-def copies(session: Session) -> dict[str, tuple[Kept, Birth, Spec]]:
+def copies(session: Session) -> dict[str, tuple[SpooledFiles, BatchHeader, Spec]]:
     """What the spool has, without single jobs: id -> its files and what it is."""
     session.spool.drain()
     if session.spool.folder is None or not session.spool.answers():
@@ -72,7 +72,7 @@ def copies(session: Session) -> dict[str, tuple[Kept, Birth, Spec]]:
 # ---------------------------------------------------------------- a batch that the server does not tell of
 
 
-def batch(session: Session, found: Tale, gone: str, rows: Sequence[int] | None = None) -> BatchRef | None:
+def batch(session: Session, found: SpooledBatch, gone: str, rows: Sequence[int] | None = None) -> BatchRef | None:
     """The Batch in the spool, or these jobs of it.
 
     `gone` says why the server has it no more; empty: it cannot be asked at the moment.
@@ -114,7 +114,7 @@ def quietly(session: Session, name: str) -> BatchRef | None:
     return None if found is None else batch(session, found, why_gone(session, found))
 
 
-def why_gone(session: Session, found: Tale) -> str:
+def why_gone(session: Session, found: SpooledBatch) -> str:
     """`lost` where the server cannot have dropped it by the clock, or is another than knew it; else `expired`."""
     birth, standing = found.birth, found.standing
     epoch, now = session.ask(lambda broker: (broker.epoch(), broker.now_us()))
@@ -122,7 +122,7 @@ def why_gone(session: Session, found: Tale) -> str:
     return "lost" if (known and known != epoch) or now < _earliest(session, found) else "expired"
 
 
-def _earliest(session: Session, found: Tale) -> float:
+def _earliest(session: Session, found: SpooledBatch) -> float:
     """When it can have expired at the earliest, in us on the server's clock: after its end, or else its beginning."""
     spec, standing = _spec(session, found.birth), found.standing
     if standing is not None and standing.over and standing.expires_us is not None:
@@ -162,15 +162,15 @@ def arguments(batch: BatchRef, indexes: Sequence[int]) -> list[bytes | None]:
     return _told(batch, lambda known: [known.arguments(index) for index in indexes]) or [None] * len(indexes)
 
 
-def said(batch: BatchRef, kind: Kind, indexes: Sequence[int]) -> list[bytes | None]:
+def said(batch: BatchRef, kind: RecordType, indexes: Sequence[int]) -> list[bytes | None]:
     """What the spool has of what jobs wrote or said, sealed."""
     return _told(batch, lambda known: [known.said(kind, index) for index in indexes]) or [None] * len(indexes)
 
 
-_READS = {Kind.TAILS: Broker.tails, Kind.METAS: Broker.metas, Kind.PASTS: Broker.pasts}
+_READS = {RecordType.TAILS: Broker.tails, RecordType.METAS: Broker.metas, RecordType.PASTS: Broker.pasts}
 
 
-def asked(batch: BatchRef, kind: Kind, index: int) -> bytes | None:
+def asked(batch: BatchRef, kind: RecordType, index: int) -> bytes | None:
     """What a job wrote or said, sealed: from the server; from the spool where that has it no more, or does not answer.
 
     Raises SetupError where neither answers.
@@ -190,7 +190,7 @@ def log(job: JobRef) -> str:
     """The last of what it wrote to stdout and stderr. Raises SetupError, BadSignature."""
     batch = job.batch
     found = refresh.outcome_of(job)
-    blob = None if found is None or batch.inline else asked(batch, Kind.TAILS, job.index)
+    blob = None if found is None or batch.inline else asked(batch, RecordType.TAILS, job.index)
     if found is None or not blob:
         return ""
     tail = batch.session.sealer.unseal(wire.TAIL, batch.id, job.index, blob, found.attempt)
@@ -202,7 +202,7 @@ def function(batch: BatchRef) -> bytes | None:
     return (_told(batch, lambda known: [known.function()]) or [None])[0]
 
 
-def _told(batch: BatchRef, ask: Callable[[Tale], list[bytes | None]]) -> list[bytes | None]:
+def _told(batch: BatchRef, ask: Callable[[SpooledBatch], list[bytes | None]]) -> list[bytes | None]:
     """What the spool's tale of a batch answers; where that lacks something, the files are read again if they grew."""
     watch, spool = batch.watch, batch.session.spool
     if watch.birth is None or spool.folder is None:

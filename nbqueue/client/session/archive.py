@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nbqueue.client.spool import directory, records
-from nbqueue.client.spool.reader import Book, Tale
-from nbqueue.client.spool.records import Birth
+from nbqueue.client.spool.reader import SpooledBatch, SpoolFile
+from nbqueue.client.spool.records import BatchHeader
 from nbqueue.client.spool.spool import Spool
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.model import Tally
 
 
-def births(spool: Spool, folder: Path, name: str | None) -> Iterator[Birth]:
+def births(spool: Spool, folder: Path, name: str | None) -> Iterator[BatchHeader]:
     """What the spool says of the batches and single jobs of this id or name; None: of all batches."""
     if name is not None:
         for path in directory.files_of(folder, name):
@@ -25,7 +25,7 @@ def births(spool: Spool, folder: Path, name: str | None) -> Iterator[Birth]:
     yield from (birth for birth in found if name is None or birth.name == name)
 
 
-def tale(spool: Spool, birth: Birth) -> Tale | None:
+def tale(spool: Spool, birth: BatchHeader) -> SpooledBatch | None:
     """All that the spool tells of one batch, or of a single job; None also where its disk does not answer."""
     folder = spool.folder
     if folder is None or not spool.answers():
@@ -33,21 +33,21 @@ def tale(spool: Spool, birth: Birth) -> Tale | None:
     if birth.single:
         books = _singles(spool, folder)
         gone = {name for book in books for name in book.forgotten}
-        return None if f"{birth.batch}~{birth.nonce}" in gone else Tale(birth, _of(books, birth), _size(books))
+        return None if f"{birth.batch}~{birth.nonce}" in gone else SpooledBatch(birth, _of(books, birth), _size(books))
     books = [book for path in directory.copies_of(folder, birth) if (book := _read(path))]
-    return Tale(birth, _of(books, birth), _size(books))
+    return SpooledBatch(birth, _of(books, birth), _size(books))
 
 
-def _of(books: list[Book], birth: Birth) -> list[Book]:
+def _of(books: list[SpoolFile], birth: BatchHeader) -> list[SpoolFile]:
     entries = [(book, book.entries.get(birth.batch)) for book in books]
     return [book for book, each in entries if each and (each.birth is None or directory.same(each.birth, birth))]
 
 
-def _size(books: list[Book]) -> int:
+def _size(books: list[SpoolFile]) -> int:
     return sum(book.path.stat().st_size for book in books if book.path.exists())
 
 
-def _singles(spool: Spool, folder: Path) -> list[Book]:
+def _singles(spool: Spool, folder: Path) -> list[SpoolFile]:
     """The files of single jobs; each is read again only when it has grown."""
     known, found = spool.read, []
     for path in directory.single_files(folder):
@@ -64,14 +64,14 @@ def _singles(spool: Spool, folder: Path) -> list[Book]:
     return found
 
 
-def _read(path: Path) -> Book | None:
+def _read(path: Path) -> SpoolFile | None:
     try:
-        return Book(path)
+        return SpoolFile(path)
     except OSError:
         return None  # removed this moment, or on a disk that fails: as if it were not there
 
 
-def fill(spool: Spool, watch: Watch, found: Tale) -> None:
+def fill(spool: Spool, watch: Watch, found: SpooledBatch) -> None:
     """Takes over outcomes that are not here, and how the batch stood."""
     with watch.changed:
         if found.position >= watch.position:
@@ -83,7 +83,7 @@ def fill(spool: Spool, watch: Watch, found: Tale) -> None:
                 watch.put(index, place)
 
 
-def count(watch: Watch, found: Tale) -> None:
+def count(watch: Watch, found: SpooledBatch) -> None:
     """Counts what is here of a batch that no server tells of."""
     if watch.rows is None:
         watch.tally = Tally(n=max(found.n, watch.tally.n))
@@ -99,7 +99,7 @@ def mend(spool: Spool, watch: Watch) -> None:
         count(watch, found)
 
 
-def paths(folder: Path, birth: Birth) -> list[Path]:
+def paths(folder: Path, birth: BatchHeader) -> list[Path]:
     """The files that hold something of a batch."""
     if birth.single:
         return directory.single_files(folder)

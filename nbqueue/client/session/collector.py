@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from nbqueue.client.session import archive
 from nbqueue.client.session.singles import Singles, Watches
-from nbqueue.client.spool.records import Kind
+from nbqueue.client.spool.records import RecordType
 from nbqueue.errors import Damaged, NbqueueError, NoServer, ServerRefused, WrongPassword
 
 if TYPE_CHECKING:
@@ -38,7 +38,11 @@ SLOTS = 1.0  # seconds between two counts of a queue's slots
 SHOW = 0.1  # seconds between two movements of a bar
 
 
-KINDS = {"tail": Kind.TAILS, "meta": Kind.METAS, "past": Kind.PASTS}  # what of the store the spool has by which name
+KINDS = {
+    "tail": RecordType.TAILS,
+    "meta": RecordType.METAS,
+    "past": RecordType.PASTS,
+}  # what of the store the spool has by which name
 Parts = dict[str, list[tuple[int, bytes]]]
 
 
@@ -398,7 +402,7 @@ class Collector:
             watch.show()
 
 
-def _of_one(parts: dict[str, bytes]) -> list[tuple[Kind, list[tuple[int, bytes]]]]:
+def _of_one(parts: dict[str, bytes]) -> list[tuple[RecordType, list[tuple[int, bytes]]]]:
     return [(KINDS[part], [(0, blob)]) for part, blob in parts.items()]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nbqueue.client.spool import records
-from nbqueue.client.spool.records import SUFFIX, Birth, Kind, Scan, Standing
+from nbqueue.client.spool.records import SUFFIX, BatchHeader, Checkpoint, RecordReader, RecordType
 from nbqueue.errors import BadSignature
 
 _SINGLES = "~singles~"  # no id has this sign in it
@@ -17,7 +17,7 @@ _DAY_US = 86_400_000_000
 _RESTING = 86_400.0  # seconds after which a file of single jobs, to which nothing is added, counts as done
 
 
-class Kept(NamedTuple):
+class SpooledFiles(NamedTuple):
     """The files of one batch (or of the single jobs of one session), their bytes, and when one was written last."""
 
     key: str
@@ -43,11 +43,11 @@ class Kept(NamedTuple):
         standing = self.standing()
         return standing is not None and standing.over
 
-    def standing(self) -> Standing | None:
+    def standing(self) -> Checkpoint | None:
         """How the batch stood last, if that was noted."""
         return max((s for s in map(standing_of, self.paths) if s), key=lambda each: each.told, default=None)
 
-    def birth(self) -> Birth | None:
+    def birth(self) -> BatchHeader | None:
         """What the batch is; None for single jobs, and where no file can be read."""
         if self.single:
             return None
@@ -66,7 +66,7 @@ def files_of(folder: Path, batch: str) -> list[Path]:
     return _sorted(folder.glob(f"{batch}~*{SUFFIX}"))
 
 
-def same(one: Birth, other: Birth) -> bool:
+def same(one: BatchHeader, other: BatchHeader) -> bool:
     """Whether two files tell of one batch, and not of two that happened to be given the same id."""
     if one.single or other.single:
         return one.nonce == other.nonce
@@ -74,7 +74,7 @@ def same(one: Birth, other: Birth) -> bool:
     return one.nonce == other.nonce or abs(one.created_us - other.created_us) < _DAY_US
 
 
-def copies_of(folder: Path, birth: Birth) -> list[Path]:
+def copies_of(folder: Path, birth: BatchHeader) -> list[Path]:
     """The files of all sessions for just this batch."""
     return [each for each in files_of(folder, birth.batch) if any(same(birth, one) for one in records.births(each))]
 
@@ -95,7 +95,7 @@ def _sorted(paths: Iterable[Path]) -> list[Path]:
     return [each for _, each in sorted(stamped)]
 
 
-def kept(folder: Path) -> list[Kept]:
+def kept(folder: Path) -> list[SpooledFiles]:
     """What is in a spool, the oldest first."""
     groups: dict[str, list[tuple[Path, os.stat_result]]] = {}
     try:
@@ -111,33 +111,33 @@ def kept(folder: Path) -> list[Kept]:
         except FileNotFoundError:
             continue  # removed this moment
     found = [
-        Kept(key, [p for p, _ in each], sum(s.st_size for _, s in each), max(s.st_mtime for _, s in each))
+        SpooledFiles(key, [p for p, _ in each], sum(s.st_size for _, s in each), max(s.st_mtime for _, s in each))
         for key, each in groups.items()
         if each
     ]
     return sorted(found, key=lambda one: one.written)
 
 
-def batches_in(one: Kept) -> set[str]:
+def batches_in(one: SpooledFiles) -> set[str]:
     """The ids of all batches that these files tell of."""
     found: set[str] = set()
     for path in one.paths:
         try:
-            for record in Scan(path):
-                if record.kind == Kind.BORN:
-                    found.update(birth.batch for birth in record.read(records.Births).births)
+            for record in RecordReader(path):
+                if record.kind == RecordType.BORN:
+                    found.update(birth.batch for birth in record.read(records.Headers).births)
         except (OSError, BadSignature):
             continue  # it tells of nothing more
     return found
 
 
-def standing_of(file: Path) -> Standing | None:
+def standing_of(file: Path) -> Checkpoint | None:
     """How a batch stood last, by one file."""
     found = None
     try:
-        for record in Scan(file):
-            if record.kind == Kind.STATE:
-                found = record.read(Standing)
+        for record in RecordReader(file):
+            if record.kind == RecordType.STATE:
+                found = record.read(Checkpoint)
     except (OSError, BadSignature):
         return found
     return found

@@ -19,11 +19,11 @@ PACE = 2 << 20  # and bytes that it may write in each second more
 LOOK = 0.25  # seconds; a wait is many of these, so that time in which this whole process stood still hardly counts
 
 
-class Hung(OSError):  # noqa: N818 - as those of errors.py, it says what there is
+class IoTimeout(OSError):  # noqa: N818 - as those of errors.py, it says what there is
     """The disk has not answered in time. What was asked may still happen, or half of it."""
 
 
-class _Errand:
+class _Task:
     def __init__(self, work: Callable[[], Any]) -> None:
         self.work, self.done = work, threading.Event()
         self.answer: Any = None
@@ -37,24 +37,24 @@ class _Errand:
         self.done.set()
 
 
-class Desk:
+class IoThread:
     """Does one thing after the other, on a thread of its own that begins with the first."""
 
     def __init__(self, patience: float = PATIENCE) -> None:
         self.patience = patience
-        self._errands = SimpleQueue[_Errand | None]()
+        self._errands = SimpleQueue[_Task | None]()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._due: dict[_Errand, float] = {}  # how many seconds each may take of those that are not done
+        self._due: dict[_Task, float] = {}  # how many seconds each may take of those that are not done
 
     def ask(self, work: Callable[[], T], size: int = 0) -> T:
-        """What `work()` answers or raises; `size` is how many bytes it writes. Raises Hung.
+        """What `work()` answers or raises; `size` is how many bytes it writes. Raises IoTimeout.
 
         What was asked before comes first, and may take its own time: a disk that is busy is not one that hangs.
         """
         if threading.current_thread() is self._thread:
             return work()
-        errand = _Errand(work)
+        errand = _Task(work)
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=_run, args=(self._errands,), name="nbqueue spool", daemon=True)
@@ -66,7 +66,7 @@ class Desk:
         with self._lock:
             del self._due[errand]
         if not met:
-            raise Hung(errno.ETIMEDOUT, f"the disk has not answered for {seconds:.0f} s")
+            raise IoTimeout(errno.ETIMEDOUT, f"the disk has not answered for {seconds:.0f} s")
         if errand.fault is not None:
             raise errand.fault
         return errand.answer  # type: ignore[no-any-return]
@@ -79,6 +79,6 @@ class Desk:
                 self._thread, self._errands = None, SimpleQueue()
 
 
-def _run(errands: SimpleQueue[_Errand | None]) -> None:
+def _run(errands: SimpleQueue[_Task | None]) -> None:
     while (errand := errands.get()) is not None:
         errand.run()

@@ -14,14 +14,23 @@ from typing import NamedTuple
 
 from nbqueue.checks import is_name
 from nbqueue.client.spool import records
-from nbqueue.client.spool.records import Back, Birth, Births, Block, Kind, Record, Scan, Standing
+from nbqueue.client.spool.records import (
+    BatchHeader,
+    Block,
+    Checkpoint,
+    Headers,
+    Record,
+    RecordReader,
+    RecordType,
+    Withdrawals,
+)
 from nbqueue.errors import BadSignature
 
 WHOLE = 8 << 20  # bytes of a record that are read at once
 HELD = 64 << 20  # bytes of them that are held while a file is read
 MOST = 1 << 32  # jobs that no batch has
 SMALL = 4_096  # bytes of an outcome that is worth holding
-SAID = (Kind.TAILS, Kind.METAS, Kind.PASTS)
+SAID = (RecordType.TAILS, RecordType.METAS, RecordType.PASTS)
 MARK = 16  # bytes of the mark of a job
 
 
@@ -38,17 +47,17 @@ class Found(NamedTuple):
 class Entry:
     """What one file says of one batch."""
 
-    birth: Birth | None = None
+    birth: BatchHeader | None = None
     outcomes: dict[int, Found] = field(default_factory=dict)
     withdrawn: dict[int, set[int]] = field(default_factory=dict)  # index -> checksums
     arguments: dict[int, tuple[int, int]] = field(default_factory=dict)  # index -> where, how long
-    standing: Standing | None = None
+    standing: Checkpoint | None = None
     facts: list[tuple[int, int, int, int]] = field(default_factory=list)  # when, where, bytes of function and of spec
     marks: list[tuple[int, int, int]] = field(default_factory=list)  # from which index on, where, how long
     said: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)  # kind -> index -> where, how long
 
 
-class Book:
+class SpoolFile:
     """One file, read. `entries` by batch. `damaged` says whether some of it could not be read."""
 
     def __init__(self, path: Path) -> None:
@@ -57,16 +66,16 @@ class Book:
         self.forgotten: set[str] = set()
         self._last = ""
         self._held = 0
-        self._scan = Scan(path)
+        self._scan = RecordReader(path)
         turns = {
-            Kind.BORN: self._born,
-            Kind.ARGUMENTS: self._arguments,
-            Kind.OUTCOMES: self._outcomes,
-            Kind.BACK: self._back,
-            Kind.STATE: self._state,
-            Kind.FORGOTTEN: self._forgotten,
-            Kind.FUNCTION: self._function,
-            Kind.MARKS: self._marks,
+            RecordType.BORN: self._born,
+            RecordType.ARGUMENTS: self._arguments,
+            RecordType.OUTCOMES: self._outcomes,
+            RecordType.BACK: self._back,
+            RecordType.STATE: self._state,
+            RecordType.FORGOTTEN: self._forgotten,
+            RecordType.FUNCTION: self._function,
+            RecordType.MARKS: self._marks,
             **dict.fromkeys(SAID, self._said),
         }
         for record in self._scan:
@@ -82,11 +91,11 @@ class Book:
         """Whether some of it could not be read."""
         return self._scan.damaged
 
-    def _entry(self, block: Block | Back, place: int) -> Entry:
+    def _entry(self, block: Block | Withdrawals, place: int) -> Entry:
         return self.entries.setdefault(block.names[place] if block.names else self._last, Entry())
 
     def _born(self, record: Record) -> None:
-        for birth in record.read(Births).births:
+        for birth in record.read(Headers).births:
             _sound(is_name(birth.batch) and 0 <= birth.n < MOST)
             known = self.entries.get(birth.batch)
             if known is None or known.birth is None or known.birth.nonce != birth.nonce:
@@ -115,7 +124,7 @@ class Book:
             offset += size
 
     def _back(self, record: Record) -> None:
-        back = record.read(Back)
+        back = record.read(Withdrawals)
         _agree(back.indexes, back.checks, back.names)
         for place, (index, check) in enumerate(zip(back.indexes, back.checks, strict=True)):
             entry = self._entry(back, place)
@@ -125,7 +134,7 @@ class Book:
                 del entry.outcomes[index]
 
     def _state(self, record: Record) -> None:
-        standing = record.read(Standing)
+        standing = record.read(Checkpoint)
         bounds = [*(end for low, high, _ in standing.cuts for end in (low, high)), *standing.back]
         _sound(all(0 <= number < MOST for number in (standing.position, standing.n, *bounds)))
         self.entries.setdefault(self._last, Entry()).standing = standing
@@ -180,20 +189,20 @@ def _sound(fits: bool) -> None:
         raise BadSignature(what="A record of the spool", why="its table makes no sense")
 
 
-class Tale:
+class SpooledBatch:
     """All that the spool tells of one batch, by all of its files."""
 
-    def __init__(self, birth: Birth, books: list[Book], size: int) -> None:
+    def __init__(self, birth: BatchHeader, books: list[SpoolFile], size: int) -> None:
         self.birth, self.size = birth, size  # size: of its files in bytes, when they were read
         self._books = [(book, entry) for book in books if (entry := book.entries.get(birth.batch)) is not None]
         self.damaged = any(book.damaged for book in books)
 
     @property
-    def standing(self) -> Standing | None:
+    def standing(self) -> Checkpoint | None:
         """How the batch stood last."""
         return max(self._standings(), key=lambda each: each.told, default=None)
 
-    def _standings(self) -> list[Standing]:
+    def _standings(self) -> list[Checkpoint]:
         """What was noted of its latest log: it begins anew when the batch is brought back to a server."""
         told = [entry.standing for _, entry in self._books if entry.standing is not None]
         latest = max((each.restored for each in told), default=0)
@@ -222,7 +231,7 @@ class Tale:
 
     def outcomes(self) -> Iterator[tuple[int, Path, Found]]:
         """(index, file, outcome) of all that stand, roughly in the order in which they ended."""
-        best: dict[int, tuple[bytes, Book, Found]] = {}
+        best: dict[int, tuple[bytes, SpoolFile, Found]] = {}
         for book, entry in self._books:
             for index, found in entry.outcomes.items():
                 known = best.get(index)
@@ -232,7 +241,7 @@ class Tale:
         for index, (_, book, found) in best.items():
             yield index, book.path, found
 
-    def _withdrawn(self, book: Book, index: int, found: Found) -> bool:
+    def _withdrawn(self, book: SpoolFile, index: int, found: Found) -> bool:
         checks = [
             entry.withdrawn[index] for other, entry in self._books if other is not book and index in entry.withdrawn
         ]
@@ -285,7 +294,7 @@ class Tale:
                 found[MARK * index : MARK * index + len(blob)] = blob
         return bytes(found)
 
-    def said(self, kind: Kind, index: int) -> bytes | None:
+    def said(self, kind: RecordType, index: int) -> bytes | None:
         """What was copied of one of SAID, the latest; None where that is nothing."""
         for book, entry in reversed(self._books):
             if (where := entry.said.get(kind, {}).get(index)) is not None:
@@ -293,7 +302,7 @@ class Tale:
         return None
 
     @staticmethod
-    def _read(book: Book, offset: int, size: int) -> bytes | None:
+    def _read(book: SpoolFile, offset: int, size: int) -> bytes | None:
         try:
             return records.read(book.path, offset, size)
         except OSError:

@@ -33,14 +33,14 @@ MOST_BIRTHS = 10_000  # files of which is held what they say first
 R = TypeVar("R", bound=msgspec.Struct)
 
 
-class Kind(IntEnum):
+class RecordType(IntEnum):
     """What a record holds."""
 
-    BORN = 1  # Births
+    BORN = 1  # Headers
     ARGUMENTS = 2  # a Block of sealed arguments
     OUTCOMES = 3  # a Block of stored outcomes
     BACK = 4  # a Back
-    STATE = 5  # a Standing
+    STATE = 5  # a Checkpoint
     FORGOTTEN = 6  # a Block without data: single jobs that were removed
     FUNCTION = 7  # a Block of the sealed function and the sealed spec (or nothing); indexes: when, in us
     MARKS = 8  # a Block: the marks of a named batch, by which arguments are known again, from an index on
@@ -49,7 +49,7 @@ class Kind(IntEnum):
     PASTS = 11  # a Block of earlier runs
 
 
-class Birth(msgspec.Struct, frozen=True, array_like=True):
+class BatchHeader(msgspec.Struct, frozen=True, array_like=True):
     """What a batch is. Only `spec` is signed; the rest is for finding and showing it."""
 
     batch: str
@@ -66,10 +66,10 @@ class Birth(msgspec.Struct, frozen=True, array_like=True):
     single: bool
 
 
-class Births(msgspec.Struct, frozen=True, array_like=True):
+class Headers(msgspec.Struct, frozen=True, array_like=True):
     """The table of a BORN record: one batch, or many single jobs."""
 
-    births: list[Birth]
+    births: list[BatchHeader]
 
 
 class Block(msgspec.Struct, frozen=True, array_like=True):
@@ -80,7 +80,7 @@ class Block(msgspec.Struct, frozen=True, array_like=True):
     names: list[str] = []
 
 
-class Back(msgspec.Struct, frozen=True, array_like=True):
+class Withdrawals(msgspec.Struct, frozen=True, array_like=True):
     """Outcomes that a retry withdrew, each named by its checksum, so that no order of files matters."""
 
     indexes: list[int]
@@ -88,7 +88,7 @@ class Back(msgspec.Struct, frozen=True, array_like=True):
     names: list[str] = []
 
 
-class Standing(msgspec.Struct, frozen=True, array_like=True):
+class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
     """How a batch stood when its log had been read and copied up to `position`."""
 
     told: float  # when, in seconds on this machine's clock
@@ -185,7 +185,7 @@ def let_go(path: Path) -> None:
 # ---------------------------------------------------------------- reading
 
 
-class Scan:
+class RecordReader:
     """The records of a file, in order. `damaged` says whether something before the end could not be read."""
 
     def __init__(self, path: Path) -> None:
@@ -240,10 +240,12 @@ def _next(file: IO[bytes], start: int, end: int) -> int:
     return end
 
 
-_births: dict[Path, tuple[tuple[int, int], list[Birth]]] = {}  # file -> (its time and size when it was read, births)
+_births: dict[
+    Path, tuple[tuple[int, int], list[BatchHeader]]
+] = {}  # file -> (its time and size when it was read, births)
 
 
-def births(path: Path) -> list[Birth]:
+def births(path: Path) -> list[BatchHeader]:
     """What a file says first of its batch; nothing of one that cannot be read. Read again only when it has changed."""
     try:
         facts = path.stat()
@@ -251,8 +253,8 @@ def births(path: Path) -> list[Birth]:
         known = _births.get(path)
         if known is not None and known[0] == stamp:
             return known[1]
-        record = next((found for found in Scan(path) if found.kind == Kind.BORN), None)
-        found = [] if record is None else record.read(Births).births
+        record = next((found for found in RecordReader(path) if found.kind == RecordType.BORN), None)
+        found = [] if record is None else record.read(Headers).births
     except (OSError, BadSignature):
         return []
     if len(_births) >= MOST_BIRTHS:
@@ -271,7 +273,7 @@ class Appender:
         self.path, self.size = path, 0
         self._fd = -1
 
-    def append(self, kind: Kind, table: msgspec.Struct, parts: Sequence[bytes] = ()) -> int:
+    def append(self, kind: RecordType, table: msgspec.Struct, parts: Sequence[bytes] = ()) -> int:
         """Writes one record; answers where its data lies. Raises OSError, and the file is then as it was."""
         packed, data = encode(table), b"".join(parts)
         head = _HEAD.pack(MAGIC, kind, len(packed), len(data), zlib.crc32(packed), zlib.crc32(data))

@@ -23,14 +23,16 @@ import msgspec
 
 from nbqueue.checks import size_text
 from nbqueue.client.spool import directory, records
-from nbqueue.client.spool.io_thread import Desk, Hung
-from nbqueue.client.spool.reader import Book
-from nbqueue.client.spool.records import Back, Birth, Kind, Standing
-from nbqueue.client.spool.writer import Pen
+from nbqueue.client.spool.io_thread import IoThread, IoTimeout
+from nbqueue.client.spool.reader import SpoolFile
+from nbqueue.client.spool.records import BatchHeader, Checkpoint, RecordType, Withdrawals
+from nbqueue.client.spool.writer import SpoolWriter
 from nbqueue.errors import BadSignature
 
 T = TypeVar("T")
-Said = Sequence[tuple[Kind, Sequence[tuple[int, bytes]]]]  # what jobs wrote and said, by its kind: (index, sealed)
+Said = Sequence[
+    tuple[RecordType, Sequence[tuple[int, bytes]]]
+]  # what jobs wrote and said, by its kind: (index, sealed)
 SMALL = 4_096  # bytes of an outcome, over which memory holds only its place
 HELD = 256 << 20  # bytes of smaller ones that a session holds; those that come then are read from disk, too
 STEP = 1.0  # seconds between two notes of how a batch stands
@@ -44,17 +46,17 @@ class Memory(Protocol):
 
     changed: threading.Condition
     batch: str
-    birth: Birth | None
+    birth: BatchHeader | None
     single: bool
     gone: str
     over: bool
     weight: int
     behind: deque[int]
-    stood: Standing | None
+    stood: Checkpoint | None
     spooled: bool
     taken_back: list[tuple[int, bytes | int]]
 
-    def standing(self, now: float) -> Standing:
+    def standing(self, now: float) -> Checkpoint:
         """How it stands."""
 
     def shelf(self, path: Path) -> int:
@@ -67,10 +69,10 @@ class Memory(Protocol):
 M = TypeVar("M", bound=Memory)
 
 
-class _Sheet:
+class PendingWrite:
     """What waits to be written, of a watch that is held weakly: of a job that nobody holds, nobody will ask."""
 
-    def __init__(self, watch: Memory, kind: Kind, start: int, blobs: Sequence[bytes]) -> None:
+    def __init__(self, watch: Memory, kind: RecordType, start: int, blobs: Sequence[bytes]) -> None:
         self.watch, self.kind, self.start, self.blobs = weakref.ref(watch), kind, start, blobs
 
     def of(self, batch: str) -> bool:
@@ -79,7 +81,7 @@ class _Sheet:
         return watch is not None and watch.batch == batch
 
     @property
-    def birth(self) -> Birth | None:
+    def birth(self) -> BatchHeader | None:
         """Of which batch it is; None: it is held no more."""
         watch = self.watch()
         return None if watch is None else watch.birth
@@ -88,7 +90,9 @@ class _Sheet:
     def indexes(self) -> list[int]:
         """Those of the blobs."""
         count = len(self.blobs)
-        return list(range(self.start, self.start + count)) if self.kind is Kind.ARGUMENTS else [self.start] * count
+        return (
+            list(range(self.start, self.start + count)) if self.kind is RecordType.ARGUMENTS else [self.start] * count
+        )
 
 
 class Spool:
@@ -102,14 +106,16 @@ class Spool:
         self._warned = False
         self._mark = secrets.token_hex(6)
         self._lock = threading.RLock()
-        self._waiting: deque[_Sheet] = deque()
-        self._loose: list[_Sheet] = []  # of single jobs
+        self._waiting: deque[PendingWrite] = deque()
+        self._loose: list[PendingWrite] = []  # of single jobs
         self._loose_bytes = 0
-        self._pen = Pen(folder or Path(), self._mark)
-        self.desk = Desk()
-        self._stood: dict[str, Standing] = {}
+        self._pen = SpoolWriter(folder or Path(), self._mark)
+        self.desk = IoThread()
+        self._stood: dict[str, Checkpoint] = {}
         self._ready = False
-        self.read: dict[Path, tuple[int, Book]] = {}  # the files of single jobs as they were read last, by their size
+        self.read: dict[
+            Path, tuple[int, SpoolFile]
+        ] = {}  # the files of single jobs as they were read last, by their size
 
     @property
     def on(self) -> bool:
@@ -121,17 +127,17 @@ class Spool:
     def arguments(self, watch: Memory, start: int, sealed: Sequence[bytes]) -> None:
         """Arguments from `start` on, as they are sent. Only remembers them: `drain` writes."""
         if self.on and watch.birth is not None and sealed:
-            self._waiting.append(_Sheet(watch, Kind.ARGUMENTS, start, sealed))
+            self._waiting.append(PendingWrite(watch, RecordType.ARGUMENTS, start, sealed))
 
     def function(self, watch: Memory, function: bytes, spec: bytes = b"") -> None:
         """The sealed function (empty: the same), and the description where it is another now. Only remembers them."""
         if self.on and watch.birth is not None and len(function) <= FUNCTION:
-            self._waiting.append(_Sheet(watch, Kind.FUNCTION, time.time_ns() // 1000, [function, spec]))
+            self._waiting.append(PendingWrite(watch, RecordType.FUNCTION, time.time_ns() // 1000, [function, spec]))
 
     def marks(self, watch: Memory, start: int, marks: bytes) -> None:
         """The marks of a named batch, from a job on. Only remembers them."""
         if self.on and watch.birth is not None and marks:
-            self._waiting.append(_Sheet(watch, Kind.MARKS, start, [marks]))
+            self._waiting.append(PendingWrite(watch, RecordType.MARKS, start, [marks]))
 
     def drain(self) -> None:
         """Writes what waits."""
@@ -152,13 +158,13 @@ class Spool:
         """Writes what is of single jobs; not before one has ended: a script that only enqueues leaves no file."""
         loose = [(birth, sheet) for sheet in self._loose if (birth := sheet.birth) is not None]
         self._loose, self._loose_bytes = [], 0
-        given = [(birth, blob) for birth, sheet in loose if sheet.kind is Kind.ARGUMENTS for blob in sheet.blobs]
+        given = [(birth, blob) for birth, sheet in loose if sheet.kind is RecordType.ARGUMENTS for blob in sheet.blobs]
         if given:
             size = sum(len(blob) for _, blob in given)
             births, blobs = zip(*given, strict=True)
-            self._guarded(lambda: self._pen.singles(Kind.ARGUMENTS, births, blobs), size)
+            self._guarded(lambda: self._pen.singles(RecordType.ARGUMENTS, births, blobs), size)
         for birth, sheet in loose:
-            if sheet.kind is not Kind.ARGUMENTS:
+            if sheet.kind is not RecordType.ARGUMENTS:
                 self._write(birth, sheet.kind, sheet.indexes, sheet.blobs)
 
     def keep(self, watch: Memory, pairs: Sequence[tuple[int, bytes]], said: Said = ()) -> dict[int, int]:
@@ -182,7 +188,7 @@ class Spool:
             if watch.single:
                 self._drain_loose()
             self._write_said(birth, said)
-            found = self._write(birth, Kind.OUTCOMES, [index for index, _ in pairs], [blob for _, blob in pairs])
+            found = self._write(birth, RecordType.OUTCOMES, [index for index, _ in pairs], [blob for _, blob in pairs])
             if found is None:
                 self._weigh(pairs)
                 return {}
@@ -203,7 +209,9 @@ class Spool:
                 for birth, (_, _, said) in zip(births, fresh, strict=True):
                     self._write_said(birth, said)
                 blobs = [blob for _, blob, _ in fresh]
-                there = self._guarded(lambda: self._pen.singles(Kind.OUTCOMES, births, blobs), sum(map(len, blobs)))
+                there = self._guarded(
+                    lambda: self._pen.singles(RecordType.OUTCOMES, births, blobs), sum(map(len, blobs))
+                )
                 if there is None:
                     self._weigh([(0, blob) for blob in blobs])
                     return places
@@ -217,7 +225,7 @@ class Spool:
         with self._lock:
             if pairs and self.on and watch.birth is not None:
                 indexes, blobs = zip(*pairs, strict=True)
-                self._write(watch.birth, Kind.ARGUMENTS, indexes, blobs)
+                self._write(watch.birth, RecordType.ARGUMENTS, indexes, blobs)
 
     def keep_said(self, watch: Memory, said: Said) -> None:
         """Writes what jobs wrote or said, apart from their outcomes."""
@@ -225,13 +233,13 @@ class Spool:
             if self.on and watch.birth is not None:
                 self._write_said(watch.birth, said)
 
-    def restored(self, watch: Memory, made: Sequence[tuple[int, bytes]], standing: Standing) -> None:
+    def restored(self, watch: Memory, made: Sequence[tuple[int, bytes]], standing: Checkpoint) -> None:
         """Notes that a batch is on a server again, and outcomes that were made for it."""
         with self._lock:
             if self.on and (birth := watch.birth) is not None:
                 if made:
-                    self._write(birth, Kind.OUTCOMES, [index for index, _ in made], [blob for _, blob in made])
-                self._guarded(lambda: self._pen.note(birth, Kind.STATE, standing))
+                    self._write(birth, RecordType.OUTCOMES, [index for index, _ in made], [blob for _, blob in made])
+                self._guarded(lambda: self._pen.note(birth, RecordType.STATE, standing))
 
     def stands(self, watch: Memory) -> None:
         """Notes how a batch stands, now and then, and at its end. Nothing of it may wait to be copied."""
@@ -297,13 +305,13 @@ class Spool:
             return None
         try:
             return self.desk.ask(lambda: look(folder))
-        except Hung as why:
+        except IoTimeout as why:
             self._hung(why)
             return None
 
     # ------------------------------------------------------------ what goes out
 
-    def forget(self, birth: Birth) -> None:
+    def forget(self, birth: BatchHeader) -> None:
         """Removes the files of a batch; of a single job, notes that it is gone."""
         with self._lock:
             self._waiting = deque(each for each in self._waiting if not each.of(birth.batch))
@@ -327,7 +335,7 @@ class Spool:
 
         try:
             return self.desk.ask(prepared, size)
-        except Hung as why:
+        except IoTimeout as why:
             self._hung(why)
         except OSError as why:
             assert self.folder is not None
@@ -336,7 +344,7 @@ class Spool:
             self._fail(f"{why.strerror or why} ({self.folder})")
         return None
 
-    def _hung(self, why: Hung) -> None:
+    def _hung(self, why: IoTimeout) -> None:
         """The disk is left alone from now on, also by those who would read."""
         folder, self.folder = self.folder, None
         if self.on:
@@ -374,17 +382,17 @@ class Spool:
                 self._fail(f"it is over its cap of {size_text(self.cap)}, and nothing in it is done")
 
     def _write(
-        self, birth: Birth, kind: Kind, indexes: Sequence[int], blobs: Sequence[bytes]
+        self, birth: BatchHeader, kind: RecordType, indexes: Sequence[int], blobs: Sequence[bytes]
     ) -> tuple[Path, list[int]] | None:
         return self._guarded(lambda: self._pen.blobs(birth, kind, indexes, blobs), sum(map(len, blobs)))
 
-    def _write_said(self, birth: Birth, said: Said) -> None:
+    def _write_said(self, birth: BatchHeader, said: Said) -> None:
         for kind, pairs in said:
             if pairs:
                 self._write(birth, kind, [index for index, _ in pairs], [blob for _, blob in pairs])
 
-    def _write_standing(self, birth: Birth, standing: Standing) -> None:
-        self._pen.note(birth, Kind.STATE, standing)
+    def _write_standing(self, birth: BatchHeader, standing: Checkpoint) -> None:
+        self._pen.note(birth, RecordType.STATE, standing)
         if standing.over:
             self._pen.rest(birth.batch)
 
@@ -401,7 +409,7 @@ class Spool:
             if not self.light(blob)
         }
 
-    def _write_back(self, watch: Memory, birth: Birth, taken: Sequence[tuple[int, bytes | int]]) -> None:
+    def _write_back(self, watch: Memory, birth: BatchHeader, taken: Sequence[tuple[int, bytes | int]]) -> None:
         checks = []
         for _, found in taken:
             try:
@@ -409,4 +417,4 @@ class Spool:
             except BadSignature:
                 checks.append(0)  # it cannot be read, so that no reader will take it either
         names = [birth.batch] * len(taken) if birth.single else []
-        self._pen.note(birth, Kind.BACK, Back([index for index, _ in taken], checks, names))
+        self._pen.note(birth, RecordType.BACK, Withdrawals([index for index, _ in taken], checks, names))

@@ -10,12 +10,12 @@ from pathlib import Path
 import msgspec
 
 from nbqueue.client.spool import directory
-from nbqueue.client.spool.records import Appender, Birth, Births, Block, Kind
+from nbqueue.client.spool.records import Appender, BatchHeader, Block, Headers, RecordType
 
 OPEN = 32  # files that are kept open for writing
 
 
-class Pen:
+class SpoolWriter:
     """Writes records: one file a batch, and one for all single jobs. `mark` tells this session's files from others'."""
 
     def __init__(self, folder: Path, mark: str) -> None:
@@ -30,12 +30,12 @@ class Pen:
         """The files that are open."""
         return {book.path for book in list(self._open)}
 
-    def book(self, birth: Birth) -> Appender:
+    def book(self, birth: BatchHeader) -> Appender:
         """The file of a batch, begun with what the batch is."""
         book = self._books.get(birth.batch)
         if book is None:
             book = Appender(directory.path(self.folder, birth.batch, birth.nonce, self.mark))
-            book.append(Kind.BORN, Births([birth]))
+            book.append(RecordType.BORN, Headers([birth]))
             self._books[birth.batch] = book
         return self._used(book)
 
@@ -59,14 +59,20 @@ class Pen:
 
     # ------------------------------------------------------------ writing
 
-    def blobs(self, birth: Birth, kind: Kind, indexes: Sequence[int], blobs: Sequence[bytes]) -> tuple[Path, list[int]]:
+    def blobs(
+        self, birth: BatchHeader, kind: RecordType, indexes: Sequence[int], blobs: Sequence[bytes]
+    ) -> tuple[Path, list[int]]:
         """Writes blobs of a batch, or of a single job; answers the file and where in it each lies."""
         if birth.single:
             return self.singles(kind, [birth] * len(blobs), blobs, indexes)
         return self._blobs(self.book(birth), kind, Block(list(indexes), list(map(len, blobs))), blobs)
 
     def singles(
-        self, kind: Kind, births: Sequence[Birth], blobs: Sequence[bytes], indexes: Sequence[int] | None = None
+        self,
+        kind: RecordType,
+        births: Sequence[BatchHeader],
+        blobs: Sequence[bytes],
+        indexes: Sequence[int] | None = None,
     ) -> tuple[Path, list[int]]:
         """Writes a blob each of single jobs; answers the file and where in it each lies."""
         try:
@@ -77,23 +83,23 @@ class Pen:
             return self._write_singles(kind, births, blobs, indexes)
 
     def _write_singles(
-        self, kind: Kind, births: Sequence[Birth], blobs: Sequence[bytes], indexes: Sequence[int] | None
+        self, kind: RecordType, births: Sequence[BatchHeader], blobs: Sequence[bytes], indexes: Sequence[int] | None
     ) -> tuple[Path, list[int]]:
         book = self._singles()
         born = {(birth.batch, birth.nonce): birth for birth in births}
         if fresh := [birth for key, birth in born.items() if key not in self._born]:
-            book.append(Kind.BORN, Births(fresh))
+            book.append(RecordType.BORN, Headers(fresh))
             self._born |= born.keys()
         names = [birth.batch for birth in births]
         return self._blobs(book, kind, Block(list(indexes or [0] * len(blobs)), list(map(len, blobs)), names), blobs)
 
-    def _blobs(self, book: Appender, kind: Kind, block: Block, blobs: Sequence[bytes]) -> tuple[Path, list[int]]:
+    def _blobs(self, book: Appender, kind: RecordType, block: Block, blobs: Sequence[bytes]) -> tuple[Path, list[int]]:
         before = book.size
         start = book.append(kind, block, blobs)
         self.since += book.size - before
         return book.path, list(accumulate(block.sizes[:-1], initial=start))
 
-    def note(self, birth: Birth, kind: Kind, table: msgspec.Struct) -> None:
+    def note(self, birth: BatchHeader, kind: RecordType, table: msgspec.Struct) -> None:
         """Writes a record without data."""
         (self._singles() if birth.single else self.book(birth)).append(kind, table)
 
@@ -105,12 +111,12 @@ class Pen:
             book.close()
             self._open.pop(book, None)
 
-    def drop(self, birth: Birth) -> None:
+    def drop(self, birth: BatchHeader) -> None:
         """Closes a batch's file for good: it is to be removed. Of a single job, notes that it is gone."""
         if birth.single:
             self._born.discard((birth.batch, birth.nonce))
             if directory.single_files(self.folder):
-                self.note(birth, Kind.FORGOTTEN, Block([0], [0], [f"{birth.batch}~{birth.nonce}"]))
+                self.note(birth, RecordType.FORGOTTEN, Block([0], [0], [f"{birth.batch}~{birth.nonce}"]))
             return
         self.rest(birth.batch)
         self._books.pop(birth.batch, None)

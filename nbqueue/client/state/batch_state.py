@@ -15,14 +15,14 @@ import msgspec
 
 from nbqueue import perform, wire
 from nbqueue.client.spool import records
-from nbqueue.client.spool.records import Birth, Standing
+from nbqueue.client.spool.records import BatchHeader, Checkpoint
 from nbqueue.errors import BadSignature, Damaged
 from nbqueue.model import Cause, Echo, Failure, Notes, Outcome, Spec, State, Tally, decode
 from nbqueue.store.decoding import entry_of
 from nbqueue.store.records import Stored
 
 if TYPE_CHECKING:
-    from nbqueue.client.spool.reader import Tale
+    from nbqueue.client.spool.reader import SpooledBatch
     from nbqueue.store.decoding import Progress
 
 _log = logging.getLogger(__name__)
@@ -100,14 +100,14 @@ class Watch:
         self._blobs: dict[int, bytes | int] = {}  # outcomes, or their places in the spool
         self.weight = 0  # bytes of those that are here
         self.typical = PORTION // 20  # bytes of an outcome, by those that were copied last
-        self.birth: Birth | None = None  # what the spool says of it; None: it is not spooled
+        self.birth: BatchHeader | None = None  # what the spool says of it; None: it is not spooled
         self.recalled = False  # whether some of it came from the spool
-        self.stood: Standing | None = None  # how it stood there
+        self.stood: Checkpoint | None = None  # how it stood there
         self.again: Callable[[str, int], bytes | None] = lambda _batch, _index: None  # asks the store for an outcome
         self.lacks: list[int] = []  # whose arguments the spool has not, of a batch that another session submitted
         self.spooled = False  # of a batch of one: whether its outcome was copied, which may have been read before that
         self.lacks_facts = False  # and whether it lacks its function
-        self.tale: Tale | None = None  # what the spool tells of it, once it was asked
+        self.tale: SpooledBatch | None = None  # what the spool tells of it, once it was asked
         self.shelves: list[Path] = []  # the spool's files that places are in
         self.taken_back: list[tuple[int, bytes | int]] = []  # outcomes that a retry withdrew; the spool is told next
 
@@ -247,7 +247,7 @@ class Watch:
         """How many outcomes to copy at a time, so that they are some MB: few before any was seen."""
         return most if self.typical == 0 else max(1, min(most, PORTION // self.typical))
 
-    def standing(self, now: float) -> Standing:
+    def standing(self, now: float) -> Checkpoint:
         """How it stands, for the spool."""
         cuts = [
             (
@@ -268,7 +268,7 @@ class Watch:
             self.tally,
             self.restored,
         )
-        return Standing(now, self.position, self.n, *facts)
+        return Checkpoint(now, self.position, self.n, *facts)
 
     def ends(self, start: int, stop: int) -> Iterator[int]:
         """The indexes that ended, from entry `start` of the order up to `stop`."""
@@ -416,7 +416,7 @@ class Watch:
                 with contextlib.suppress(BadSignature):  # what cannot be read is told when it is asked for
                     self.keep(index, self.blob(found))
 
-    def recall(self, standing: Standing | None) -> None:
+    def recall(self, standing: Checkpoint | None) -> None:
         """Takes over how it stood when it was spooled."""
         self.recalled, self.stood = True, standing
         if standing is not None:

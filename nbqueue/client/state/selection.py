@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from nbqueue.client.spool.records import Standing
+from nbqueue.client.spool.records import Checkpoint
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.model import Outcome, Spec, State, Tally
 from nbqueue.store.decoding import Progress, entry_of
@@ -74,7 +74,7 @@ class Part(Watch):
         """The indexes among these that ended, from entry `start` of the order up to `stop`."""
         return (index for index in super().ends(start, stop) if index in self._own)
 
-    def standing(self, now: float) -> Standing:
+    def standing(self, now: float) -> Checkpoint:
         """How it stands, for the spool: where there are others, nothing is said of what was not copied."""
         found = super().standing(now)
         return msgspec.structs.replace(found, position=0, over=False, n=self.whole_tally.n) if self.others else found
@@ -123,7 +123,7 @@ class Part(Watch):
         super().keep(index, found)
         self._count(index)
 
-    def recall(self, standing: Standing | None) -> None:
+    def recall(self, standing: Checkpoint | None) -> None:
         """As of any batch."""
         super().recall(standing)
         for index in self.rows if standing is not None and standing.cuts else ():

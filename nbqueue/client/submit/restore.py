@@ -14,7 +14,7 @@ from nbqueue.client.lookup import find, spooled
 from nbqueue.client.session import archive
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.spool import records
-from nbqueue.client.spool.records import Standing
+from nbqueue.client.spool.records import Checkpoint
 from nbqueue.client.state.batch_state import Watch, header, opened
 from nbqueue.client.state.selection import Part
 from nbqueue.errors import BadSignature, InUse
@@ -24,7 +24,7 @@ from nbqueue.store.records import NewBatch
 
 if TYPE_CHECKING:
     from nbqueue.client.session.session import Session
-    from nbqueue.client.spool.reader import Tale
+    from nbqueue.client.spool.reader import SpooledBatch
 
 PART = 1_000
 MARK = 16  # bytes of the mark of a job
@@ -34,7 +34,7 @@ PART_BYTES = 4 << 20
 class Restoring:
     """One batch on its way back. Raises BadSignature where its function or description are not signed by us."""
 
-    def __init__(self, session: Session, found: Tale) -> None:
+    def __init__(self, session: Session, found: SpooledBatch) -> None:
         self._session, self._found, self._birth = session, found, found.birth
         self.sealed = found.function()
         if self.sealed is None:
@@ -149,7 +149,7 @@ class Restoring:
         now = time.time()
         spool.function(watch, b"", spec)
         spool.drain()
-        standing = Standing(now, self._before, n, False, False, False, None, [], [], epoch, tally, self.spec.restored)
+        standing = Checkpoint(now, self._before, n, False, False, False, None, [], [], epoch, tally, self.spec.restored)
         spool.keep(watch, ())
         spool.restored(watch, self._made, standing)
 

@@ -15,14 +15,14 @@ from nbqueue.errors import BadSignature, Changed
 from nbqueue.model import State
 
 if TYPE_CHECKING:
-    from nbqueue.client.spool.reader import Tale
+    from nbqueue.client.spool.reader import SpooledBatch
     from nbqueue.client.submit.submission import Submission
 
 
 class Remembered:
     """A submission under a name that the spool knows. `back` says whether its batch is on the server again."""
 
-    def __init__(self, asked: Submission, found: Tale, kept: Restoring) -> None:
+    def __init__(self, asked: Submission, found: SpooledBatch, kept: Restoring) -> None:
         self._asked, self._found, self._kept, self._session = asked, found, kept, asked.session
         self.back = False
 

@@ -23,7 +23,7 @@ from nbqueue.client.calls.items import Calls
 from nbqueue.client.lookup import job_meta, waiting
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.session import Session
-from nbqueue.client.spool.records import Birth
+from nbqueue.client.spool.records import BatchHeader
 from nbqueue.client.state.batch_state import Watch
 from nbqueue.client.state.selection import Part, Sent
 from nbqueue.client.submit import in_process
@@ -198,11 +198,11 @@ class Submission:
             watch.tally = Tally(n=told.n, **{str(told.state): told.n})
         return watch
 
-    def _birth(self, batch: str, told: Submitted) -> Birth:
+    def _birth(self, batch: str, told: Submitted) -> BatchHeader:
         session, options = self.session, self.options
         facts = (options.name, self.function.label, session.server, session.settings.namespace, told.epoch)
         now = time.time_ns() // 1000
-        return Birth(batch, self.nonce, self._spec_blob, options.queue, *facts, now, told.n, self.single)
+        return BatchHeader(batch, self.nonce, self._spec_blob, options.queue, *facts, now, told.n, self.single)
 
     def _inline(self, payloads: list[bytes]) -> BatchRef:
         watch = self._watch(self.options.job_id or new_id(self.function.label))
