@@ -19,7 +19,7 @@ from nbqueue.client.frames import batches_frame
 from nbqueue.client.job import Job
 from nbqueue.client.lookup import find
 from nbqueue.client.session import kernel, session
-from nbqueue.client.session.local_mode import Local
+from nbqueue.client.session.local_mode import LocalServer
 from nbqueue.client.session.session import Session
 from nbqueue.client.submit import options as terms
 from nbqueue.client.submit import reattach
@@ -205,10 +205,10 @@ def batches() -> pd.DataFrame:
     return batches_frame.batches(session.current())
 
 
-def local(slots: int | None = None, memory: int | str | None = None) -> Local:
+def local(slots: int | None = None, memory: int | str | None = None) -> LocalServer:
     """The private server of this machine, with a worker of `slots` and at most `memory` (bytes, or text such as '2GB').
 
     Both are used from now on, also where another server is configured. `.stop()` ends them.
     """
     refuse_inside("local")
-    return Local.start(slots, memory)
+    return LocalServer.start(slots, memory)

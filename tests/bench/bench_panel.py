@@ -13,7 +13,7 @@ from nbqueue.client.panel import html, model
 from nbqueue.client.panel.failures import Groups
 from nbqueue.client.panel.rate import Pace
 from nbqueue.client.panel.widget import Acts, Controls
-from nbqueue.client.state.batch_state import Watch
+from nbqueue.client.state.batch_state import BatchState
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 
 SIZES = (100, 10_000, 100_000)
@@ -41,7 +41,7 @@ def outcome(index: int) -> Outcome:
 def redraws(n: int) -> tuple[float, list[float], list[float]]:
     """Seconds for the first look at a batch of `n`, and for each redraw of the widget and of the saved form."""
     batch = nbqueue.map(abs, [0], inline="collect", progress=False)
-    batch.ref.watch = watch = Watch("big", "default", "", Spec(label="f"))
+    batch.ref.watch = watch = BatchState("big", "default", "", Spec(label="f"))
     n += NEWS * REDRAWS
     failed = 0
 

@@ -7,7 +7,7 @@ from hands import Hands
 
 import nbqueue
 from nbqueue.client.panel.failures import GAP, VARIETY, Groups, frame_of, normal, place_words
-from nbqueue.client.state.batch_state import Watch
+from nbqueue.client.state.batch_state import BatchState
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 
 N = 100_000
@@ -134,7 +134,7 @@ def test_what_real_workers_settle_is_grouped_too(session):
 
 def test_a_look_costs_what_is_new_and_not_what_there_is():
     batch = nbqueue.map(by_key, [0], inline="collect")
-    batch.ref.watch = Watch("big", "default", "", Spec(label="f"))
+    batch.ref.watch = BatchState("big", "default", "", Spec(label="f"))
     trace = 'Traceback (most recent call last):\n  File "/a.py", line 1, in f\nKeyError: 1\n'
     for index in range(N):
         failure = Failure("KeyError", f"row {index}", trace)

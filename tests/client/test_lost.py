@@ -10,7 +10,7 @@ from helpers import wait_until
 import nbqueue
 from nbqueue.client.batch import Batch
 from nbqueue.client.panel import model
-from nbqueue.client.session.singles import Singles
+from nbqueue.client.session.singles import SingleJobIndex
 from nbqueue.errors import LostByServer
 from nbqueue.model import Tally
 
@@ -109,7 +109,7 @@ def test_a_batch_that_is_gone_is_counted_by_what_is_here(session, hands):
 
 
 def test_ends_of_single_jobs_are_heard_of_after_the_log_was_begun_anew(session, hands, monkeypatch):
-    monkeypatch.setattr(Singles, "some", lambda *_, **__: [])  # none is looked at without being named
+    monkeypatch.setattr(SingleJobIndex, "some", lambda *_, **__: [])  # none is looked at without being named
     first = [nbqueue.submit(work, n) for n in range(5)]
     hands.work()
     assert [job.wait(10) for job in first] == [0, 1, 4, 9, 16]

@@ -16,7 +16,7 @@ from nbqueue.client.panel.failures import Groups, Kind
 from nbqueue.client.panel.model import Failures, View
 from nbqueue.client.panel.polling import SHOWN, Lookout, Rounds, Serving
 from nbqueue.client.panel.rate import Pace, pace_of
-from nbqueue.client.state.batch_state import Watch
+from nbqueue.client.state.batch_state import BatchState
 from nbqueue.client.submit import retry
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 
@@ -260,7 +260,7 @@ def test_one_failed_of_very_many_is_still_seen():
 
 
 def test_what_is_not_copied_is_told_with_its_end():
-    watch = Watch("b", "q", "", Spec(label="f"))
+    watch = BatchState("b", "q", "", Spec(label="f"))
     watch.known, watch.tally = True, Tally(n=40, finished=40)
     assert model.safety(watch, 37) == "37 results not saved here yet: on the server for 7 days after the batch ends"
     watch.expires_us = 4_102_444_800_000_000
@@ -269,7 +269,7 @@ def test_what_is_not_copied_is_told_with_its_end():
 
 def test_a_view_of_many_jobs_costs_no_more_than_one_of_few():
     batch = nbqueue.map(fails, [0], inline="collect")
-    batch.ref.watch = Watch("big", "default", "", Spec(label="f"))
+    batch.ref.watch = BatchState("big", "default", "", Spec(label="f"))
     for index in range(N):
         outcome = Outcome(State.FAILED, Cause.ERROR, 1, 0, 0, failure=Failure("KeyError", f"'{index % 3}'"))
         batch.ref.watch.put_opened(index, outcome)

@@ -166,7 +166,7 @@ def _scan(path: Path) -> object:
 
 def _log(data: bytes) -> object:
     """Entries of a batch's log."""
-    found = batch_state.Watch("b", "q", "", Spec(label="f"))
+    found = batch_state.BatchState("b", "q", "", Spec(label="f"))
     for entry in data.split(b"|")[:20]:
         found.enter(entry)
     return found.collected

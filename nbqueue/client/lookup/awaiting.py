@@ -14,7 +14,7 @@ from nbqueue.client.lookup import waiting
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.kernel import shell
 from nbqueue.client.session.session import tell
-from nbqueue.client.state.batch_state import Watch
+from nbqueue.client.state.batch_state import BatchState
 
 LOOK = 0.1  # seconds between two looks without news
 
@@ -25,7 +25,7 @@ class _Bell:
     def __init__(self) -> None:
         self._loop, self._rung = asyncio.get_running_loop(), asyncio.Event()
 
-    def update(self, watch: Watch) -> None:
+    def update(self, watch: BatchState) -> None:
         """Takes news, from any thread."""
         del watch
         with contextlib.suppress(RuntimeError):  # the loop has been closed
@@ -63,7 +63,7 @@ async def until(
 
 
 @contextlib.contextmanager
-def _listening(watch: Watch) -> Iterator[_Bell]:
+def _listening(watch: BatchState) -> Iterator[_Bell]:
     bell = _Bell()
     watch.bars.append(bell)
     try:

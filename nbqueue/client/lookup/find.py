@@ -15,7 +15,7 @@ from nbqueue.client.lookup.waiting import lifetime
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.session.session import Session
 from nbqueue.client.spool.records import BatchHeader
-from nbqueue.client.state.batch_state import Watch
+from nbqueue.client.state.batch_state import BatchState
 from nbqueue.errors import BadSignature, Damaged, Expired, NoBatchAtAll, NoSuchBatch, NoSuchJob, NotThere, SetupError
 from nbqueue.model import Spec, decode
 from nbqueue.store.broker import Broker
@@ -48,7 +48,7 @@ def shown_spec(session: Session, view: BatchView) -> Spec:
 
 
 def _handle(session: Session, view: BatchView, spec: Spec) -> BatchRef:
-    watch = Watch(view.id, view.queue, "", spec)
+    watch = BatchState(view.id, view.queue, "", spec)
     watch.payloads, watch.foreign = None, view.session != session.id
     watch.birth = _birth(session, view, spec) if view.signer in session.sealer.keyring.ids else None
     watch.known, watch.tally, watch.created_us = True, view.tally, view.created_us

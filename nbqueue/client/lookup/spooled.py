@@ -14,8 +14,8 @@ from nbqueue.client.spool import directory, records
 from nbqueue.client.spool.directory import SpooledFiles
 from nbqueue.client.spool.reader import SpooledBatch
 from nbqueue.client.spool.records import BatchHeader, RecordType
-from nbqueue.client.state.batch_state import Watch
-from nbqueue.client.state.selection import Part
+from nbqueue.client.state.batch_state import BatchState
+from nbqueue.client.state.selection import Selection
 from nbqueue.errors import BadSignature, SetupError
 from nbqueue.model import Spec, Tally, decode
 from nbqueue.store.broker import Broker
@@ -83,7 +83,7 @@ def batch(session: Session, found: SpooledBatch, gone: str, rows: Sequence[int] 
     except BadSignature:
         return None
     facts = birth.batch, birth.queue, birth.epoch, spec
-    watch = Watch(*facts) if rows is None else Part(*facts, rows, whole=Tally(n=found.n))
+    watch = BatchState(*facts) if rows is None else Selection(*facts, rows, whole=Tally(n=found.n))
     watch.birth, watch.payloads, watch.created_us = birth, None, birth.created_us
     watch.known, watch.followed, watch.gone, watch.foreign = True, True, gone, True
     watch.again = session.again

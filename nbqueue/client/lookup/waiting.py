@@ -14,7 +14,7 @@ from nbqueue.checks import in_units, seconds
 from nbqueue.client.lookup import refresh
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.session.session import Session, tell, within
-from nbqueue.client.state.batch_state import Watch
+from nbqueue.client.state.batch_state import BatchState
 from nbqueue.errors import BadInput, Expired, LostByServer, NbqueueError, NoServer, NotDone, SetupError
 from nbqueue.model import State, utc
 from nbqueue.store import pending
@@ -154,7 +154,7 @@ def stopped(batch: BatchRef) -> str:
 
 
 @contextmanager
-def awaiting(watch: Watch, index: int | None) -> Iterator[None]:
+def awaiting(watch: BatchState, index: int | None) -> Iterator[None]:
     """Says that somebody waits for one job: the collector then looks without a pause."""
     by = int(index is not None)
     with watch.changed:
@@ -176,7 +176,7 @@ def raise_trouble(batch: BatchRef, index: int | None = None, *, arrived: bool = 
         raise absence(batch.watch, batch.session, batch.id)
 
 
-def broke_off(watch: Watch) -> bool:
+def broke_off(watch: BatchState) -> bool:
     """Whether the input ended with an error, and what arrived before goes on."""
     return watch.error is not None and (watch.known or not isinstance(watch.error, SetupError))
 
@@ -188,7 +188,7 @@ def raise_error(batch: BatchRef) -> None:
         raise error
 
 
-def absence(watch: Watch, session: Session, what: str) -> NbqueueError:
+def absence(watch: BatchState, session: Session, what: str) -> NbqueueError:
     """The error that says why the store has something no more."""
     if watch.gone == "lost":
         return LostByServer(server=session.server, what=what)
@@ -203,7 +203,7 @@ def lifetime(span: float) -> str:
 class Advice:
     """What to do when nothing moves; given once a wait."""
 
-    def __init__(self, session: Session, watch: Watch) -> None:
+    def __init__(self, session: Session, watch: BatchState) -> None:
         self._session, self._watch = session, watch
         self._given = self._looking = False
         self._next = 0.0

@@ -16,7 +16,7 @@ from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.model import Cause, State
 
 if TYPE_CHECKING:
-    from nbqueue.client.state.batch_state import Watch
+    from nbqueue.client.state.batch_state import BatchState
 
 VARIETY = 5  # messages from one place; where there are more, they are one kind
 LOOK = 2_000  # endings that one look takes
@@ -72,7 +72,7 @@ class Groups:
         self._words = words
         self._batches: list[BatchRef] = []
         self._read: list[list[int]] = []  # entries of `ended` and of `undone` that were read, by batch
-        self._watches: list[Watch] = []  # of which they are entries: a batch that was brought back has another one
+        self._watches: list[BatchState] = []  # of which they are entries: a batch that was brought back has another one
         self._kinds: dict[Any, dict[str, Kind]] = {}  # (cause, type, frame) -> normal message -> kind
         self._of: dict[Member, tuple[Any, Kind]] = {}
 

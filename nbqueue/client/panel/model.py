@@ -17,7 +17,7 @@ from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.model import Tally
 
 if TYPE_CHECKING:
-    from nbqueue.client.state.batch_state import Watch
+    from nbqueue.client.state.batch_state import BatchState
 
 # In the order in which a bar shows them.
 STATES = ("finished", "failed", "canceled", "started", "queued", "scheduled", "deferred")
@@ -156,12 +156,12 @@ def _notes(batches: Sequence[BatchRef]) -> tuple[tuple[str, str], ...]:
     return (*told, *previous_run.words(_earlier(batches)))
 
 
-def ended(watch: Watch) -> bool:
+def ended(watch: BatchState) -> bool:
     """Whether nothing more will be heard of a batch."""
     return bool(watch.settled or watch.gone or watch.fault)
 
 
-def _runs(watch: Watch) -> bool:
+def _runs(watch: BatchState) -> bool:
     return not ended(watch) and (watch.open or watch.tally.over < watch.n)
 
 
@@ -174,7 +174,7 @@ def trouble_of(batch: BatchRef) -> str:
     return found
 
 
-def trouble(watch: Watch) -> str:
+def trouble(watch: BatchState) -> str:
     """What is wrong with a batch, by what was heard of it; empty if nothing."""
     if watch.fault is not None:
         return f"nothing more is heard of it here: {type(watch.fault).__name__}: {watch.fault}"
@@ -191,7 +191,7 @@ def trouble(watch: Watch) -> str:
     return words.get(watch.gone, "") or ("the upload was cut short" if watch.cut else "")
 
 
-def safety(watch: Watch, missing: int, why: str = "") -> str:
+def safety(watch: BatchState, missing: int, why: str = "") -> str:
     """What is not copied here yet, how long the server keeps it, and where the copies are.
 
     `why` nothing is written to disk; empty where it is.
@@ -219,11 +219,11 @@ def _day(us: int) -> str:
     return f"{then.day} {then:%b}{year}{clock}"
 
 
-def _missing(watch: Watch) -> int:
+def _missing(watch: BatchState) -> int:
     return 0 if watch.gone else max(0, watch.tally.over - watch.collected)
 
 
-def _first_to_go(watches: Sequence[Watch]) -> Watch:
+def _first_to_go(watches: Sequence[BatchState]) -> BatchState:
     """The one of whose results the server keeps the shortest; those that run are kept."""
     running = [watch for watch in watches if watch.expires_us is None]
     return running[0] if running else min(watches, key=lambda watch: watch.expires_us or 0)

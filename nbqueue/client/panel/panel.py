@@ -27,7 +27,7 @@ from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.kernel import attended, cell_of, number
 
 if TYPE_CHECKING:
-    from nbqueue.client.state.batch_state import Watch
+    from nbqueue.client.state.batch_state import BatchState
 
 PERIOD = 0.2  # seconds between two updates at least
 TICK = 1.0  # seconds after which times move, news or not
@@ -72,7 +72,7 @@ class Panel:
         batch.watch.bars.append(self)
         self.update(batch.watch)
 
-    def update(self, watch: Watch) -> None:
+    def update(self, watch: BatchState) -> None:
         """Takes news of a batch, from any thread. The end is drawn at once, by the caller: it may be the cell's end."""
         if self.broken or (self.closed and model.ended(watch)):
             return

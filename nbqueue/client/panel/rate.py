@@ -11,7 +11,7 @@ from nbqueue.checks import DAY, in_units
 from nbqueue.model import Tally
 
 if TYPE_CHECKING:
-    from nbqueue.client.state.batch_state import Watch
+    from nbqueue.client.state.batch_state import BatchState
 
 WINDOW = 30.0  # seconds over which a pace is taken ...
 ENOUGH = 20  # ... if as many jobs ended in it; else it is taken since the beginning
@@ -81,10 +81,10 @@ class Pace:
         return left / rate if rate and left > 0 else None
 
 
-_paces: WeakKeyDictionary[Watch, Pace] = WeakKeyDictionary()
+_paces: WeakKeyDictionary[BatchState, Pace] = WeakKeyDictionary()
 
 
-def pace_of(watch: Watch) -> Pace:
+def pace_of(watch: BatchState) -> Pace:
     """The pace of a batch: one for all that show it."""
     if watch not in _paces:
         _paces[watch] = Pace(max(0.0, time.time() - watch.created_us / 1e6) if watch.created_us else 0.0)

@@ -9,7 +9,7 @@ from nbqueue.client.spool import directory, records
 from nbqueue.client.spool.reader import SpooledBatch, SpoolFile
 from nbqueue.client.spool.records import BatchHeader
 from nbqueue.client.spool.spool import Spool
-from nbqueue.client.state.batch_state import Watch
+from nbqueue.client.state.batch_state import BatchState
 from nbqueue.model import Tally
 
 
@@ -71,7 +71,7 @@ def _read(path: Path) -> SpoolFile | None:
         return None  # removed this moment, or on a disk that fails: as if it were not there
 
 
-def fill(spool: Spool, watch: Watch, found: SpooledBatch) -> None:
+def fill(spool: Spool, watch: BatchState, found: SpooledBatch) -> None:
     """Takes over outcomes that are not here, and how the batch stood."""
     with watch.changed:
         if found.position >= watch.position:
@@ -83,14 +83,14 @@ def fill(spool: Spool, watch: Watch, found: SpooledBatch) -> None:
                 watch.put(index, place)
 
 
-def count(watch: Watch, found: SpooledBatch) -> None:
+def count(watch: BatchState, found: SpooledBatch) -> None:
     """Counts what is here of a batch that no server tells of."""
     if watch.rows is None:
         watch.tally = Tally(n=max(found.n, watch.tally.n))
     watch.recount()
 
 
-def mend(spool: Spool, watch: Watch) -> None:
+def mend(spool: Spool, watch: BatchState) -> None:
     """Takes from the spool what another session has copied of a batch that is gone, and this one has not."""
     if watch.birth is None or watch.whole or (found := tale(spool, watch.birth)) is None:
         return

@@ -11,7 +11,7 @@ from typing import Any
 
 from nbqueue.client.session import kernel
 from nbqueue.client.session.session import Session
-from nbqueue.client.state.batch_state import Watch
+from nbqueue.client.state.batch_state import BatchState
 from nbqueue.errors import NotPicklable
 from nbqueue.model import Hook, Spec, Tally, job_id
 
@@ -32,7 +32,7 @@ class BatchRef:
     def __init__(
         self,
         session: Session,
-        watch: Watch,
+        watch: BatchState,
         spec: Spec,
         *,
         name: str | None = None,

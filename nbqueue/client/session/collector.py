@@ -15,13 +15,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from nbqueue.client.session import archive
-from nbqueue.client.session.singles import Singles, Watches
+from nbqueue.client.session.singles import SingleJobIndex, Watches
 from nbqueue.client.spool.records import RecordType
 from nbqueue.errors import Damaged, NbqueueError, NoServer, ServerRefused, WrongPassword
 
 if TYPE_CHECKING:
     from nbqueue.client.spool.spool import Spool
-    from nbqueue.client.state.batch_state import Sending, Watch
+    from nbqueue.client.state.batch_state import BatchState, Sending
     from nbqueue.store.broker import Broker
     from nbqueue.store.decoding import Progress
     from nbqueue.store.ear import Hints
@@ -75,30 +75,30 @@ class Collector:
     def __init__(self, session: Source) -> None:
         self._session = session
         self._lock = threading.Lock()
-        self._watches: dict[Watch, None] = {}  # in the order of their arrival; one batch may be watched twice
-        self._singles = Singles()  # the batches of one
+        self._watches: dict[BatchState, None] = {}  # in the order of their arrival; one batch may be watched twice
+        self._singles = SingleJobIndex()  # the batches of one
         self._known = Watches()  # of all handles, also of what is settled, or was never followed
         self._wake = threading.Event()
         self._pause = threading.Event()
         self._thread: threading.Thread | None = None
         self._queues: dict[str, tuple[float, int]] = {}  # queue -> (when counted, live slots)
-        self._shown = weakref.WeakKeyDictionary["Watch", float]()
+        self._shown = weakref.WeakKeyDictionary["BatchState", float]()
         self._named: dict[str, None] = {}  # batches of one that the session's log has named
         self._position = self._round = 0
         self.outage: NbqueueError | None = None  # why the store cannot be read at the moment
 
-    def know(self, watch: Watch) -> None:
+    def know(self, watch: BatchState) -> None:
         """There is a handle on `watch`."""
         with self._lock:
             len(self._known)  # forgets those that are gone
             self._known.add(watch)
 
-    def known(self, batch: str) -> list[Watch]:
+    def known(self, batch: str) -> list[BatchState]:
         """What the handles of this process on a batch know of it."""
         with self._lock:
             return self._known.of(batch)
 
-    def follow(self, watch: Watch) -> None:
+    def follow(self, watch: BatchState) -> None:
         """Follows `watch` from now on (again, after a retry)."""
         with self._lock:
             watch.followed = True
@@ -113,7 +113,7 @@ class Collector:
                 atexit.register(self.stop)
         self._wake.set()
 
-    def drop(self, watch: Watch) -> None:
+    def drop(self, watch: BatchState) -> None:
         """Stops following."""
         with self._lock:
             self._watches.pop(watch, None)
@@ -171,7 +171,7 @@ class Collector:
         with self._lock:
             return any(watch.awaited for batch in heard for watch in self._singles.of(batch))
 
-    def _active(self) -> list[Watch]:
+    def _active(self) -> list[BatchState]:
         with self._lock:
             return [*self._watches, *self._singles]
 
@@ -192,7 +192,7 @@ class Collector:
             with contextlib.suppress(NbqueueError):
                 self._session.revive()
 
-    def _fail(self, watches: list[Watch], why: Exception) -> None:
+    def _fail(self, watches: list[BatchState], why: Exception) -> None:
         for watch in watches:
             self.drop(watch)
             with watch.changed:
@@ -227,7 +227,7 @@ class Collector:
                 self._fail([watch], why)
         return busy
 
-    def _tend(self, watch: Watch, upload: Sending) -> None:
+    def _tend(self, watch: BatchState, upload: Sending) -> None:
         """Keeps an open upload alive. What is wrong with it must not keep other batches from being followed."""
         try:
             upload.tend()
@@ -243,7 +243,7 @@ class Collector:
 
     # ------------------------------------------------------------ batches of one
 
-    def _take_singles(self, broker: Broker) -> tuple[bool, list[Watch]]:
+    def _take_singles(self, broker: Broker) -> tuple[bool, list[BatchState]]:
         """Copies the outcomes of all that have ended, in one round trip.
 
         Answers whether more were named than it could take, and whose state is to be looked at: some in turn, in case
@@ -277,7 +277,7 @@ class Collector:
         silent = {watch for watch, blob in zip(asked, blobs, strict=True) if blob is None}
         return len(entries) == PART or bool(self._named), [watch for watch in dict.fromkeys(look) if watch in silent]
 
-    def _end_single(self, watch: Watch, generation: int, blob: bytes | int) -> None:
+    def _end_single(self, watch: BatchState, generation: int, blob: bytes | int) -> None:
         with watch.changed:
             if not watch.put_single(blob, generation):
                 return
@@ -295,7 +295,7 @@ class Collector:
             self._queues[queue] = now, slots
         return slots
 
-    def _take(self, broker: Broker, watch: Watch, generation: int, view: Progress, entries: list[bytes]) -> bool:
+    def _take(self, broker: Broker, watch: BatchState, generation: int, view: Progress, entries: list[bytes]) -> bool:
         caught_up = len(entries) < PART
         slots = self._slots(broker, watch.queue) if view.tally.started else 0
         with watch.changed:
@@ -326,7 +326,7 @@ class Collector:
                 self.drop(watch)
         return bool(watch.lacks) or (not settled and (not caught_up or bool(watch.behind)))
 
-    def _copy(self, broker: Broker, watch: Watch, wanted: list[int]) -> None:
+    def _copy(self, broker: Broker, watch: BatchState, wanted: list[int]) -> None:
         generation = watch.generation
         blobs, said = self._read(broker, watch, wanted)
         pairs = [(index, blob) for index, blob in zip(wanted, blobs, strict=True) if blob is not None]
@@ -344,13 +344,13 @@ class Collector:
                 watch.behind.popleft()  # others only append
             watch.changed.notify_all()
 
-    def _read(self, broker: Broker, watch: Watch, wanted: list[int]) -> tuple[list[bytes | None], Parts]:
+    def _read(self, broker: Broker, watch: BatchState, wanted: list[int]) -> tuple[list[bytes | None], Parts]:
         """Outcomes, and what goes into the spool with them."""
         if watch.birth is None or not self._session.spool.on:
             return broker.outcomes(watch.batch, wanted), {}
         return broker.landed(watch.batch, wanted)
 
-    def _copy_arguments(self, broker: Broker, watch: Watch) -> None:
+    def _copy_arguments(self, broker: Broker, watch: BatchState) -> None:
         """Those of a batch that another session submitted: its frame is to outlive the server, too."""
         spool = self._session.spool
         if watch.lacks_facts:
@@ -361,7 +361,7 @@ class Collector:
         pairs = zip(part, broker.arguments(watch.batch, part), strict=True)
         spool.keep_arguments(watch, [(index, blob) for index, blob in pairs if blob is not None])
 
-    def _limit(self, broker: Broker, watch: Watch) -> None:
+    def _limit(self, broker: Broker, watch: BatchState) -> None:
         """Cancels the rest of a batch in which more failed than `max_failed` allows."""
         allowed, tally = watch.max_failed, watch.tally
         if allowed is None or watch.over:
@@ -374,13 +374,13 @@ class Collector:
                 watch.upload.stop(wait=False)
             broker.cancel(watch.batch, watch.chosen)
 
-    def _missing(self, broker: Broker, watch: Watch) -> None:
+    def _missing(self, broker: Broker, watch: BatchState) -> None:
         if watch.known or broker.view(watch.batch) is None:
             forgot = bool(watch.epoch) and broker.epoch() != watch.epoch
             lost = forgot or (not watch.over and watch.ttl > SHORT)
             self._gone(watch, "lost" if lost else "expired")
 
-    def _gone(self, watch: Watch, why: str) -> None:
+    def _gone(self, watch: BatchState, why: str) -> None:
         self.drop(watch)
         archive.mend(self._session.spool, watch)
         with watch.changed:
@@ -391,7 +391,7 @@ class Collector:
             watch.changed.notify_all()
         self._show(watch, last=True)
 
-    def _show(self, watch: Watch, *, last: bool) -> None:
+    def _show(self, watch: BatchState, *, last: bool) -> None:
         now = time.monotonic()
         if last or now - self._shown.get(watch, 0.0) > SHOW:
             self._shown[watch] = now
@@ -406,7 +406,7 @@ def _of_one(parts: dict[str, bytes]) -> list[tuple[RecordType, list[tuple[int, b
     return [(KINDS[part], [(0, blob)]) for part, blob in parts.items()]
 
 
-def _window(watches: list[Watch], size: int, turn: int) -> list[Watch]:
+def _window(watches: list[BatchState], size: int, turn: int) -> list[BatchState]:
     """`size` of the watches, others with every turn."""
     windows = max(1, -(-len(watches) // size))
     start = turn % windows * size

@@ -16,7 +16,7 @@ from nbqueue.store import server
 from nbqueue.worker import mail
 
 
-class Local:
+class LocalServer:
     """The private server and the local worker of this machine."""
 
     def __init__(self, session: Session) -> None:
@@ -26,7 +26,7 @@ class Local:
         return f"<nbqueue.local in {self.session.settings.local}; .stop() ends it>"
 
     @classmethod
-    def start(cls, slots: int | None = None, memory: int | str | None = None) -> Local:
+    def start(cls, slots: int | None = None, memory: int | str | None = None) -> LocalServer:
         """Makes local mode the session of this process.
 
         With `slots` or `memory`, what is not running is started now, and what runs is changed; without, it is started

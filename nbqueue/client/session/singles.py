@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nbqueue.client.state.batch_state import Watch
+    from nbqueue.client.state.batch_state import BatchState
 
 
-class _Ref(weakref.ref["Watch"]):
+class _Ref(weakref.ref["BatchState"]):
     """A watch that may be gone, the name that it stood under, and whether it is of another session."""
 
     __slots__ = ("batch", "foreign")
@@ -35,25 +35,25 @@ class Watches:
             self._remove(self._lost.popleft())
         return len(self._named)
 
-    def __iter__(self) -> Iterator[Watch]:
+    def __iter__(self) -> Iterator[BatchState]:
         return iter([watch for batch in list(self._named) for watch in self.of(batch)])
 
-    def of(self, batch: str) -> list[Watch]:
+    def of(self, batch: str) -> list[BatchState]:
         """The watches of this batch."""
         return [watch for ref in self._named.get(batch, ()) if (watch := ref()) is not None]
 
-    def add(self, watch: Watch) -> None:
+    def add(self, watch: BatchState) -> None:
         """Takes a watch in, once."""
         if watch not in self.of(watch.batch):
             self._add(watch)
 
-    def _add(self, watch: Watch) -> _Ref:
+    def _add(self, watch: BatchState) -> _Ref:
         ref = _Ref(watch, self._lost.append)
         ref.batch, ref.foreign = watch.batch, watch.foreign
         self._named.setdefault(ref.batch, []).append(ref)
         return ref
 
-    def drop(self, watch: Watch) -> None:
+    def drop(self, watch: BatchState) -> None:
         """Lets go of a watch."""
         for ref in list(self._named.get(watch.batch, ())):
             if ref() is watch:
@@ -67,7 +67,7 @@ class Watches:
             self._named.pop(ref.batch, None)
 
 
-class Singles(Watches):
+class SingleJobIndex(Watches):
     """The batches of one that are followed: those of our own session, and of others."""
 
     def __init__(self) -> None:
@@ -75,19 +75,19 @@ class Singles(Watches):
         self._kinds: dict[bool, dict[_Ref, None]] = {False: {}, True: {}}  # of our own session, and of others
         self._turns: dict[bool, list[_Ref]] = {False: [], True: []}  # whose turn is to come
 
-    def some(self, size: int, *, foreign: bool) -> list[Watch]:
+    def some(self, size: int, *, foreign: bool) -> list[BatchState]:
         """Up to `size` of those of our own session, or of others: not again before all have had their turn."""
         turns, kind = self._turns[foreign], self._kinds[foreign]
         if not turns:
             turns += reversed(kind)
-        found: list[Watch] = []
+        found: list[BatchState] = []
         while turns and len(found) < size:
             ref = turns.pop()
             if ref in kind and (watch := ref()) is not None:
                 found.append(watch)
         return found
 
-    def _add(self, watch: Watch) -> _Ref:
+    def _add(self, watch: BatchState) -> _Ref:
         ref = super()._add(watch)
         self._kinds[ref.foreign][ref] = None
         return ref

@@ -31,10 +31,10 @@ HOLD = 256 << 20  # bytes of outcomes that stay in memory when their copies on d
 KEPT_ARGUMENTS = 64 << 20  # bytes of arguments that a session remembers, a batch
 
 
-class Bar(Protocol):
+class Listener(Protocol):
     """Something that shows a batch as it moves."""
 
-    def update(self, watch: Watch) -> None:
+    def update(self, watch: BatchState) -> None:
         """Shows the present state; called from any thread."""
 
 
@@ -50,7 +50,7 @@ class Sending(Protocol):
         """Nothing more goes out."""
 
 
-class Watch:
+class BatchState:
     """The memory of a batch. Written by the collector, read by everyone; `changed` guards it and tells of changes.
 
     Nothing here is unpickled or even unsealed before someone asks for it.
@@ -77,7 +77,7 @@ class Watch:
         self.error: BaseException | None = None  # what stopped the upload; what arrived goes on
         self.fault: BaseException | None = None  # what stopped the collector: nothing more will be heard
         self.upload: Sending | None = None
-        self.bars: list[Bar] = []
+        self.bars: list[Listener] = []
         self.awaited = 0  # threads that wait for one job of it
         self.position = self.generation = 0
         self.reread = False  # whether the log was read a second time, since it named too few

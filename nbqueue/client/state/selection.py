@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from nbqueue.client.spool.records import Checkpoint
-from nbqueue.client.state.batch_state import Watch
+from nbqueue.client.state.batch_state import BatchState
 from nbqueue.model import Outcome, Spec, State, Tally
 from nbqueue.store.decoding import Progress, entry_of
 
@@ -30,7 +30,7 @@ class Sent(Sequence[int]):
         return range(self.n)[place]
 
 
-class Part(Watch):
+class Selection(BatchState):
     """The memory of the jobs at `rows`, in the order in which one call named them. Indexes are those of the batch."""
 
     def __init__(

@@ -10,7 +10,7 @@ from nbqueue.client.calls.function import resolved
 from nbqueue.client.lookup import job_meta
 from nbqueue.client.session.batch_ref import BatchRef, Prepared
 from nbqueue.client.session.session import Session
-from nbqueue.client.state.batch_state import Watch
+from nbqueue.client.state.batch_state import BatchState
 from nbqueue.client.submit import options
 from nbqueue.model import DEFAULT_QUEUE, Notes, Options, Spec, new_id
 
@@ -42,7 +42,7 @@ def created(
         repeat=options.rerun(said.repeat),
         depends_on=options.parents(said),
     )
-    watch = Watch(said.job_id or new_id(label, 8), origin, "", spec)
+    watch = BatchState(said.job_id or new_id(label, 8), origin, "", spec)
     watch.created_us, watch.expected = time.time_ns() // 1000, 1
     watch.notes[0] = Notes(job_meta.plain(said.meta or {}))
     batch = BatchRef(session, watch, spec, function=call, inline="collect")

@@ -22,7 +22,7 @@ import msgspec
 from nbqueue import current, perform, settings, wire
 from nbqueue.client.lookup import arguments, spooled, waiting
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
-from nbqueue.client.state.batch_state import Watch
+from nbqueue.client.state.batch_state import BatchState
 from nbqueue.current import CurrentJob
 from nbqueue.errors import BadInput, Expired
 from nbqueue.model import (
@@ -53,7 +53,7 @@ class Inline:
 
     def __init__(
         self,
-        watch: Watch,
+        watch: BatchState,
         spec: Spec,
         function: Callable[..., Any] | None,
         mode: bool | str,
@@ -218,12 +218,12 @@ def _left(rerun: Rerun | None, used: int) -> bool:
     return bool(runs_left(rerun, used))
 
 
-def _allowed(watch: Watch, n: int) -> float | None:
+def _allowed(watch: BatchState, n: int) -> float | None:
     allowed = watch.max_failed
     return allowed * n if allowed is not None and 0 < allowed < 1 else allowed
 
 
-def _tally(watch: Watch, n: int) -> Tally:
+def _tally(watch: BatchState, n: int) -> Tally:
     states = [watch.state(index) for index in range(n)]
     counts = {str(state): states.count(state) for state in (State.FINISHED, State.FAILED, State.CANCELED)}
     return Tally(n=n, **counts)

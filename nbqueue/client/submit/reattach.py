@@ -20,8 +20,8 @@ from nbqueue.client.lookup import find, spooled
 from nbqueue.client.session import kernel
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.session import tell
-from nbqueue.client.state.batch_state import KEPT_ARGUMENTS, Watch
-from nbqueue.client.state.selection import Part
+from nbqueue.client.state.batch_state import KEPT_ARGUMENTS, BatchState
+from nbqueue.client.state.selection import Selection
 from nbqueue.client.submit import spoolnames, upload
 from nbqueue.client.submit.options import spill_folder
 from nbqueue.client.submit.retry import LIMITS
@@ -180,7 +180,7 @@ class Again:
         if self._replaced is not None:
             self._session.spool.function(batch.watch, *self._replaced)
         if source.watch.rows is not None:
-            watch = Part(batch.id, batch.queue, "", batch.spec, source.watch.rows, whole=self._view.tally)
+            watch = Selection(batch.id, batch.queue, "", batch.spec, source.watch.rows, whole=self._view.tally)
             watch.payloads = None
             _fill(watch, self._session, self._view)
             batch.watch = watch
@@ -258,17 +258,19 @@ class Again:
             return f"kept {kept} of the earlier function; nothing was run. fresh=True: run all again"
         return f"kept {kept} of the earlier function, running {running:,} with the new one"
 
-    def _watch(self, spec: Spec, rows: list[int], payloads: list[bytes]) -> Part:
+    def _watch(self, spec: Spec, rows: list[int], payloads: list[bytes]) -> Selection:
         view, most = self._view, self._asked.options.max_failed
         epoch = self._session.ask(lambda broker: broker.epoch())
         whole = msgspec.structs.replace(view.tally, n=self._first + len(self._new))
-        watch = Part(view.id, view.queue, epoch, spec, argument_hashes.shortened(rows), whole=whole, max_failed=most)
+        watch = Selection(
+            view.id, view.queue, epoch, spec, argument_hashes.shortened(rows), whole=whole, max_failed=most
+        )
         watch.payloads, watch.given = None, payloads if sum(map(len, payloads)) <= KEPT_ARGUMENTS else None
         watch.tally = Tally(n=len(rows), queued=len(rows)) if watch.others or self._new else view.tally
         _fill(watch, self._session, view)
         return watch
 
-    def _look_at(self, watch: Part, rows: list[int]) -> None:
+    def _look_at(self, watch: Selection, rows: list[int]) -> None:
         """Reads the ends of a few jobs where there are others, since the counts of the whole say nothing of these."""
         asked = [row for row in rows if not watch.has(row)]
         if watch.others and len(asked) <= FEW:
@@ -277,14 +279,14 @@ class Again:
                 if blob is not None:
                     watch.keep(row, blob)
 
-    def _found(self, watch: Part) -> str:
+    def _found(self, watch: Selection) -> str:
         """What became of the call, in words, where nothing has changed."""
         told = f"{watch.n - len(self._new):,} of {watch.n:,} jobs were there already"
         told += f"; {len(self._new):,} are new" if self._new else "; nothing new runs"
         open_ = 0 if watch.others or self._new else watch.tally.n - watch.tally.over
         return told + (f"; {open_:,} of them had not ended by then" if open_ else "")
 
-    def _batch(self, watch: Part, spec: Spec, told: str) -> BatchRef:
+    def _batch(self, watch: Selection, spec: Spec, told: str) -> BatchRef:
         asked = self._asked
         mine = {name: getattr(asked.spec, name) for name in ("columns", "labeled", "index_names")}
         own = msgspec.structs.replace(spec, **mine)
@@ -301,7 +303,7 @@ class Again:
         options = self._asked.options
         return spill_folder(options, self._session) if limit == "spill" else getattr(options, limit)
 
-    def _extend(self, watch: Part, payloads: list[bytes]) -> None:
+    def _extend(self, watch: Selection, payloads: list[bytes]) -> None:
         """Sends the new calls. The first part is taken, or the end of the batch has become another's."""
         asked, session, first = self._asked, self._session, self._first
         assert asked.marks is not None
@@ -325,7 +327,7 @@ def _limit(spec: Spec, view: BatchView, limit: str) -> Any:
     return view.queue if limit == "queue" else getattr(spec, limit)
 
 
-def _fill(watch: Watch, session: Any, view: BatchView) -> None:
+def _fill(watch: BatchState, session: Any, view: BatchView) -> None:
     """What the store has told of the batch."""
     known = find.handle(session, view).watch
     watch.birth, watch.foreign, watch.created_us = known.birth, known.foreign, known.created_us

@@ -15,8 +15,8 @@ from nbqueue.client.session import archive
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.spool import records
 from nbqueue.client.spool.records import Checkpoint
-from nbqueue.client.state.batch_state import Watch, header, opened
-from nbqueue.client.state.selection import Part
+from nbqueue.client.state.batch_state import BatchState, header, opened
+from nbqueue.client.state.selection import Selection
 from nbqueue.errors import BadSignature, InUse
 from nbqueue.model import Cause, FunctionRecord, Outcome, State, Tally, decode, encode
 from nbqueue.store.broker import Broker
@@ -144,7 +144,7 @@ class Restoring:
         """Tells the spool, so that nothing of it needs to be copied again."""
         birth, spool = self._birth, self._session.spool
         tally = Tally(n=n, **{str(state): count for state, count in self._tally.items()})
-        watch = Watch(birth.batch, birth.queue, epoch, self.spec)
+        watch = BatchState(birth.batch, birth.queue, epoch, self.spec)
         watch.birth, watch.taken_back = birth, self._withdrawn
         now = time.time()
         spool.function(watch, b"", spec)
@@ -186,7 +186,7 @@ def _look_again(batch: BatchRef) -> None:
     found = find.handle(session, view)
     watch = found.watch
     if before.rows is not None:
-        watch = Part(batch.id, view.queue, "", found.spec, before.rows, whole=view.tally)
+        watch = Selection(batch.id, view.queue, "", found.spec, before.rows, whole=view.tally)
         watch.payloads, watch.birth, watch.foreign = None, found.watch.birth, found.watch.foreign
         watch.created_us, watch.known, watch.tally = found.watch.created_us, True, before.tally
     watch.given, watch.bars, watch.payloads = before.given, before.bars, before.payloads

@@ -23,7 +23,7 @@ from nbqueue.errors import BadInput, BadOption, Expired
 from nbqueue.model import FunctionRecord, Hook, Options, Spec, State, decode, encode, new_id
 
 if TYPE_CHECKING:
-    from nbqueue.client.state.batch_state import Watch
+    from nbqueue.client.state.batch_state import BatchState
 
 LIMITS = ("timeout", "grace", "isolate", "slice", "preload", "max_result", "spill", "queue")
 
@@ -92,7 +92,7 @@ def _take_in(batch: BatchRef, seen: list[tuple[int, int]], count: int, queue: st
             collector.follow(watch)
 
 
-def _withdrawn(watch: Watch, indexes: list[int], queue: str | None, *, known: bool) -> None:
+def _withdrawn(watch: BatchState, indexes: list[int], queue: str | None, *, known: bool) -> None:
     """Takes in that these jobs run again, or some of them: which, is `known` only of all."""
     with watch.changed:
         watch.reopen()
@@ -107,7 +107,7 @@ def _withdrawn(watch: Watch, indexes: list[int], queue: str | None, *, known: bo
                 _moved(watch, before)
 
 
-def _moved(watch: Watch, before: Counter[State | None]) -> None:
+def _moved(watch: BatchState, before: Counter[State | None]) -> None:
     """Counts jobs that ran to these ends as queued, until the store tells more."""
     tally = watch.tally
     counts = {str(state): max(0, getattr(tally, state) - number) for state, number in before.items() if state}

@@ -24,8 +24,8 @@ from nbqueue.client.lookup import job_meta, waiting
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.session import Session
 from nbqueue.client.spool.records import BatchHeader
-from nbqueue.client.state.batch_state import Watch
-from nbqueue.client.state.selection import Part, Sent
+from nbqueue.client.state.batch_state import BatchState
+from nbqueue.client.state.selection import Selection, Sent
 from nbqueue.client.submit import in_process
 from nbqueue.client.submit import options as terms
 from nbqueue.client.submit import upload as uploader
@@ -171,7 +171,7 @@ class Submission:
     def _span(self, start: int, stop: int) -> bytes:
         return b"" if self.marks is None else self.marks.span(start, stop)
 
-    def _batch(self, watch: Watch) -> BatchRef:
+    def _batch(self, watch: BatchState) -> BatchRef:
         call, name = self.function.call, self.options.name
         batch: BatchRef = BatchRef(
             self.session,
@@ -185,14 +185,14 @@ class Submission:
         )
         return batch
 
-    def _watch(self, batch: str, told: Submitted | None = None) -> Watch:
+    def _watch(self, batch: str, told: Submitted | None = None) -> BatchState:
         epoch = "" if told is None else told.epoch
         facts, most = (batch, self.options.queue, epoch, self.spec), self.options.max_failed
         rows = None if self.source is None else self.source.watch.rows
         if self.source is None and self.marks is not None and not self.single:
             # What another call adds to a named batch is no part of this one.
             rows = Sent(0 if told is None else told.n) if self._packed is None else range(len(self._packed))
-        watch = Watch(*facts, max_failed=most) if rows is None else Part(*facts, rows, max_failed=most)
+        watch = BatchState(*facts, max_failed=most) if rows is None else Selection(*facts, rows, max_failed=most)
         if told is not None:
             watch.birth = self._birth(batch, told)
             watch.tally = Tally(n=told.n, **{str(told.state): told.n})
@@ -221,7 +221,7 @@ class Submission:
             in_process.finished(one, allow_failure=failed_too) for one, failed_too in terms.awaited(self.options)
         )
 
-    def _here(self, watch: Watch) -> BatchRef:
+    def _here(self, watch: BatchState) -> BatchRef:
         batch = self._batch(watch)
         self.session.here[batch.id] = batch  # no server knows it
         return batch
@@ -255,7 +255,7 @@ class Submission:
             raise
         return batch
 
-    def _held(self, watch: Watch, payloads: list[bytes]) -> BatchRef:
+    def _held(self, watch: BatchState, payloads: list[bytes]) -> BatchRef:
         state = next((state for state in State if getattr(watch.tally, state)), State.QUEUED)
         if len(payloads) != watch.tally.n:
             watch.tally = Tally(n=len(payloads), **{str(state): len(payloads)})
@@ -263,7 +263,7 @@ class Submission:
             watch.remember(payloads)
         return self._batch(watch)
 
-    def _spooled(self, watch: Watch, sealed: list[list[bytes]]) -> None:
+    def _spooled(self, watch: BatchState, sealed: list[list[bytes]]) -> None:
         """Lets the spool have function and arguments as they are sent."""
         if not self.single or self.marks is not None:  # of many single jobs that are not to be found again it has none
             self.session.spool.function(watch, self._function_blob)
@@ -282,7 +282,7 @@ class Submission:
 
     def _submit(
         self, seal: Callable[[str], list[list[bytes]]], *, last: bool, own: str | None = None
-    ) -> tuple[Watch, list[list[bytes]]]:
+    ) -> tuple[BatchState, list[list[bytes]]]:
         """Sends the first part: under the given id, or a fresh one, and another where that one is taken."""
         self.session.broker  # noqa: B018 - a server that never answered is told at once
         for attempt in range(TRIES):
@@ -385,7 +385,7 @@ class Submission:
             raise waiting.absence(source.watch, source.session, source.id)
         options = self.options
         name = options.job_id or new_id(self.function.label)
-        watch = Watch(name, options.queue, "", self.spec, max_failed=options.max_failed)
+        watch = BatchState(name, options.queue, "", self.spec, max_failed=options.max_failed)
         run = in_process.Inline(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
         if self._allowed():
             run.after([outcome for outcome in found if outcome is not None])

@@ -19,7 +19,7 @@ from nbqueue.errors import NbqueueError, NoServer
 
 if TYPE_CHECKING:
     from nbqueue.client.session.session import Session
-    from nbqueue.client.state.batch_state import Watch
+    from nbqueue.client.state.batch_state import BatchState
 
 T = TypeVar("T")
 PART = 1_000
@@ -47,7 +47,7 @@ def parts(payloads: list[bytes]) -> Iterator[list[bytes]]:
 
 def send_parts(
     session: Session,
-    watch: Watch,
+    watch: BatchState,
     sealed: list[list[bytes]],
     nonce: str,
     since: float,
@@ -75,7 +75,7 @@ def send_parts(
 
 
 def _rest(
-    session: Session, watch: Watch, sealed: list[list[bytes]], nonce: str, begin: int, first: int, marks: bytes
+    session: Session, watch: BatchState, sealed: list[list[bytes]], nonce: str, begin: int, first: int, marks: bytes
 ) -> None:
     start = first + sum(len(part) for part in sealed[:begin])
     for place in range(begin, len(sealed)):
@@ -117,7 +117,7 @@ def arrived(what: str, send: Callable[[], T]) -> T:
         raise NoServer(**(why.facts | {"remedy": remedy})) from why
 
 
-def _begin(watch: Watch, work: Callable[[], None], *, daemon: bool) -> None:
+def _begin(watch: BatchState, work: Callable[[], None], *, daemon: bool) -> None:
     """Runs `work` on a thread; its error is kept for those who wait.
 
     No daemon where the input is finite: a script that ends after `map` has still sent all its items.
@@ -138,7 +138,7 @@ class Upload:
     """An open upload. `add`, `tend` and `close` may be called from several threads."""
 
     def __init__(
-        self, session: Session, watch: Watch, nonce: str, sent: int, marks: Callable[[int, int], bytes]
+        self, session: Session, watch: BatchState, nonce: str, sent: int, marks: Callable[[int, int], bytes]
     ) -> None:
         self._session, self._watch, self._nonce, self._sent, self._marks = session, watch, nonce, sent, marks
         self._lock = threading.Lock()
@@ -217,7 +217,7 @@ class Reader:
         self._here = threading.Event()  # the first item, the end, or an error is there
         self._upload = threading.Event()  # the batch is made: what is read may be sent
         self._target: Upload | None = None
-        self._watch: Watch | None = None
+        self._watch: BatchState | None = None
         self._taken = False
         self._error: BaseException | None = None
         self._lock = threading.Lock()
@@ -238,7 +238,7 @@ class Reader:
         """Nothing will be sent: the thread ends."""
         self._upload.set()
 
-    def drain(self, upload: Upload, watch: Watch) -> None:
+    def drain(self, upload: Upload, watch: BatchState) -> None:
         """From now on, what is read is sent."""
         self._target, self._watch = upload, watch
         self._upload.set()
