@@ -207,7 +207,7 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     line: int = 0
 
 
-class Likeness(msgspec.Struct, frozen=True, array_like=True):
+class FunctionFingerprint(msgspec.Struct, frozen=True, array_like=True):
     """What a function is made of, by labels, to tell later what has changed; `lines` are those of its code."""
 
     python: str
@@ -230,7 +230,7 @@ class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool = True  # whether it runs with these modules only; else with what the worker has when the job begins
     env: dict[str, str | None] = {}  # variables that travel with it; None: one that the notebook has not
     hooks: dict[str, Hook] = {}  # callbacks: success, failure, stopped
-    likeness: Likeness | None = None  # of the function of a named batch, for those who submit it again
+    likeness: FunctionFingerprint | None = None  # of the function of a named batch, for those who submit it again
     imports: tuple[str, ...] = ()  # modules that it will want, to be imported once rather than in every process
     sources: dict[str, list[tuple[int, str]]] = {}  # file -> (first line, text) of what travels whole: for tracebacks
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from nbqueue.client import gathering
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import dataframes, items
-from nbqueue.client.calls.function import Function, label_of
+from nbqueue.client.calls.function import DescribedFunction, label_of
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.frames import batches_frame
 from nbqueue.client.job import Job
@@ -23,7 +23,7 @@ from nbqueue.client.session.local_mode import LocalServer
 from nbqueue.client.session.session import Session
 from nbqueue.client.submit import options as terms
 from nbqueue.client.submit import reattach
-from nbqueue.client.submit.submission import Submission, refuse_inside
+from nbqueue.client.submit.submission import SubmitPlan, refuse_inside
 from nbqueue.errors import BadOption
 from nbqueue.model import Options
 
@@ -73,24 +73,24 @@ class Verbs:
         """One job for every combination of the axes, the last keyword fastest; all keywords are the function's."""
         refuse_inside("grid")
         terms.refuse_for_many(self._options, "grid")
-        calls: Callable[[Function], Calls] = lambda function: items.gridded(function, axes)  # noqa: E731
-        return Batch.shown(reattach.submit(Submission(session.current(), self._options, f, calls)))
+        calls: Callable[[DescribedFunction], Calls] = lambda function: items.gridded(function, axes)  # noqa: E731
+        return Batch.shown(reattach.submit(SubmitPlan(session.current(), self._options, f, calls)))
 
     def submit(self, f: Callable[P, R] | str, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """One call: `f(*args, **kwargs)`; all keywords are the function's. Displays nothing."""
         refuse_inside("submit")
 
-        def calls(function: Function) -> Calls:
+        def calls(function: DescribedFunction) -> Calls:
             return items.single(function, args, kwargs)
 
-        return Job(reattach.submit(Submission(session.current(), self._options, f, calls, single=True)), 0)
+        return Job(reattach.submit(SubmitPlan(session.current(), self._options, f, calls, single=True)), 0)
 
     def _several(
         self,
         verb: str,
         f: Callable[..., Any] | str,
         iterables: tuple[Any, ...],
-        calls: Callable[[Function], Calls],
+        calls: Callable[[DescribedFunction], Calls],
         keywords: dict[str, Any],
     ) -> Batch[Any]:
         refuse_inside(verb)
@@ -100,11 +100,11 @@ class Verbs:
         options = self._options.replaced(**terms.understood(keywords))
         terms.refuse_for_many(options, verb)
 
-        def checked(function: Function) -> Calls:
+        def checked(function: DescribedFunction) -> Calls:
             terms.refuse_clash(verb, function, keywords)  # of a dotted name; the others were asked before
             return calls(function)
 
-        return Batch.shown(reattach.submit(Submission(session.current(), options, f, checked)))
+        return Batch.shown(reattach.submit(SubmitPlan(session.current(), options, f, checked)))
 
 
 def _refuse(verb: str, f: Callable[..., Any] | str, iterables: tuple[Any, ...], keywords: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbqueue.checks import brief, check_queue
 from nbqueue.client.calls import items
-from nbqueue.client.calls.function import Function, describe
+from nbqueue.client.calls.function import DescribedFunction, describe
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.frames import queue_frame
 from nbqueue.client.job import Job
@@ -21,7 +21,7 @@ from nbqueue.client.session.batch_ref import JobRef, Prepared
 from nbqueue.client.session.session import Session
 from nbqueue.client.submit import options as terms
 from nbqueue.client.submit import reattach
-from nbqueue.client.submit.submission import Submission, When, refuse_inside
+from nbqueue.client.submit.submission import Schedule, SubmitPlan, refuse_inside
 from nbqueue.client.submit.upload import arrived
 from nbqueue.errors import BadInput, BadOption, NotThere
 from nbqueue.model import DEFAULT_QUEUE, Options, State
@@ -54,13 +54,13 @@ class Enqueuer:
 
     def enqueue_at(self, when: datetime, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
         """The same, not before a time; a datetime without a zone is local time."""
-        return self.send("enqueue_at", f, args, kwargs, When(due_us=terms.due_us(when)))
+        return self.send("enqueue_at", f, args, kwargs, Schedule(due_us=terms.due_us(when)))
 
     def enqueue_in(
         self, after: timedelta | float | str, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any
     ) -> Job[R]:
         """The same, not before some time has passed: a timedelta, seconds, or text such as '5m'."""
-        return self.send("enqueue_in", f, args, kwargs, When(delay=terms.delay(after)))
+        return self.send("enqueue_in", f, args, kwargs, Schedule(delay=terms.delay(after)))
 
     def send(
         self,
@@ -68,7 +68,7 @@ class Enqueuer:
         f: Callable[..., R] | str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        when: When | None = None,
+        when: Schedule | None = None,
         given: Mapping[str, Any] | None = None,
     ) -> Job[R]:
         """Enqueues one call; `given` are the options among its keywords: none may be a parameter of the function."""
@@ -78,23 +78,23 @@ class Enqueuer:
     def submission(
         self,
         verb: str,
-        f: Callable[..., Any] | Function | str,
+        f: Callable[..., Any] | DescribedFunction | str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        when: When | None = None,
+        when: Schedule | None = None,
         given: Mapping[str, Any] | None = None,
-    ) -> Submission:
+    ) -> SubmitPlan:
         """The call, ready to be sent."""
 
-        def calls(function: Function) -> Calls:
+        def calls(function: DescribedFunction) -> Calls:
             terms.refuse_clash(verb, function, given or {}, queue=self.queue.name)
             return items.single(function, tuple(args), dict(kwargs))
 
         source = "" if "timeout" in self._typed else self.queue.timeout_from
-        said = self.said.replaced(pin=terms.pinned(self.said, f)) if not isinstance(f, Function) else self.said
+        said = self.said.replaced(pin=terms.pinned(self.said, f)) if not isinstance(f, DescribedFunction) else self.said
         if when is not None and not self.queue.is_async and self.queue.connection is not None:
             said = said.replaced(inline=False)  # as in RQ: what has its time waits for it, on the server
-        return Submission(self.queue.session, said, f, calls, single=True, when=when, timeout_from=source)
+        return SubmitPlan(self.queue.session, said, f, calls, single=True, when=when, timeout_from=source)
 
 
 class Queue:
@@ -181,13 +181,13 @@ class Queue:
 
     def enqueue_at(self, when: datetime, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
         """As enqueue, not before a time; a datetime without a zone is local time."""
-        return self._typed("enqueue_at", f, args, kwargs, When(due_us=terms.due_us(when)))
+        return self._typed("enqueue_at", f, args, kwargs, Schedule(due_us=terms.due_us(when)))
 
     def enqueue_in(
         self, after: timedelta | float | str, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any
     ) -> Job[R]:
         """As enqueue, not before some time has passed: a timedelta, seconds, or text such as '5m'."""
-        return self._typed("enqueue_in", f, args, kwargs, When(delay=terms.delay(after)))
+        return self._typed("enqueue_in", f, args, kwargs, Schedule(delay=terms.delay(after)))
 
     def enqueue_call(
         self,
@@ -247,7 +247,7 @@ class Queue:
         Where an id is in use, or a dependency is not there, the others are sent before that is raised.
         """
         refuse_inside("Queue.enqueue_many")
-        known: dict[Any, tuple[list[Any], Function]] = {}
+        known: dict[Any, tuple[list[Any], DescribedFunction]] = {}
         ready = [self._prepared(call, known) for call in calls]
         _refuse_twice([one.options.job_id for one in ready if one.options.job_id is not None])
         if any(one.mode for one in ready):
@@ -260,7 +260,7 @@ class Queue:
             for one, (new, _, payload), each in zip(ready, sent, told, strict=True)
         ]
 
-    def _prepared(self, call: Prepared, known: dict[Any, tuple[list[Any], Function]]) -> Submission:
+    def _prepared(self, call: Prepared, known: dict[Any, tuple[list[Any], DescribedFunction]]) -> SubmitPlan:
         if not isinstance(call, Prepared):
             raise BadOption(message=f"enqueue_many() takes what Queue.prepare_data(f, args) makes, not {brief(call)}.")
         enqueuer = self._given(call.options)
@@ -282,7 +282,7 @@ class Queue:
         f: Callable[..., R] | str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        when: When | None = None,
+        when: Schedule | None = None,
     ) -> Job[R]:
         typed = terms.split(args, kwargs)
         terms.refuse_clash(verb, f, typed.taken, queue=self.name)

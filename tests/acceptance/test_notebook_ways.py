@@ -10,9 +10,9 @@ import pytest
 from lab import ARTEFACTS, missing, until
 
 from nbqueue.client.panel import html, job_details
-from nbqueue.client.panel.failures import Kind
-from nbqueue.client.panel.model import Failures, View
-from nbqueue.client.panel.polling import Going, Serving
+from nbqueue.client.panel.failures import FailureGroup
+from nbqueue.client.panel.model import Failures, PanelModel
+from nbqueue.client.panel.polling import JobProgress, QueueWorkers
 from nbqueue.client.panel.widget import _STYLE
 from nbqueue.model import Tally
 
@@ -235,25 +235,25 @@ def themes():
 
 
 def test_the_panel_can_be_read_on_every_background(lab):
-    kind = Kind("ValueError", "it diverged", "line 3 of this cell")
+    kind = FailureGroup("ValueError", "it diverged", "line 3 of this cell")
     kind.members[0, 0] = None
-    seen = View(
+    seen = PanelModel(
         title="pages",
         about="pages-7k2f",
         tally=Tally(n=9, finished=4, failed=1, started=2, queued=2),
         n=9,
         seed="seed 5",
         safe="Results saved",
-        going=(Going("pages-7k2f:3", 4, 8, "reading"), None),
+        going=(JobProgress("pages-7k2f:3", 4, 8, "reading"), None),
         serving=(
-            Serving("default", 1, 2, ("node3",)),
-            Serving("gpu", 0, 0, (), "run nbqueue worker gpu", "nbqueue worker"),
+            QueueWorkers("default", 1, 2, ("node3",)),
+            QueueWorkers("gpu", 0, 0, (), "run nbqueue worker gpu", "nbqueue worker"),
         ),
         trouble=("the server cannot be reached",),
         failures=(Failures(kind, 1),),
         retry=1,
     )
-    told = job_details.Told("pages-7k2f:3", "ran 3 s", "Traceback ...", "printed")
+    told = job_details.JobDetails("pages-7k2f:3", "ran 3 s", "Traceback ...", "printed")
     inner = html.static(msgspec.structs.replace(seen, ended=True), {0: told}, asof="Snapshot. See x()", again="x()")
     inner += "<div class='nbq-controls'>" + _STYLE + html.head(seen) + html.message("Canceled.", wrong=True)
     inner += html.told(told, "x = 5") + "</div>"

@@ -219,7 +219,7 @@ def test_a_key_that_no_worker_has_is_told_by_all_who_tell_it(session, fleet, tmp
     with pytest.raises(nbqueue.NotDone):
         job.wait(1)
     assert f"nbqueue: no worker of the queue 'low' has {name}" in capfd.readouterr().err
-    lookout = polling.Lookout()
+    lookout = polling.WorkersPoller()
     monkeypatch.setattr(polling, "LOOK_SERVING", 0.0)
     monkeypatch.setattr(polling, "LONELY", 0.0)
     lookout.look([job.batch])

@@ -10,9 +10,9 @@ import time
 
 import nbqueue
 from nbqueue.client.panel import html, model
-from nbqueue.client.panel.failures import Groups
-from nbqueue.client.panel.rate import Pace
-from nbqueue.client.panel.widget import Acts, Controls
+from nbqueue.client.panel.failures import FailureGroups
+from nbqueue.client.panel.rate import RateEstimator
+from nbqueue.client.panel.widget import Acts, PanelWidget
 from nbqueue.client.state.batch_state import BatchState
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 
@@ -54,9 +54,9 @@ def redraws(n: int) -> tuple[float, list[float], list[float]]:
 
     ended = n - NEWS * REDRAWS
     end(0, ended)
-    groups, pace = Groups(str), Pace()
+    groups, pace = FailureGroups(str), RateEstimator()
     groups.add(batch.ref)
-    controls = Controls("ab12", Acts([batch], groups))
+    controls = PanelWidget("ab12", Acts([batch], groups))
     began = time.perf_counter()
     while not groups.look():
         pass

@@ -19,8 +19,8 @@ import pandas as pd
 import pytest
 
 from nbqueue.client.calls import function_diff
-from nbqueue.client.calls.argument_hashes import Marks
-from nbqueue.client.calls.fingerprint import Digester, Doubt
+from nbqueue.client.calls.argument_hashes import ArgumentHashes
+from nbqueue.client.calls.fingerprint import Fingerprinter, NotComparable
 
 MAKE = """
 import collections, dataclasses, enum, functools, typing
@@ -99,7 +99,7 @@ def pairs():
 
 @pytest.mark.parametrize(("one", "other"), list(pairs()))
 def test_what_differs_has_other_digests(one, other):
-    digests = {Digester().of(value) for value in (one, other, [one], [other], {"k": one}, {"k": other})}
+    digests = {Fingerprinter().of(value) for value in (one, other, [one], [other], {"k": one}, {"k": other})}
     assert len(digests) == 6
 
 
@@ -110,32 +110,32 @@ def cached(x):
 
 def test_what_cannot_be_judged_is_doubtful():
     local = functools.lru_cache(lambda x: x)
-    assert Digester().of(local) == Digester().of(functools.lru_cache(lambda x: x))
-    assert Digester().of(local) != Digester().of(functools.lru_cache(lambda x: x + 1))
+    assert Fingerprinter().of(local) == Fingerprinter().of(functools.lru_cache(lambda x: x))
+    assert Fingerprinter().of(local) != Fingerprinter().of(functools.lru_cache(lambda x: x + 1))
     for doubtful in (threading.Lock(), (x for x in ()), sys.stdout, [{"deep": threading.Lock()}]):
-        with pytest.raises(Doubt):
-            Digester().of(doubtful)
+        with pytest.raises(NotComparable):
+            Fingerprinter().of(doubtful)
     deep = []
     for _ in range(5000):
         deep = [deep]
-    with pytest.raises(Doubt, match="nested"):
-        Digester().of(deep)
+    with pytest.raises(NotComparable, match="nested"):
+        Fingerprinter().of(deep)
 
 
 def test_shared_parts_cost_once_and_circles_end():
     wide = [object]
     for _ in range(200):
         wide = [wide, wide]
-    assert Digester().of(wide)
+    assert Fingerprinter().of(wide)
     one, other = [], []
     one.append(one)
     other.append([other])
-    assert Digester().of(one) != Digester().of(other)
+    assert Fingerprinter().of(one) != Fingerprinter().of(other)
 
 
 def test_marks_are_keyed_salted_and_blind_to_labels():
     def marked(key, salt, *calls):
-        marks = Marks(key, salt)
+        marks = ArgumentHashes(key, salt)
         assert list(marks.reading(calls)) == list(calls)
         return marks.span(0, len(calls))
 

@@ -6,7 +6,7 @@ import pytest
 from hands import Hands
 
 import nbqueue
-from nbqueue.client.panel.failures import GAP, VARIETY, Groups, frame_of, normal, place_words
+from nbqueue.client.panel.failures import GAP, VARIETY, FailureGroups, frame_of, normal, place_words
 from nbqueue.client.state.batch_state import BatchState
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 
@@ -18,7 +18,7 @@ def line_of(frame):
 
 
 def grouped(function, items):
-    groups = Groups(line_of)
+    groups = FailureGroups(line_of)
     groups.add(nbqueue.map(function, items, inline="collect").ref)
     assert groups.look()
     return groups
@@ -83,7 +83,7 @@ def test_the_place_is_the_users_line_and_not_the_librarys():
 
 def test_a_retry_takes_failures_out_and_puts_others_in():
     batch = nbqueue.map(by_key, range(4), inline="collect")
-    groups = Groups(line_of)
+    groups = FailureGroups(line_of)
     groups.add(batch.ref)
     groups.look()
     batch.retry(rows=[1, 2], func=lambda x: x)
@@ -126,7 +126,7 @@ def test_what_real_workers_settle_is_grouped_too(session):
     hands.start()
     assert batch.wait(20)
     hands.stop()
-    groups = Groups(line_of)
+    groups = FailureGroups(line_of)
     groups.add(batch.ref)
     groups.look()
     assert told(groups) == [(4, "KeyError: 'title'"), (1, "KeyError: 'body'")]
@@ -141,7 +141,7 @@ def test_a_look_costs_what_is_new_and_not_what_there_is():
         outcome = Outcome(State.FAILED, Cause.ERROR, 1, 0, 0, failure=failure)
         batch.ref.watch.put_opened(index, outcome)
     batch.ref.watch.tally = Tally(n=N, failed=N)
-    groups = Groups(line_of)
+    groups = FailureGroups(line_of)
     groups.add(batch.ref)
     looks = 1
     while not groups.look():

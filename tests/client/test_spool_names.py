@@ -9,7 +9,7 @@ from hands import Hands
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client.panel.failures import Groups
+from nbqueue.client.panel.failures import FailureGroups
 from nbqueue.client.spool import directory
 from nbqueue.errors import Changed
 
@@ -225,7 +225,7 @@ def test_failures_of_a_batch_that_was_brought_back_are_those_that_it_has_now(ser
     batch = nbqueue.map(inverse, [0, 1, 0])
     hands.work()
     assert batch.wait(10)
-    groups = Groups(str)
+    groups = FailureGroups(str)
     groups.add(batch.ref)
     assert groups.look()
     assert len(groups) == 2

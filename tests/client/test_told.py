@@ -8,7 +8,7 @@ from nbqueue import Queue
 from nbqueue.client.batch import Batch
 from nbqueue.client.jobs import Jobs
 from nbqueue.client.panel import job_details
-from nbqueue.client.panel.failures import Groups
+from nbqueue.client.panel.failures import FailureGroups
 from nbqueue.errors import BatchFailed
 from nbqueue.model import Cause
 
@@ -28,7 +28,7 @@ def forged(session, batch, index):
 
 def tellers(batch):
     """What each says of job 1: its cause."""
-    job, groups = batch[1], Groups(str)
+    job, groups = batch[1], FailureGroups(str)
     groups.add(batch.ref)
     wait_until(groups.look)
     told = job_details.told(batch.ref, 1)

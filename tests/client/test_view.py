@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 import nbqueue
 from nbqueue.client.lookup.waiting import Advice
 from nbqueue.client.panel import html, job_details, model, panel
-from nbqueue.client.panel.failures import Groups, Kind
-from nbqueue.client.panel.model import Failures, View
-from nbqueue.client.panel.polling import SHOWN, Lookout, Rounds, Serving
-from nbqueue.client.panel.rate import Pace, pace_of
+from nbqueue.client.panel.failures import FailureGroup, FailureGroups
+from nbqueue.client.panel.model import Failures, PanelModel
+from nbqueue.client.panel.polling import SHOWN, ProgressPoller, QueueWorkers, WorkersPoller
+from nbqueue.client.panel.rate import RateEstimator, pace_of
 from nbqueue.client.state.batch_state import BatchState
 from nbqueue.client.submit import retry
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
@@ -41,7 +41,7 @@ class Elements(HTMLParser):
 
 
 def seen(batch, serving=()):
-    groups = Groups(lambda frame: f"line {frame[1]}")
+    groups = FailureGroups(lambda frame: f"line {frame[1]}")
     groups.add(batch.ref)
     groups.look()
     return model.look([batch.ref], pace_of(batch.ref.watch), groups, serving)
@@ -75,7 +75,7 @@ def test_a_queue_without_workers_says_what_to_run_and_then_who_serves(session):
     from hands import Hands
 
     batch = nbqueue.options(queue="gpu").map(abs, range(3))
-    lookout = Lookout()
+    lookout = WorkersPoller()
 
     def found():
         lookout._next = 0.0
@@ -122,7 +122,7 @@ def test_a_shared_panel_says_who_serves_until_the_last_batch_has_ended(session, 
     first, second = (nbqueue.map(abs, range(2)) for _ in range(2))
     first.cancel()
     assert first.wait(10)
-    lookout = Lookout()
+    lookout = WorkersPoller()
     lookout.look([first.ref, second.ref])
     assert (lookout.found.workers, lookout.found.advice) == (1, "")
     second.cancel()
@@ -131,7 +131,7 @@ def test_a_shared_panel_says_who_serves_until_the_last_batch_has_ended(session, 
 def test_a_worker_whose_record_cannot_be_read_hides_no_other(session, hands):
     batch = nbqueue.map(abs, range(2))
     session.broker.join("odd", b"no record of ours", ("default",), 1)
-    lookout = Lookout()
+    lookout = WorkersPoller()
     lookout.look([batch.ref])
     assert lookout.found.workers == 1
     assert " has key " in Advice(session, batch.ref.watch).message()  # hands know none, and say so
@@ -178,18 +178,18 @@ ANY = st.text(max_size=30) | st.sampled_from(
 
 @given(ANY, ANY, ANY, ANY, ANY)
 def test_no_text_of_the_users_becomes_html(title, message, trouble, command, trace):
-    kind = Kind("KeyError", message, "line 3 of " + title)
+    kind = FailureGroup("KeyError", message, "line 3 of " + title)
     kind.members[0, 0] = None
-    record = View(
+    record = PanelModel(
         title=title,
         about=message,
         tally=Tally(n=2, failed=1, queued=1),
         n=2,
         trouble=(trouble,),
-        serving=(Serving(title, 0, 0, (trouble,), f"run {command}", command), Serving("q", 1, 2, (trouble,))),
+        serving=(QueueWorkers(title, 0, 0, (trouble,), f"run {command}", command), QueueWorkers("q", 1, 2, (trouble,))),
         failures=(Failures(kind, 1),),
     )
-    told = job_details.Told(title, message, trace, trace)
+    told = job_details.JobDetails(title, message, trace, trace)
     inner = html.static(record, {0: told}) + html.told(told, trouble) + html.message(message, wrong=True)
     page = Elements(html.beside("ab12", inner, final=True))
     assert set(page.tags) <= OURS
@@ -199,7 +199,7 @@ def test_no_text_of_the_users_becomes_html(title, message, trouble, command, tra
 
 
 def test_nothing_is_loaded_from_the_network():
-    page = html.beside("ab12", html.static(View(title="t", tally=Tally(n=1, queued=1), n=1)), final=False)
+    page = html.beside("ab12", html.static(PanelModel(title="t", tally=Tally(n=1, queued=1), n=1)), final=False)
     assert "http" not in page
     assert "url(" not in page
     assert "src=" not in page
@@ -220,7 +220,7 @@ def test_running_jobs_say_how_far_they_are_a_handful_at_most_and_keep_their_line
 
     fleet.start(slots=8)
     batch = nbqueue.starmap(work, [(tmp_path, n) for n in range(8)])
-    rounds = Rounds()
+    rounds = ProgressPoller()
     wait_until(lambda: len(session.broker.noted(batch.id)) == 8, 30)
 
     def going():
@@ -229,7 +229,7 @@ def test_running_jobs_say_how_far_they_are_a_handful_at_most_and_keep_their_line
         return [each and int(each.job.rpartition(":")[2]) for each in rounds.going]
 
     wait_until(lambda: going() == [0, 1, 2, 3, 4])
-    page = Elements(html.head(model.look([batch.ref], Pace(), Groups(str), (), rounds.going)))
+    page = Elements(html.head(model.look([batch.ref], RateEstimator(), FailureGroups(str), (), rounds.going)))
     assert f"{batch.id}:0 7.5" in page.text
     assert f"{batch.id}:4  4 of 40, <b>reading</b>" in page.text
     assert page.tags.count("b") == 1  # the title's
@@ -239,7 +239,7 @@ def test_running_jobs_say_how_far_they_are_a_handful_at_most_and_keep_their_line
         for n in numbers:
             (tmp_path / f"go{n}").touch()
         wait_until(lambda: all(batch.ref.watch.has(n) for n in numbers), 20)
-        heights.add(len(model.look([batch.ref], Pace(), Groups(str), (), rounds.going).going))
+        heights.add(len(model.look([batch.ref], RateEstimator(), FailureGroups(str), (), rounds.going).going))
 
     ends(1)
     assert [each is None for each in rounds.going] == [False, True, False, False, False]
@@ -254,7 +254,7 @@ def test_running_jobs_say_how_far_they_are_a_handful_at_most_and_keep_their_line
 
 
 def test_one_failed_of_very_many_is_still_seen():
-    page = html.head(View(title="t", tally=Tally(n=N, failed=1, queued=N - 1), n=N))
+    page = html.head(PanelModel(title="t", tally=Tally(n=N, failed=1, queued=N - 1), n=N))
     assert "min-width:3px" in page
     assert "aria-label='0 finished, 1 failed, 99,999 queued'" in page
 
@@ -274,7 +274,7 @@ def test_a_view_of_many_jobs_costs_no_more_than_one_of_few():
         outcome = Outcome(State.FAILED, Cause.ERROR, 1, 0, 0, failure=Failure("KeyError", f"'{index % 3}'"))
         batch.ref.watch.put_opened(index, outcome)
     batch.ref.watch.tally = Tally(n=N + 1, failed=N, queued=1)
-    groups, pace = Groups(str), Pace()
+    groups, pace = FailureGroups(str), RateEstimator()
     groups.add(batch.ref)
     while not groups.look():
         pass
@@ -287,7 +287,7 @@ def test_a_view_of_many_jobs_costs_no_more_than_one_of_few():
 
 @pytest.mark.parametrize("over", [0, 5])
 def test_the_pace_begins_anew_with_a_retry(over):
-    pace = Pace(age=1000.0)
+    pace = RateEstimator(age=1000.0)
     pace.see(over, ended=False)
     assert pace.elapsed >= 1000
     pace.see(over + 10, ended=False)
@@ -300,7 +300,7 @@ def test_the_pace_begins_anew_with_a_retry(over):
 
 @pytest.mark.parametrize("several", [False, True])
 def test_the_pace_begins_anew_with_items_that_come_after_the_end(several):
-    pace = Pace(age=1000.0, several=several)
+    pace = RateEstimator(age=1000.0, several=several)
     pace.see(0, ended=False)
     pace.see(10, ended=True)
     assert pace.elapsed >= 1000
@@ -310,7 +310,7 @@ def test_the_pace_begins_anew_with_items_that_come_after_the_end(several):
 
 
 def test_what_ended_before_it_was_seen_has_no_pace():
-    pace = Pace()
+    pace = RateEstimator()
     pace.see(10, ended=True)
     assert (pace.elapsed, pace.rate) == (None, None)
 
@@ -322,23 +322,23 @@ def test_an_attached_batch_whose_jobs_ended_before_is_not_said_to_have_taken_unt
     again = nbqueue.attach("yesterday")
     watch = again.ref.watch
     watch.over = False  # as it stands until the collector has come round
-    pace = Pace(age=86_400.0)
-    model.look([again.ref], pace, Groups(str), ())
+    pace = RateEstimator(age=86_400.0)
+    model.look([again.ref], pace, FailureGroups(str), ())
     watch.over = True
-    seen = model.look([again.ref], pace, Groups(str), ())
+    seen = model.look([again.ref], pace, FailureGroups(str), ())
     assert (seen.ended, seen.elapsed, seen.pace) == (True, None, "3 of 3")
 
 
 def test_what_is_left_to_copy_is_no_part_of_the_time_that_jobs_took(session, hands):
-    batch, pace = nbqueue.map(abs, range(3)), Pace()
-    model.look([batch.ref], pace, Groups(str), ())
+    batch, pace = nbqueue.map(abs, range(3)), RateEstimator()
+    model.look([batch.ref], pace, FailureGroups(str), ())
     hands.work()
     assert batch.wait(30)
     batch.ref.watch.over = False
-    elapsed = model.look([batch.ref], pace, Groups(str), ()).elapsed
+    elapsed = model.look([batch.ref], pace, FailureGroups(str), ()).elapsed
     assert elapsed > 0
     batch.ref.watch.over = True
-    assert model.look([batch.ref], pace, Groups(str), ()).elapsed == elapsed
+    assert model.look([batch.ref], pace, FailureGroups(str), ()).elapsed == elapsed
 
 
 class Handle:
@@ -350,7 +350,7 @@ class Handle:
 
 def test_a_panel_that_fails_is_given_up_and_the_others_go_on(session, hands, monkeypatch, caplog):
     monkeypatch.setattr("IPython.display.display", lambda *_, **__: Handle())
-    monkeypatch.setattr(panel, "painter", panel.Painter())
+    monkeypatch.setattr(panel, "painter", panel.RenderThread())
     broken, sound = (panel.Panel(nbqueue.map(abs, range(2)).ref, retry.again) for _ in range(2))
     monkeypatch.setattr(broken._rounds, "look", lambda _: 1 / 0)
     wait_until(lambda: broken.broken and "ZeroDivisionError" in caplog.text)
@@ -362,7 +362,7 @@ def test_a_panel_that_fails_is_given_up_and_the_others_go_on(session, hands, mon
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_painter_whose_thread_has_died_begins_another(session):
-    painter, ticks = panel.Painter(), []
+    painter, ticks = panel.RenderThread(), []
 
     class Dies:
         closed = False

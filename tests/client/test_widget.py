@@ -7,9 +7,9 @@ from helpers import wait_until
 
 import nbqueue
 from nbqueue.client.panel import model, widget
-from nbqueue.client.panel.failures import Groups
+from nbqueue.client.panel.failures import FailureGroups
 from nbqueue.client.panel.rate import pace_of
-from nbqueue.client.panel.widget import Acts, Controls
+from nbqueue.client.panel.widget import Acts, PanelWidget
 from nbqueue.client.submit import retry
 from nbqueue.store import server as program
 
@@ -18,9 +18,9 @@ class Shown:
     """The widget of one batch, drawn when asked."""
 
     def __init__(self, batch):
-        self.batch, self.groups = batch, Groups(lambda frame: f"line {frame[1]}")
+        self.batch, self.groups = batch, FailureGroups(lambda frame: f"line {frame[1]}")
         self.groups.add(batch.ref)
-        self.controls = Controls("ab12", Acts([batch.ref], self.groups, retry.again))
+        self.controls = PanelWidget("ab12", Acts([batch.ref], self.groups, retry.again))
         self.draw()
 
     def draw(self):

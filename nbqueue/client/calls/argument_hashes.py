@@ -11,11 +11,11 @@ import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
-from nbqueue.client.calls.fingerprint import SIZE, Digester, Doubt, joined, plain
+from nbqueue.client.calls.fingerprint import SIZE, Fingerprinter, NotComparable, joined, plain
 from nbqueue.client.calls.items import Call
 
 
-class Marks:
+class ArgumentHashes:
     """The marks of a submission's calls; they are looked at as they are read."""
 
     def __init__(self, key: bytes, salt: bytes) -> None:
@@ -31,7 +31,7 @@ class Marks:
         for index, call in enumerate(rows):
             try:
                 self._raws.append(_digest(call))
-            except Doubt as why:
+            except NotComparable as why:
                 self.doubts.append((index, str(why)))
                 self._raws.append(secrets.token_bytes(SIZE))  # like no other
             yield call
@@ -66,7 +66,7 @@ def _digest(call: Call) -> bytes:
     first, rest = plain(args), plain([each for pair in named for each in pair])
     if first is not None and rest is not None:
         return joined("call", first, rest)
-    digester = Digester()
+    digester = Fingerprinter()
     return joined("objects", *map(digester.of, args), b"", *(digester.of(each) for pair in named for each in pair))
 
 

@@ -24,7 +24,7 @@ def by_value(thing: Any) -> bool:
     return not wire.by_reference(thing)
 
 
-class Reach:
+class CaptureWalk:
     """A walk over all that `function` takes along by value.
 
     `captured`: name -> value of the data on the way (neither modules nor code). `modules`: names of modules to look at.
@@ -145,7 +145,7 @@ def names_of(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(names), frozenset(imports)
 
 
-def imports_of(call: Any, reach: Reach) -> set[str]:
+def imports_of(call: Any, reach: CaptureWalk) -> set[str]:
     """What the function will import when it is called, as far as its code says."""
     found, codes = set(reach.imports), reach.codes
     known = codes or [code for code in [getattr(inspect.unwrap(call), "__code__", None)] if code is not None]

@@ -41,7 +41,7 @@ _NO_MEMBERS = frozenset(  # what a class carries along that says nothing of what
 )
 
 
-class Doubt(Exception):  # noqa: N818 - it says what there is, as the errors of errors.py do
+class NotComparable(Exception):  # noqa: N818 - it says what there is, as the errors of errors.py do
     """Why something cannot be compared."""
 
 
@@ -69,7 +69,7 @@ def plain(value: Any) -> bytes | None:
         return None  # an integer of thousands of digits
 
 
-class Digester:
+class Fingerprinter:
     """Digests of values that nobody changes meanwhile. `of` raises Doubt."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Digester:
         try:
             return self._nested(value)
         except RecursionError:
-            raise Doubt("it is nested too deeply") from None
+            raise NotComparable("it is nested too deeply") from None
 
     def _nested(self, value: Any) -> bytes:
         key = id(value)
@@ -128,7 +128,7 @@ class Digester:
         return joined("plain", hex(value).encode())
 
     def _code(self, value: CodeType) -> bytes:
-        skeleton = Skeleton(value)
+        skeleton = CodeFingerprint(value)
         return joined("code", skeleton.digest, *(self.of(value) for _, value in skeleton.constants))
 
     # ------------------------------------------------------------ functions and classes
@@ -162,14 +162,14 @@ class Digester:
             reducer = copyreg.dispatch_table.get(kind)
             reduced: Any = reducer(value) if reducer is not None else value.__reduce_ex__(4)
         except Exception as why:  # any class may refuse
-            raise Doubt(f"{kind.__name__} cannot be taken apart: {why}") from why
+            raise NotComparable(f"{kind.__name__} cannot be taken apart: {why}") from why
         if isinstance(reduced, str):
             return self._named(value, reduced)
         made, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
         try:
             rest = [*(items or ())], [*(pairs or ())]
         except Exception as why:
-            raise Doubt(f"{kind.__name__} cannot be taken apart: {why}") from why
+            raise NotComparable(f"{kind.__name__} cannot be taken apart: {why}") from why
         return self._all("object", kind, made, arguments, state, *rest)
 
     def _named(self, value: Any, name: str) -> bytes:
@@ -179,7 +179,7 @@ class Digester:
             return self._all("wrapped", type(value), inner)
         module = getattr(value, "__module__", None) or ""
         if module in {"", "__main__", "__mp_main__"}:
-            raise Doubt(f"{type(value).__name__} {name} is known by its name only")
+            raise NotComparable(f"{type(value).__name__} {name} is known by its name only")
         return joined("name", module.encode(), name.encode())
 
 
@@ -188,25 +188,25 @@ def by_name(thing: Any) -> bytes:
     return joined("name", str(thing.__module__).encode(), thing.__qualname__.encode())
 
 
-def _builtin(digester: Digester, value: Any) -> bytes:
+def _builtin(digester: Fingerprinter, value: Any) -> bytes:
     owner = getattr(value, "__self__", None)
     if owner is None or isinstance(owner, ModuleType):
         return joined("name", str(value.__module__).encode(), value.__qualname__.encode())
     return joined("method", digester.of(owner), value.__name__.encode())
 
 
-def _mapping(digester: Digester, value: Mapping[Any, Any]) -> bytes:
+def _mapping(digester: Fingerprinter, value: Mapping[Any, Any]) -> bytes:
     return joined("dict", *(digester.of(each) for pair in value.items() for each in pair))
 
 
-_BY_KIND: tuple[tuple[tuple[type, ...], Callable[[Digester, Any], bytes]], ...] = (
-    ((int,), Digester._integer),  # noqa: SLF001 - of thousands of digits: the others are plain
+_BY_KIND: tuple[tuple[tuple[type, ...], Callable[[Fingerprinter, Any], bytes]], ...] = (
+    ((int,), Fingerprinter._integer),  # noqa: SLF001 - of thousands of digits: the others are plain
     ((list,), lambda digester, value: joined("list", *map(digester.of, value))),
     ((tuple,), lambda digester, value: joined("tuple", *map(digester.of, value))),
     ((dict, MappingProxyType), _mapping),
-    ((FunctionType,), Digester._function),  # noqa: SLF001 - its own module
-    ((MethodType,), Digester._method),  # noqa: SLF001
-    ((CodeType,), Digester._code),  # noqa: SLF001
+    ((FunctionType,), Fingerprinter._function),  # noqa: SLF001 - its own module
+    ((MethodType,), Fingerprinter._method),  # noqa: SLF001
+    ((CodeType,), Fingerprinter._code),  # noqa: SLF001
     ((BuiltinFunctionType,), _builtin),
     ((staticmethod, classmethod), lambda digester, value: joined(type(value).__name__, digester.of(value.__func__))),
     ((property,), lambda digester, value: joined("property", *map(digester.of, (value.fget, value.fset, value.fdel)))),
@@ -236,7 +236,7 @@ def members(kind: type) -> Iterator[tuple[str, Any]]:
     yield from ((name, member) for name, member in vars(kind).items() if name not in _NO_MEMBERS)
 
 
-class Skeleton:
+class CodeFingerprint:
     """A code object without its constants, file and lines. `constants` are (line, value) in order; nested code too."""
 
     def __init__(self, code: CodeType) -> None:
@@ -274,7 +274,7 @@ class Skeleton:
 # ---------------------------------------------------------------- arrays and tables
 
 
-def _arrays(digester: Digester, value: Any) -> bytes | None:
+def _arrays(digester: Fingerprinter, value: Any) -> bytes | None:
     """The digest of what NumPy and pandas made; None for all else."""
     if dataframes.is_a(value, "numpy", "ndarray", exact=True) or dataframes.is_a(value, "numpy", "memmap", exact=True):
         return _array(digester, value)
@@ -290,7 +290,7 @@ def _arrays(digester: Digester, value: Any) -> bytes | None:
     return _index(digester, value)
 
 
-def _index(digester: Digester, value: Any) -> bytes | None:
+def _index(digester: Fingerprinter, value: Any) -> bytes | None:
     if dataframes.is_a(value, "pandas", "RangeIndex", exact=True):
         return joined("range", *map(digester.of, (value.start, value.stop, value.step, value.name)))
     if dataframes.is_a(value, "pandas", "MultiIndex", exact=True):
@@ -300,7 +300,7 @@ def _index(digester: Digester, value: Any) -> bytes | None:
     return None
 
 
-def _array(digester: Digester, value: Any) -> bytes:
+def _array(digester: Fingerprinter, value: Any) -> bytes:
     import numpy as np
 
     head = [repr(value.dtype.descr).encode(), repr(value.shape).encode()]

@@ -27,7 +27,7 @@ _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+\Z")
 
 
 @dataclass(frozen=True)
-class Function:
+class DescribedFunction:
     """A function as the notebook knows it; `call` and `signature` are None where it cannot be imported here."""
 
     call: Callable[..., Any] | None
@@ -54,7 +54,7 @@ def describe(
     salt: bytes = b"",
     hooks: Mapping[str, Callback | Hook] | None = None,
     pin: bool | None = None,
-) -> Function:
+) -> DescribedFunction:
     """`function` ready for sealing: a callable, or a dotted name such as `mylib.count`.
 
     `env` names the variables that travel with it, beside those `inherited`, and `hooks` the callbacks. `salt` is mixed
@@ -79,23 +79,23 @@ def describe(
     # No part of the key: how it runs is the same.
     imports = closures.importable(closures.imports_of(call, reach), own)
     record = msgspec.structs.replace(record, sources=sources.of(codes), imports=imports)
-    return Function(call, label, signature_of(call), record)
+    return DescribedFunction(call, label, signature_of(call), record)
 
 
 def goes_by_name(function: object) -> bool:
     """Whether a worker imports it, and all that it is made of: a dotted name, or what a module holds."""
-    return isinstance(function, str) or (callable(function) and not closures.Reach(function).whole)
+    return isinstance(function, str) or (callable(function) and not closures.CaptureWalk(function).whole)
 
 
 def _wrapped(
     function: object, *, pin: bool
-) -> tuple[Callable[..., Any] | None, str, bytes, dict[str, str], closures.Reach]:
+) -> tuple[Callable[..., Any] | None, str, bytes, dict[str, str], closures.CaptureWalk]:
     """(the callable if it is here, its name, its pickle, digests of the modules that it reaches, the way there).
 
     Without `pin` no modules are looked at.
     """
     call, thing, label = resolved(function)
-    reach = closures.Reach(call)
+    reach = closures.CaptureWalk(call)
     payload = _pickled(thing, label, reach)
     return call, label, payload, _reached(function, reach, payload) if pin else {}, reach
 
@@ -137,7 +137,7 @@ def _missing_here(why: ImportError, name: str) -> bool:
     return False
 
 
-def _reached(function: object, reach: closures.Reach | None, payload: bytes) -> dict[str, str]:
+def _reached(function: object, reach: closures.CaptureWalk | None, payload: bytes) -> dict[str, str]:
     names = set(reach.modules) if reach is not None else set()
     if isinstance(function, str):
         names.add(function.rpartition(".")[0])
@@ -182,7 +182,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
 _builtins = lru_cache(256)(_signature)
 
 
-def _pickled(thing: Any, label: str, reach: closures.Reach) -> bytes:
+def _pickled(thing: Any, label: str, reach: closures.CaptureWalk) -> bytes:
     captured = reach.captured
     remedy = "Pass a path, or a slice as argument."
     try:

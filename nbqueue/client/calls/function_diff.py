@@ -13,15 +13,15 @@ from typing import Any
 
 from nbqueue import settings
 from nbqueue.client.calls import closures
-from nbqueue.client.calls.fingerprint import Digester, Doubt, Skeleton, joined, members, plain, used
-from nbqueue.model import FunctionRecord, Likeness, Part
+from nbqueue.client.calls.fingerprint import CodeFingerprint, Fingerprinter, NotComparable, joined, members, plain, used
+from nbqueue.model import FunctionFingerprint, FunctionRecord, Part
 
 SHOWN = 40  # characters of a value that is named in words
 MOST = 2_000  # functions and classes that are looked into by name
 TOLD = 4  # changes that are named
 
 
-def likeness(call: Callable[..., Any] | None, name: str) -> Likeness:
+def likeness(call: Callable[..., Any] | None, name: str) -> FunctionFingerprint:
     """What `call` is made of; `name` is all there is to say of what is not here."""
     parts: dict[str, Part] = {}
     lines: dict[str, tuple[tuple[int, bytes], ...]] = {}
@@ -29,7 +29,7 @@ def likeness(call: Callable[..., Any] | None, name: str) -> Likeness:
         parts["named"] = Part(joined("named", name.encode()), name)
     else:
         _Walk(call, parts, lines).all()
-    return Likeness(settings.python_version(), parts, lines)
+    return FunctionFingerprint(settings.python_version(), parts, lines)
 
 
 class _Walk:
@@ -37,7 +37,7 @@ class _Walk:
 
     def __init__(self, call: Any, parts: dict[str, Part], lines: dict[str, tuple[tuple[int, bytes], ...]]) -> None:
         self._parts, self._lines = parts, lines
-        self._digester = Digester()
+        self._digester = Fingerprinter()
         self._titles: dict[int, str] = {}
         self._waiting: list[tuple[str, Any]] = []
         self._enter("", call)
@@ -67,7 +67,7 @@ class _Walk:
             yield from used(thing)
 
     def _code(self, title: str, function: FunctionType) -> None:
-        skeleton = Skeleton(function.__code__)
+        skeleton = CodeFingerprint(function.__code__)
         self._parts[f"code\0{title}"] = Part(skeleton.digest)
         self._lines[title] = tuple(skeleton.lines)
         for place, (line, value) in enumerate(skeleton.constants):
@@ -99,7 +99,7 @@ class _Walk:
         shown = "" if text is None or len(text) > SHOWN else text.decode("utf-8", "replace")
         try:
             digest = self._digester.of(value)
-        except Doubt as why:
+        except NotComparable as why:
             return Part(b"", str(why)[:200], line)
         return Part(digest, shown, line)
 
@@ -161,7 +161,7 @@ def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return found
 
 
-def _gone(was: Likeness, now: Likeness) -> set[str]:
+def _gone(was: FunctionFingerprint, now: FunctionFingerprint) -> set[str]:
     """Functions that only one of both knows: what refers to them says so."""
     return was.lines.keys() ^ now.lines.keys()
 
@@ -190,7 +190,7 @@ _NOUNS = {
 }
 
 
-def _words(kind: str, title: str, label: str, was: Likeness, now: Likeness) -> str:
+def _words(kind: str, title: str, label: str, was: FunctionFingerprint, now: FunctionFingerprint) -> str:
     old, new = was.parts.get(label), now.parts.get(label)
     noun, _, name = kind.partition(" ")
     where = f" of {title}" if title else ""

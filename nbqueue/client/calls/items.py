@@ -17,7 +17,7 @@ from typing import Any
 from nbqueue import perform
 from nbqueue.checks import brief, size_text, warn
 from nbqueue.client.calls import dataframes
-from nbqueue.client.calls.function import Function
+from nbqueue.client.calls.function import DescribedFunction
 from nbqueue.errors import BadItems, NotPicklable, TooLarge
 from nbqueue.model import WARN_ARGUMENTS, Options
 
@@ -44,7 +44,7 @@ class Calls:
 # ---------------------------------------------------------------- the verbs' items
 
 
-def mapped(function: Function, items: tuple[Any, ...]) -> Calls:
+def mapped(function: DescribedFunction, items: tuple[Any, ...]) -> Calls:
     """One call per item; several iterables are zipped strictly. Raises BadItems."""
     if not items:
         raise BadItems(message=f"There are no items: give them after the function, as map({function.label}, items).")
@@ -68,7 +68,7 @@ def mapped(function: Function, items: tuple[Any, ...]) -> Calls:
     return Calls(rows, n, _columns(function, n, len(items)), labels is not None, names)
 
 
-def starmapped(function: Function, items: Any) -> Calls:
+def starmapped(function: DescribedFunction, items: Any) -> Calls:
     """Tuples are spread over the positions, dicts over the keywords. Raises BadItems."""
     if dataframes.is_frame(items):
         return _framed(function, (items,))
@@ -84,7 +84,7 @@ def starmapped(function: Function, items: Any) -> Calls:
     return Calls(rows, n, _columns(function, n, 0), labels is not None, names)
 
 
-def gridded(function: Function, axes: dict[str, Any]) -> Calls:
+def gridded(function: DescribedFunction, axes: dict[str, Any]) -> Calls:
     """Every combination of the axes, the last keyword fastest; what is no axis is constant."""
     crossed = {name: list(value) if dataframes.is_axis(value) else (value,) for name, value in axes.items()}
     n = 1
@@ -95,14 +95,14 @@ def gridded(function: Function, axes: dict[str, Any]) -> Calls:
     return Calls(rows, n, _ordered(function, names))
 
 
-def single(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calls:
+def single(function: DescribedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calls:
     """One call, as it stands."""
     columns = _columns(function, 1, len(args))
     named = (*columns, *(name for name in kwargs if name not in columns))
     return Calls([(args, kwargs, None)], 1, named, alone=True)
 
 
-def _framed(function: Function, items: tuple[Any, ...]) -> Calls:
+def _framed(function: DescribedFunction, items: tuple[Any, ...]) -> Calls:
     if len(items) > 1:
         raise BadItems(
             message="A DataFrame stands alone: its rows are keywords. Add the other values to it as columns, "
@@ -117,7 +117,7 @@ def _framed(function: Function, items: tuple[Any, ...]) -> Calls:
     return Calls(rows, len(frame), _ordered(function, names), labels is not None, index_names)
 
 
-def _check_columns(function: Function, names: tuple[str, ...]) -> None:
+def _check_columns(function: DescribedFunction, names: tuple[str, ...]) -> None:
     if function.signature is None:
         return
     parameters = function.signature.parameters.values()
@@ -182,7 +182,7 @@ def _spread(index: int, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-def bound(function: Function, call: Call, what: str = "the first item") -> None:
+def bound(function: DescribedFunction, call: Call, what: str = "the first item") -> None:
     """Raises BadItems unless `call` fits the function's signature."""
     if function.signature is None:
         return
@@ -203,7 +203,7 @@ def bound(function: Function, call: Call, what: str = "the first item") -> None:
 # ---------------------------------------------------------------- columns
 
 
-def positional(function: Function) -> tuple[str, ...]:
+def positional(function: DescribedFunction) -> tuple[str, ...]:
     """The names of the parameters that a position can fill."""
     if function.signature is None:
         return ()
@@ -211,13 +211,13 @@ def positional(function: Function) -> tuple[str, ...]:
     return tuple(p.name for p in function.signature.parameters.values() if p.kind in kinds)
 
 
-def _columns(function: Function, n: int | None, used: int) -> tuple[str, ...]:
+def _columns(function: DescribedFunction, n: int | None, used: int) -> tuple[str, ...]:
     names = positional(function)
     names += tuple(f"arg_{place}" for place in range(len(names), used))
     return names[:used] if n == 0 and used else names
 
 
-def _ordered(function: Function, names: tuple[str, ...]) -> tuple[str, ...]:
+def _ordered(function: DescribedFunction, names: tuple[str, ...]) -> tuple[str, ...]:
     if function.signature is None:
         return names
     known = [name for name in function.signature.parameters if name in names]
@@ -227,7 +227,7 @@ def _ordered(function: Function, names: tuple[str, ...]) -> tuple[str, ...]:
 # ---------------------------------------------------------------- payloads
 
 
-def payloads(function: Function, calls: Calls) -> Iterator[bytes]:
+def payloads(function: DescribedFunction, calls: Calls) -> Iterator[bytes]:
     """Each call as bytes; the first is bound to the signature before. Errors name the item."""
     warned = False
     pack: Callable[..., bytes] = perform.pack
@@ -250,7 +250,7 @@ def payloads(function: Function, calls: Calls) -> Iterator[bytes]:
         yield payload
 
 
-def _said(function: Function, index: int, call: Call, why: Exception, *, alone: bool) -> str:
+def _said(function: DescribedFunction, index: int, call: Call, why: Exception, *, alone: bool) -> str:
     """What is wrong, in words: of a single call no item is named, for there is only it."""
     name = _culprit(function, call, too_large=isinstance(why, TooLarge))
     if alone:
@@ -266,7 +266,7 @@ def _refusal(what: str, why: Exception) -> Exception:
     return NotPicklable(what=what, why=f"{type(why).__name__}: {why}", remedy=remedy)
 
 
-def _culprit(function: Function, call: Call, *, too_large: bool) -> str:
+def _culprit(function: DescribedFunction, call: Call, *, too_large: bool) -> str:
     args, kwargs, _ = call
     if too_large:
         return ""

@@ -121,7 +121,7 @@ def outcome_of(job: JobRef) -> Outcome | None:
 
 
 def shown_of(job: JobRef) -> Outcome | None:
-    """As outcome_of, for who shows many: see Watch.shown."""
+    """As outcome_of, for who shows many: see BatchState.shown."""
     fill_in(job)
     return job.batch.watch.shown(job.index, job.batch.session.sealer)
 

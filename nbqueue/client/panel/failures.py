@@ -37,7 +37,7 @@ Frame = tuple[str, int]  # file and line
 Member = tuple[int, int]  # which batch, which of its jobs
 
 
-class Kind:
+class FailureGroup:
     """Failures that are the same. `members` are in the order in which they were seen."""
 
     def __init__(self, type_name: str, message: str, where: str) -> None:
@@ -65,7 +65,7 @@ class Kind:
                 self._message = _shared(self._message, message)
 
 
-class Groups:
+class FailureGroups:
     """The kinds of failure in some batches; `look` keeps up with them."""
 
     def __init__(self, words: Callable[[Frame], str]) -> None:
@@ -73,8 +73,8 @@ class Groups:
         self._batches: list[BatchRef] = []
         self._read: list[list[int]] = []  # entries of `ended` and of `undone` that were read, by batch
         self._watches: list[BatchState] = []  # of which they are entries: a batch that was brought back has another one
-        self._kinds: dict[Any, dict[str, Kind]] = {}  # (cause, type, frame) -> normal message -> kind
-        self._of: dict[Member, tuple[Any, Kind]] = {}
+        self._kinds: dict[Any, dict[str, FailureGroup]] = {}  # (cause, type, frame) -> normal message -> kind
+        self._of: dict[Member, tuple[Any, FailureGroup]] = {}
 
     def __len__(self) -> int:
         return len(self._of)
@@ -85,7 +85,7 @@ class Groups:
         self._read.append([0, 0])
         self._watches.append(batch.watch)
 
-    def kinds(self) -> list[Kind]:
+    def kinds(self) -> list[FailureGroup]:
         """All kinds, in the order in which they appeared."""
         return [kind for kinds in self._kinds.values() for kind in kinds.values()]
 
@@ -128,7 +128,7 @@ class Groups:
         name = GAP if GAP in kinds else normal(message)
         kind = kinds.get(name)
         if kind is None:
-            kind = kinds[name] = Kind(type_name, message, self._words(frame) if frame else "")
+            kind = kinds[name] = FailureGroup(type_name, message, self._words(frame) if frame else "")
         kind.join(message)
         kind.members[member] = None
         self._of[member] = key, kind

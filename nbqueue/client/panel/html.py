@@ -8,9 +8,9 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 
-from nbqueue.client.panel.job_details import Told
-from nbqueue.client.panel.model import Failures, View
-from nbqueue.client.panel.polling import Going
+from nbqueue.client.panel.job_details import JobDetails
+from nbqueue.client.panel.model import Failures, PanelModel
+from nbqueue.client.panel.polling import JobProgress
 
 TRACE = 6_000  # characters of a traceback in a saved notebook
 
@@ -50,23 +50,23 @@ def _safe(text: str) -> str:
     return html.escape(text, quote=True)
 
 
-def head(view: View) -> str:
+def head(view: PanelModel) -> str:
     """All that is seen without a click: what moves, and the lines below it."""
     return _page(_top(view) + _lines(view))
 
 
-def top(view: View) -> str:
+def top(view: PanelModel) -> str:
     """What moves: title, pace, bar, counts, and how far running jobs are."""
     return _page(_top(view))
 
 
-def lines(view: View) -> str:
+def lines(view: PanelModel) -> str:
     """The lines below, which seldom change: whoever selects a command in them keeps the selection."""
     text = _lines(view)
     return _page(text) if text else ""
 
 
-def _top(view: View) -> str:
+def _top(view: PanelModel) -> str:
     about = f" <span style='{_MUTED}'>{_safe(view.about)}</span>" if view.about else ""
     title = f"<span><b>{_safe(view.title)}</b>{about}</span><span style='margin-left:auto'>{_safe(view.pace)}</span>"
     seed = f"<span style='margin-left:auto;{_SMALL}'>{_safe(view.seed)}</span>" if view.seed else ""
@@ -79,7 +79,7 @@ def _top(view: View) -> str:
     return "".join(parts)
 
 
-def _lines(view: View) -> str:
+def _lines(view: PanelModel) -> str:
     found = [_note(text, "failed") for text in view.trouble]
     found += [_note(text, "started", command) for text, command in view.notes]
     found += [_note(each.advice, "started", each.command) for each in view.serving if each.advice]
@@ -93,7 +93,7 @@ def _page(inner: str) -> str:
     return f"<div class='nbqueue' style='{style}'>{inner}</div>"
 
 
-def _bar(view: View) -> str:
+def _bar(view: PanelModel) -> str:
     words = _safe(", ".join(f"{count:,} {state}" for state, count in view.counts))
     parts = "".join(
         f"<div title='{count:,} {state}' style='min-width:3px;height:10px;width:{count / max(view.n, 1):.3%};"
@@ -106,7 +106,7 @@ def _bar(view: View) -> str:
     return f"<div {aria} aria-label='{words}' style='{outer}'>{parts}</div>"
 
 
-def _legend(view: View) -> str:
+def _legend(view: PanelModel) -> str:
     dot = "display:inline-block;width:9px;height:9px;border-radius:2px;margin-right:5px"
     return "".join(
         f"<span><span aria-hidden='true' style='{dot};background-color:{_PLAIN[state]};"
@@ -115,7 +115,7 @@ def _legend(view: View) -> str:
     )
 
 
-def _going(each: Going | None) -> str:
+def _going(each: JobProgress | None) -> str:
     """A running job and how far it says it is, in one line; an empty one where there is none."""
     if each is None:
         return "<div>&nbsp;</div>"
@@ -149,7 +149,7 @@ def message(text: str, *, wrong: bool = False) -> str:
     return _page(_note(text, "failed" if wrong else "started")) if text else ""
 
 
-def told(job: Told, arguments: str | None = None, *, most: int | None = None) -> str:
+def told(job: JobDetails, arguments: str | None = None, *, most: int | None = None) -> str:
     """One failed job: how it ran, its traceback, what it printed, its arguments if they were asked for."""
     trace = job.traceback if most is None or len(job.traceback) <= most else "...\n" + job.traceback[-most:]
     parts = [f"<div><b>{_safe(job.job)}</b> <span style='{_MUTED}'>{_safe(job.facts)}</span></div>", _pre(trace)]
@@ -171,7 +171,9 @@ def _pre(text: str) -> str:
 # ---------------------------------------------------------------- the saved form
 
 
-def static(view: View, examples: Mapping[int, Told] | None = None, *, asof: str = "", again: str = "") -> str:
+def static(
+    view: PanelModel, examples: Mapping[int, JobDetails] | None = None, *, asof: str = "", again: str = ""
+) -> str:
     """The whole as HTML without a kernel; `examples` has a job for each place in `view.failures`.
 
     `asof` says of which moment it is, and may hold a command, `again`.
@@ -187,7 +189,7 @@ def static(view: View, examples: Mapping[int, Told] | None = None, *, asof: str 
     return f"<div style='max-width:860px;padding:3px 8px;border-radius:4px;{PAIR}'>{head(view)}{kinds}{below}</div>"
 
 
-def _kind(each: Failures, job: Told | None) -> str:
+def _kind(each: Failures, job: JobDetails | None) -> str:
     hue = f"border-left:3px solid {_HUES['failed']};padding-left:8px;margin:3px 0"
     if job is None:
         return _page(f"<div style='{hue}'>{_safe(each.text)}</div>")

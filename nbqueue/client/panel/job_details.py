@@ -17,7 +17,7 @@ ARGUMENT = 2_000  # characters of an argument
 LOG = 4_000  # characters of what it printed
 
 
-class Told(NamedTuple):
+class JobDetails(NamedTuple):
     """One failed job. `facts` is a line of how it ran; `log` is None where it was not asked for."""
 
     job: str
@@ -26,7 +26,7 @@ class Told(NamedTuple):
     log: str | None = None
 
 
-def told(batch: BatchRef, index: int, *, log: bool = False) -> Told | None:
+def told(batch: BatchRef, index: int, *, log: bool = False) -> JobDetails | None:
     """What there is to know of a job; None while it has no outcome. `log` asks the store, and never raises."""
     job = batch.job(index)
     outcome = refresh.shown_of(job)
@@ -40,7 +40,7 @@ def told(batch: BatchRef, index: int, *, log: bool = False) -> Told | None:
     facts += [f"attempt {outcome.attempt}"] if outcome.attempt > 1 else []
     failure = outcome.failure
     trace = failure.traceback if failure is not None and failure.traceback else text_of(outcome, parents_of(batch.spec))
-    return Told(job.id, ", ".join(facts), trace, _log(batch, index) if log else None)
+    return JobDetails(job.id, ", ".join(facts), trace, _log(batch, index) if log else None)
 
 
 def _log(batch: BatchRef, index: int) -> str:

@@ -10,9 +10,9 @@ import msgspec
 
 from nbqueue.checks import counted
 from nbqueue.client.panel import previous_run
-from nbqueue.client.panel.failures import Groups, Kind
-from nbqueue.client.panel.polling import Going, Serving
-from nbqueue.client.panel.rate import Pace, clock, left_words, lifetime, rate_words
+from nbqueue.client.panel.failures import FailureGroup, FailureGroups
+from nbqueue.client.panel.polling import JobProgress, QueueWorkers
+from nbqueue.client.panel.rate import RateEstimator, clock, left_words, lifetime, rate_words
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.model import Tally
 
@@ -28,7 +28,7 @@ KINDS = 8  # kinds of failure that a panel lists
 class Failures(NamedTuple):
     """One kind of failure, `size` times: `37x KeyError: 'title' - line 12 of this cell`."""
 
-    kind: Kind
+    kind: FailureGroup
     size: int
 
     @property
@@ -38,7 +38,7 @@ class Failures(NamedTuple):
         return f"{self.size:,}x {self.kind.what}{where}"
 
 
-class View(msgspec.Struct, frozen=True, kw_only=True):
+class PanelModel(msgspec.Struct, frozen=True, kw_only=True):
     """What there is to see of some batches at one moment. Times in seconds, rate in jobs per second."""
 
     title: str
@@ -50,8 +50,10 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None = None
     eta: float | None = None
     elapsed: float | None = None
-    serving: tuple[Serving, ...] = ()
-    going: tuple[Going | None, ...] = ()  # some of the jobs that run, and how far they say they are; None: a free line
+    serving: tuple[QueueWorkers, ...] = ()
+    going: tuple[
+        JobProgress | None, ...
+    ] = ()  # some of the jobs that run, and how far they say they are; None: a free line
     notes: tuple[tuple[str, str], ...] = ()  # (what there is to say, the command in it)
     earlier: int = 0  # how many batches the same cell submitted before, and still run
     seed: str = ""
@@ -85,7 +87,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         return "; ".join((f"{each.queue}: " if several else "") + _served(each) for each in told)
 
 
-def _served(serving: Serving) -> str:
+def _served(serving: QueueWorkers) -> str:
     if not serving.workers:
         return "No worker yet"
     hosts = ", ".join(serving.hosts[:3]) + (f" and {len(serving.hosts) - 3} more" if len(serving.hosts) > 3 else "")
@@ -97,11 +99,11 @@ def _served(serving: Serving) -> str:
 
 def look(
     batches: Sequence[BatchRef],
-    pace: Pace,
-    groups: Groups,
-    serving: Sequence[Serving],
-    going: Sequence[Going | None] = (),
-) -> View:
+    pace: RateEstimator,
+    groups: FailureGroups,
+    serving: Sequence[QueueWorkers],
+    going: Sequence[JobProgress | None] = (),
+) -> PanelModel:
     """What there is to see of `batches` now. From memory, in a time that does not depend on the number of jobs."""
     watches = [batch.watch for batch in batches]
     tally, n = total([watch.tally for watch in watches]), sum(watch.n for watch in watches)
@@ -114,7 +116,7 @@ def look(
     kinds = groups.kinds()
     listed = sorted(kinds, key=lambda kind: -_weight(kind, exact=over))[:KINDS]
     hidden = sum(len(kind.members) for kind in kinds) - sum(len(kind.members) for kind in listed)
-    return View(
+    return PanelModel(
         title=first.name or first.id,
         about=about,
         tally=tally,
@@ -137,7 +139,7 @@ def look(
     )
 
 
-def _weight(kind: Kind, *, exact: bool) -> int:
+def _weight(kind: FailureGroup, *, exact: bool) -> int:
     """What decides which kinds are listed. While they grow side by side, the list shall not change all the time."""
     size = len(kind.members)
     return size if exact else size.bit_length()

@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from nbqueue.client.panel import html, job_details, model
-from nbqueue.client.panel.failures import Frame, Groups, place_words
-from nbqueue.client.panel.model import View
-from nbqueue.client.panel.polling import Lookout, Rounds
-from nbqueue.client.panel.rate import Pace, line, pace_of
-from nbqueue.client.panel.widget import Acts, Controls, Retry
+from nbqueue.client.panel.failures import FailureGroups, Frame, place_words
+from nbqueue.client.panel.model import PanelModel
+from nbqueue.client.panel.polling import ProgressPoller, WorkersPoller
+from nbqueue.client.panel.rate import RateEstimator, line, pace_of
+from nbqueue.client.panel.widget import Acts, PanelWidget, Retry
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.kernel import attended, cell_of, number
 
@@ -46,9 +46,9 @@ class Panel:
         self._ident = secrets.token_hex(4)
         self._number = number()
         self._batches: list[BatchRef] = []
-        self._lookouts = defaultdict[tuple[int, str], Lookout](Lookout)  # by session and queue
-        self._rounds = Rounds()
-        self._groups = Groups(self._words)
+        self._lookouts = defaultdict[tuple[int, str], WorkersPoller](WorkersPoller)  # by session and queue
+        self._rounds = ProgressPoller()
+        self._groups = FailureGroups(self._words)
         self._pace = pace_of(batch.watch)
         self._dirty = True
         self._drawn = self._saved = 0.0
@@ -63,7 +63,7 @@ class Panel:
         """Shows one more batch; a panel that had come to its end moves again."""
         with self._lock:
             if self._batches:
-                self._pace = Pace(several=True) if len(self._batches) == 1 else self._pace
+                self._pace = RateEstimator(several=True) if len(self._batches) == 1 else self._pace
             self._batches.append(batch)
             self._groups.add(batch)
             if self._first is None:
@@ -130,11 +130,11 @@ class Panel:
         if seen.ended or time.monotonic() - self._saved >= pause:
             self._save(seen)
 
-    def _look(self) -> View:
+    def _look(self) -> PanelModel:
         serving = [lookout.found for lookout in self._lookouts.values() if lookout.found is not None]
         return model.look(self._batches, self._pace, self._groups, serving, self._rounds.going)
 
-    def _show(self, seen: View) -> None:
+    def _show(self, seen: PanelModel) -> None:
         """The live widget, as long as there is something that it can do."""
         if self._second is None:
             return
@@ -149,11 +149,11 @@ class Panel:
         if not wanted:
             self._controls.acts.drop()
 
-    def _save(self, seen: View) -> None:
+    def _save(self, seen: PanelModel) -> None:
         self._saved = time.monotonic()
         self._first.update(self._bundle(seen), raw=True)
 
-    def _bundle(self, seen: View) -> dict[str, str]:
+    def _bundle(self, seen: PanelModel) -> dict[str, str]:
         examples, asof, again = {}, "", ""
         if seen.ended:
             examples = {place: told for place, each in enumerate(seen.failures) if (told := self._example(each.kind))}
@@ -165,7 +165,7 @@ class Panel:
             text = html.beside(self._ident, text, final=seen.ended)
         return {"text/html": text, "text/plain": line(seen.tally, seen.n, seen.eta)}
 
-    def _example(self, kind: Any) -> job_details.Told | None:
+    def _example(self, kind: Any) -> job_details.JobDetails | None:
         member = kind.member(0)
         return None if member is None else job_details.told(self._groups.batch(member), member[1])
 
@@ -176,7 +176,7 @@ class Panel:
         self._groups.look()
         seen = self._look()
         if not self._batches[0].inline and (not seen.ended or seen.retry) and attended():
-            self._controls = Controls(self._ident, Acts(self._batches, self._groups, self._retry))
+            self._controls = PanelWidget(self._ident, Acts(self._batches, self._groups, self._retry))
             self._controls.show(seen)
             self._live = True
         self._first = display(self._bundle(seen), raw=True, display_id=True)  # type: ignore[no-untyped-call]
@@ -189,7 +189,7 @@ class Panel:
         return place_words(frame, cell_of, self._number)
 
 
-class Painter:
+class RenderThread:
     """One thread that draws all panels that move; it ends when none does."""
 
     def __init__(self) -> None:
@@ -219,4 +219,4 @@ class Painter:
                     return
 
 
-painter = Painter()
+painter = RenderThread()

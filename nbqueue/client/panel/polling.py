@@ -19,7 +19,7 @@ LOOK_SERVING = 2.0  # seconds between two looks
 LONELY = 2.0  # seconds without a worker, after which one is asked for
 
 
-class Going(NamedTuple):
+class JobProgress(NamedTuple):
     """A running job, and how far it says it is."""
 
     job: str
@@ -39,7 +39,7 @@ class Going(NamedTuple):
         return min(1.0, max(0.0, self.done / self.total)) if self.total else None
 
 
-class Rounds:
+class ProgressPoller:
     """Asks the store what running jobs say; for the painter's thread.
 
     A job keeps its place in the list, and a place is kept when its job has ended: what is seen beneath does not move.
@@ -50,7 +50,7 @@ class Rounds:
         self._places: list[_Said | None] = []
 
     @property
-    def going(self) -> tuple[Going | None, ...]:
+    def going(self) -> tuple[JobProgress | None, ...]:
         """What was said last, place by place; None where no job is, or its end has been heard."""
         return tuple(None if each is None or each.ended else each.going for each in self._places)
 
@@ -85,7 +85,7 @@ class _Said(NamedTuple):
 
     batch: BatchRef
     row: int
-    going: Going
+    going: JobProgress
 
     @property
     def ended(self) -> bool:
@@ -99,13 +99,13 @@ def _read(batch: BatchRef, index: int, blob: bytes) -> _Said | None:
         return None  # of someone else's making: not shown
     if said is None or not batch.watch.holds(index):
         return None
-    return _Said(batch, index, Going(batch.job(index).id, *said))
+    return _Said(batch, index, JobProgress(batch.job(index).id, *said))
 
 
 # ---------------------------------------------------------------- who serves
 
 
-class Serving(NamedTuple):
+class QueueWorkers(NamedTuple):
     """The live workers of a queue. `advice` says what is missing, `command` is the part of it that is to be run."""
 
     queue: str
@@ -116,13 +116,13 @@ class Serving(NamedTuple):
     command: str = ""
 
 
-class Lookout:
+class WorkersPoller:
     """Looks now and then who serves the batches of a queue; for the painter's thread, since it asks the store."""
 
     def __init__(self) -> None:
         self._next = 0.0
         self._lonely: float | None = None
-        self.found: Serving | None = None
+        self.found: QueueWorkers | None = None
 
     def look(self, batches: Sequence[BatchRef]) -> None:
         """Brings `found` up to date, as long as one of these has not ended. Never raises for a server that is away."""
@@ -140,7 +140,7 @@ class Lookout:
         except NbqueueError:
             return  # the collector's outage is told; what was known last stays
         hosts = tuple(dict.fromkeys(info.host for info in mine))
-        found = Serving(watch.queue, len(mine), sum(info.slots for info in mine), hosts)
+        found = QueueWorkers(watch.queue, len(mine), sum(info.slots for info in mine), hosts)
         self._lonely = (self._lonely or now) if why is not None and why.reason != pending.BUSY else None
         if self._lonely is not None and now - self._lonely >= LONELY:
             found = found._replace(advice=advice.message(), command=advice.command())

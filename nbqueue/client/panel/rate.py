@@ -18,7 +18,7 @@ ENOUGH = 20  # ... if as many jobs ended in it; else it is taken since the begin
 LAG = 2.0  # seconds without having copied everything, after which it is told
 
 
-class Pace:
+class RateEstimator:
     """How fast outcomes come in, since the batch was first seen. `age`: how long it had run by then.
 
     What comes after an end, be it a retry or new items, is a new race; not so of `several` batches of one cell.
@@ -81,13 +81,13 @@ class Pace:
         return left / rate if rate and left > 0 else None
 
 
-_paces: WeakKeyDictionary[BatchState, Pace] = WeakKeyDictionary()
+_paces: WeakKeyDictionary[BatchState, RateEstimator] = WeakKeyDictionary()
 
 
-def pace_of(watch: BatchState) -> Pace:
+def pace_of(watch: BatchState) -> RateEstimator:
     """The pace of a batch: one for all that show it."""
     if watch not in _paces:
-        _paces[watch] = Pace(max(0.0, time.time() - watch.created_us / 1e6) if watch.created_us else 0.0)
+        _paces[watch] = RateEstimator(max(0.0, time.time() - watch.created_us / 1e6) if watch.created_us else 0.0)
     return _paces[watch]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from nbqueue.checks import counted
 from nbqueue.client.panel import html, job_details, model
-from nbqueue.client.panel.failures import Groups, Kind, Member
-from nbqueue.client.panel.model import Failures, View
+from nbqueue.client.panel.failures import FailureGroup, FailureGroups, Member
+from nbqueue.client.panel.model import Failures, PanelModel
 from nbqueue.client.session.batch_ref import BatchRef
 
 KEPT = 50  # widgets of panels that a kernel keeps: more would make every reload of the page slower
@@ -40,17 +40,17 @@ class Acts:
     A widget lives until its page forgets it, so what it holds lives as long; `drop` lets the batches go.
     """
 
-    def __init__(self, batches: list[BatchRef], groups: Groups, retry: Retry) -> None:
+    def __init__(self, batches: list[BatchRef], groups: FailureGroups, retry: Retry) -> None:
         self._retry = retry
         self.hold(batches, groups)
 
-    def hold(self, batches: list[BatchRef], groups: Groups) -> None:
+    def hold(self, batches: list[BatchRef], groups: FailureGroups) -> None:
         """Acts on these from now on."""
         self._batches, self._groups = batches, groups
 
     def drop(self) -> None:
         """Acts on nothing from now on."""
-        self._batches, self._groups = [], Groups(str)
+        self._batches, self._groups = [], FailureGroups(str)
 
     def cancel(self) -> str:
         """Cancels all that has not ended."""
@@ -78,7 +78,7 @@ class Acts:
         return self._groups.batch(member)
 
 
-class Controls:
+class PanelWidget:
     """The widgets of one panel, marked for the saved form beside them with `ident`."""
 
     def __init__(self, ident: str, acts: Acts) -> None:
@@ -86,10 +86,10 @@ class Controls:
 
         self.acts = acts
         self._asking = False
-        self._view: View | None = None
+        self._view: PanelModel | None = None
         self._lock = threading.RLock()
         self._working = False  # on a click; buttons are not disabled then: they would lose the keyboard's focus
-        self._rows: list[Row] = []
+        self._rows: list[FailureRow] = []
         self._head, self._lines = ipywidgets.HTML(), ipywidgets.HTML()
         self._head.add_class("nbq-head")
         self._lines.add_class("nbq-head")
@@ -121,7 +121,7 @@ class Controls:
 
     # ------------------------------------------------------------ showing
 
-    def show(self, view: View) -> None:
+    def show(self, view: PanelModel) -> None:
         """Shows `view`. What has not changed is not sent."""
         with self._lock:
             self._view = view
@@ -142,8 +142,8 @@ class Controls:
             row = rows.get(each.kind) or (free.pop(0) if free else self._new())
             row.take(each)
 
-    def _new(self) -> Row:
-        self._rows.append(Row(self.acts, self._lock))
+    def _new(self) -> FailureRow:
+        self._rows.append(FailureRow(self.acts, self._lock))
         self._kinds.children = [row.box for row in self._rows]
         return self._rows[-1]
 
@@ -202,14 +202,14 @@ class Controls:
         _aside(run)
 
 
-class Row:
+class FailureRow:
     """One kind of failure: a button that opens one of its jobs. `kind` is None while it stands by, hidden."""
 
     def __init__(self, acts: Acts, lock: threading.RLock) -> None:
         import ipywidgets
 
         self._lock = lock  # the panel's: clicks come on one thread, news on another
-        self.kind: Kind | None = None
+        self.kind: FailureGroup | None = None
         self.open = False
         self._acts, self._text, self._place = acts, "", 0
         self._asked = False  # for the arguments of the job that is shown
@@ -284,7 +284,7 @@ class Row:
 
         _aside(run)
 
-    def _read(self, kind: Kind | None, place: int, *, asked: bool) -> str:
+    def _read(self, kind: FailureGroup | None, place: int, *, asked: bool) -> str:
         member = None if kind is None else kind.member(place)
         if member is None:
             return html.message("It runs again.")
@@ -317,10 +317,10 @@ def _aside(run: Callable[[], None]) -> None:
     threading.Thread(target=run, name="nbqueue click", daemon=True).start()
 
 
-_kept: deque[Controls] = deque()
+_kept: deque[PanelWidget] = deque()
 
 
-def _keep(controls: Controls) -> None:
+def _keep(controls: PanelWidget) -> None:
     """A panel's widget lives on after the end, for a page that is loaded again; the oldest go."""
     _kept.append(controls)
     while len(_kept) > KEPT:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from nbqueue.client.calls import items
-from nbqueue.client.calls.function import Function
+from nbqueue.client.calls.function import DescribedFunction
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.submit import options as terms
 from nbqueue.client.submit import reattach
-from nbqueue.client.submit.submission import Submission, refuse_inside
+from nbqueue.client.submit.submission import SubmitPlan, refuse_inside
 from nbqueue.errors import BadInput, BadOption
 from nbqueue.model import Options
 
@@ -44,9 +44,9 @@ def _follow(
     if not single:
         terms.refuse_for_many(options, f"batch.{verb}")
 
-    def calls(described: Function) -> Calls:
+    def calls(described: DescribedFunction) -> Calls:
         terms.refuse_clash(verb, described, typed)
         names = items.positional(described) or ("arg_0",)
         return Calls((), None, names, source.spec.labeled, source.spec.index_names)
 
-    return reattach.submit(Submission(source.session, options, function, calls, single=single, source=source))
+    return reattach.submit(SubmitPlan(source.session, options, function, calls, single=single, source=source))

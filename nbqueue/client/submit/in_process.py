@@ -48,7 +48,7 @@ from nbqueue.worker import loading, restore
 T = TypeVar("T")
 
 
-class Inline:
+class InlineRun:
     """Runs the jobs of one batch, in order. `mode` True lets the first exception through untouched; "collect" none."""
 
     def __init__(
@@ -203,7 +203,7 @@ def again(batch: BatchRef, indexes: list[int], func: Callable[..., Any] | str | 
     batch.function = func or batch.function
     for index in indexes:
         batch.watch.withdraw(index)
-    Inline(batch.watch, spec, batch.function, batch.inline, batch.hooks).these(indexes)
+    InlineRun(batch.watch, spec, batch.function, batch.inline, batch.hooks).these(indexes)
 
 
 def noted(before: Notes | None, kind: int, payload: bytes, meta: bytes = b"") -> Notes:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from nbqueue.checks import brief, check_name, seconds
-from nbqueue.client.calls.function import Function, goes_by_name, label_of, signature_of
+from nbqueue.client.calls.function import DescribedFunction, goes_by_name, label_of, signature_of
 from nbqueue.client.lookup.waiting import refuse_unsent
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.session.session import Session
@@ -241,7 +241,7 @@ def refuse_clash(verb: str, function: object, given: Mapping[str, Any], *, queue
 
     A dotted name tells nothing before it has been described.
     """
-    if isinstance(function, Function):
+    if isinstance(function, DescribedFunction):
         label, signature = function.label, function.signature
     elif callable(function):
         label, signature = label_of(function), signature_of(function)
@@ -276,7 +276,7 @@ def refuse_clash(verb: str, function: object, given: Mapping[str, Any], *, queue
 # ---------------------------------------------------------------- as they are sent
 
 
-class Waits(NamedTuple):
+class Dependencies(NamedTuple):
     """What a submission waits for: for the store, and as ids to show."""
 
     needs: tuple[Need, ...] = ()
@@ -284,7 +284,7 @@ class Waits(NamedTuple):
     front: bool = False
 
 
-def waits(options: Options, session: Session) -> Waits:
+def waits(options: Options, session: Session) -> Dependencies:
     """The needs behind `depends_on`. Raises BadInput for what the server of `session` does not know of."""
     needs: dict[Need, None] = {}
     front = False
@@ -294,7 +294,7 @@ def waits(options: Options, session: Session) -> Waits:
             batch, index = _named(one)
             _refuse_elsewhere(one, session)
             needs[Need(batch, index, dependency.allow_failure)] = None
-    return Waits(tuple(needs), parents(options), front)
+    return Dependencies(tuple(needs), parents(options), front)
 
 
 def parents(options: Options) -> tuple[str, ...]:

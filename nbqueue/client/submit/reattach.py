@@ -25,7 +25,7 @@ from nbqueue.client.state.selection import Selection
 from nbqueue.client.submit import spoolnames, upload
 from nbqueue.client.submit.options import spill_folder
 from nbqueue.client.submit.retry import LIMITS
-from nbqueue.client.submit.submission import Submission
+from nbqueue.client.submit.submission import SubmitPlan
 from nbqueue.errors import Changed, InUse, NoSuchBatch
 from nbqueue.model import FunctionRecord, Spec, State, Tally, decode, encode, new_id
 from nbqueue.store.broker import Broker
@@ -38,7 +38,7 @@ LOOK = 0.1  # seconds between two looks at an upload that must end first
 FEW = 1_000  # jobs whose ends are asked for at once
 
 
-def submit(asked: Submission) -> BatchRef:
+def submit(asked: SubmitPlan) -> BatchRef:
     """A new batch, or the one of this name with the jobs of this call.
 
     Raises Changed or InUse, and what is wrong with the items, or with the store.
@@ -50,7 +50,7 @@ def submit(asked: Submission) -> BatchRef:
     return batch
 
 
-def _named(asked: Submission) -> BatchRef:
+def _named(asked: SubmitPlan) -> BatchRef:
     """The batch of this name with the jobs of this call; a new one where there is none. Raises Changed or InUse."""
     fresh = asked.options.fresh
     for _ in range(TRIES):
@@ -67,7 +67,7 @@ def _named(asked: Submission) -> BatchRef:
                         continue
                 fresh = False
                 return asked.made()
-            return Again(asked, view).run()
+            return Reattach(asked, view).run()
         except InUse as why:
             # Another session has just taken the name, or the end of the batch: we find it now. What is read from an
             # iterator cannot be read again.
@@ -78,7 +78,7 @@ def _named(asked: Submission) -> BatchRef:
     raise InUse(what="name", name=asked.options.name)
 
 
-def _standing(asked: Submission) -> BatchView | None:
+def _standing(asked: SubmitPlan) -> BatchView | None:
     session, name = asked.session, asked.options.name
     assert name is not None
     signer = session.sealer.keyring.current.hex()
@@ -87,7 +87,7 @@ def _standing(asked: Submission) -> BatchView | None:
     return None if view is None or view.expired else view
 
 
-def _set_aside(asked: Submission, view: BatchView) -> None:
+def _set_aside(asked: SubmitPlan, view: BatchView) -> None:
     """The old one bears NAME@1 from now on, or the next number."""
     session, name = asked.session, asked.options.name
     assert name is not None
@@ -99,10 +99,10 @@ def _set_aside(asked: Submission, view: BatchView) -> None:
             return
 
 
-class Again:
+class Reattach:
     """A submission under the name of a batch that is there."""
 
-    def __init__(self, asked: Submission, view: BatchView) -> None:
+    def __init__(self, asked: SubmitPlan, view: BatchView) -> None:
         self._asked, self._view, self._session = asked, view, asked.session
         self._spec = find.spec_of(self._session, view)
         self._new: list[int] = []  # calls that no job has the arguments of

@@ -16,13 +16,13 @@ from nbqueue.model import State
 
 if TYPE_CHECKING:
     from nbqueue.client.spool.reader import SpooledBatch
-    from nbqueue.client.submit.submission import Submission
+    from nbqueue.client.submit.submission import SubmitPlan
 
 
 class Remembered:
     """A submission under a name that the spool knows. `back` says whether its batch is on the server again."""
 
-    def __init__(self, asked: Submission, found: SpooledBatch, kept: Restoring) -> None:
+    def __init__(self, asked: SubmitPlan, found: SpooledBatch, kept: Restoring) -> None:
         self._asked, self._found, self._kept, self._session = asked, found, kept, asked.session
         self.back = False
 
@@ -98,7 +98,7 @@ class Remembered:
         return batch
 
 
-def remembered(asked: Submission) -> Remembered | None:
+def remembered(asked: SubmitPlan) -> Remembered | None:
     """What the spool has of a batch of this name; None where that cannot be compared with this call."""
     session, name = asked.session, asked.options.name
     found = spooled.find(session, name)

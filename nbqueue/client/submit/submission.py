@@ -17,8 +17,8 @@ import msgspec
 
 from nbqueue import current, perform, settings, spill, wire
 from nbqueue.client.calls import closures, function_diff, items
-from nbqueue.client.calls.argument_hashes import Marks
-from nbqueue.client.calls.function import Function, describe
+from nbqueue.client.calls.argument_hashes import ArgumentHashes
+from nbqueue.client.calls.function import DescribedFunction, describe
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.lookup import job_meta, waiting
 from nbqueue.client.session.batch_ref import BatchRef
@@ -47,14 +47,14 @@ def refuse_inside(verb: str) -> None:
 
 
 @dataclass(frozen=True)
-class When:
+class Schedule:
     """Not before a time (in us on Redis's clock), or so many seconds from now."""
 
     due_us: int | None = None
     delay: float | None = None
 
 
-class Submission:
+class SubmitPlan:
     """One submission, described; `made()` sends it, or runs it here."""
 
     def __init__(
@@ -62,20 +62,20 @@ class Submission:
         session: Session,
         options: Options,
         function: object,
-        calls: Callable[[Function], Calls],
+        calls: Callable[[DescribedFunction], Calls],
         *,
         single: bool = False,
-        when: When | None = None,
+        when: Schedule | None = None,
         source: BatchRef | None = None,
         timeout_from: str = "",
     ) -> None:
         self.session, self.options, self.single = session, options, single
-        self.when, self.source, self.timeout_from = when or When(), source, timeout_from
+        self.when, self.source, self.timeout_from = when or Schedule(), source, timeout_from
         self.mode = options.inline or session.settings.inline or (source is not None and source.inline)
         if not self.mode:
             session.attend()  # the local worker boots while we pack
-        self.waits = terms.Waits() if self.mode else terms.waits(options, session)
-        if isinstance(function, Function):
+        self.waits = terms.Dependencies() if self.mode else terms.waits(options, session)
+        if isinstance(function, DescribedFunction):
             self.function = function
         else:
             salt = session.sealer.keyring.key
@@ -83,7 +83,7 @@ class Submission:
             how: dict[str, Any] = {"salt": salt, "hooks": terms.hooks(options), "pin": options.pin}
             self.function = describe(function, env=options.env, inherited=inherited, **how)
         self.calls = calls(self.function)
-        self.marks: Marks | None = None  # of a batch with a name, which may be submitted again
+        self.marks: ArgumentHashes | None = None  # of a batch with a name, which may be submitted again
         self._packed: list[bytes] | None = None
         terms.check_name_again(options)
         if options.name is not None and not self.mode:
@@ -93,7 +93,7 @@ class Submission:
 
     def _recognizable(self, name: str) -> None:
         """From now on its function and its calls can be compared with those of another session."""
-        self.marks = Marks(self.session.sealer.keyring.key, secrets.token_bytes(16))
+        self.marks = ArgumentHashes(self.session.sealer.keyring.key, secrets.token_bytes(16))
         self.calls = replace(self.calls, rows=self.marks.reading(self.calls.rows))
         alike = function_diff.likeness(self.function.call, name)
         record = msgspec.structs.replace(self.function.record, likeness=alike)
@@ -206,7 +206,7 @@ class Submission:
 
     def _inline(self, payloads: list[bytes]) -> BatchRef:
         watch = self._watch(self.options.job_id or new_id(self.function.label))
-        run = in_process.Inline(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
+        run = in_process.InlineRun(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
         if self.options.meta:
             watch.notes = {index: Notes(job_meta.plain(self.options.meta)) for index in range(len(payloads))}
         if self._allowed():
@@ -386,7 +386,7 @@ class Submission:
         options = self.options
         name = options.job_id or new_id(self.function.label)
         watch = BatchState(name, options.queue, "", self.spec, max_failed=options.max_failed)
-        run = in_process.Inline(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
+        run = in_process.InlineRun(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
         if self._allowed():
             run.after([outcome for outcome in found if outcome is not None])
         else:
@@ -397,7 +397,7 @@ class Submission:
 
     def _stream(self, payloads: Iterator[bytes]) -> BatchRef:
         """Reads on a thread. The first item is waited for a moment, so that what is wrong with it is raised here."""
-        reader = uploader.Reader(payloads)
+        reader = uploader.IteratorReader(payloads)
         first = reader.first(FIRST)
         self._expect(first)
         try:

@@ -208,7 +208,7 @@ class Upload:
         self._buffer, self._bytes, self._flushed = [], 0, time.monotonic()
 
 
-class Reader:
+class IteratorReader:
     """Reads an iterator of payloads on a thread of its own, from the first item on."""
 
     def __init__(self, payloads: Iterator[bytes]) -> None:
