@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import shutil
@@ -40,6 +41,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, but every test is required here: {report.longrepr}"
     return report
+
+
+@pytest.fixture(autouse=True)
+def no_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The loop of the browser's driver counts as running in this thread while it lives; other tests have their own."""
+    found = None if "lab" in request.fixturenames else asyncio._get_running_loop()
+    if found is not None:
+        asyncio._set_running_loop(None)
+    yield
+    if found is not None:
+        asyncio._set_running_loop(found)
 
 
 @pytest.fixture

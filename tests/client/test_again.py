@@ -255,7 +255,7 @@ def test_two_sessions_at_the_same_moment_end_with_one_batch(session, hands):
 
     def submit(which):
         both.wait(5)
-        call = nbqueue.client.submit.submission.Submission
+        call = nbqueue.client.submit.submission.SubmitPlan
         options = nbqueue.model.Options().replaced(name="race", progress=False)
         numbers = range(1500) if which is session else range(500, 2000)
         calls = nbqueue.client.calls.items.mapped

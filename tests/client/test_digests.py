@@ -57,8 +57,8 @@ values = [Point(1, [2]), Kind.one, Slots(), Pair(1), made(7), table, {"b", "a", 
     collections.Counter("abcab"), [frame["a"]] * 2]
 """
 TELL = """
-from nbqueue.client.calls.fingerprint import Digester
-print("\\n".join(Digester().of(value).hex() for value in values))
+from nbqueue.client.calls.fingerprint import Fingerprinter
+print("\\n".join(Fingerprinter().of(value).hex() for value in values))
 """
 
 

@@ -16,7 +16,7 @@ from fleet import Fleet
 import nbqueue
 from nbqueue import get_current_job
 from nbqueue.client.session import session as session_module
-from nbqueue.errors import BadInput, Expired, InsideJob
+from nbqueue.errors import BadInput, InsideJob
 from nbqueue.worker import loading
 
 CELL = """
@@ -119,7 +119,7 @@ def test_a_replay_is_a_job_and_raises_untouched(session, busy):
     assert named.wait(10) == named.replay() == [1]
     there = nbqueue.attach(batch.id)
     batch.forget()
-    with pytest.raises(Expired):
+    with pytest.raises(BadInput, match="is not to be had any more"):
         there[0].replay()
     assert batch[0].replay(abs) == 1  # the arguments are still in memory
     lone = nbqueue.map(abs, [-1], inline="collect")

@@ -1,6 +1,7 @@
 """Two notebooks that follow one batch."""
 
 import contextlib
+from collections import Counter
 
 import pytest
 from hands import Hands
@@ -11,6 +12,7 @@ from nbqueue.client.lookup import find
 from nbqueue.client.session import session as sessions
 from nbqueue.client.session.session import Session
 from nbqueue.errors import BadInput
+from nbqueue.store.broker import Broker
 
 
 @pytest.fixture
@@ -102,3 +104,36 @@ def test_what_is_on_another_server_is_refused_as_a_dependency(session, hands):
     job.delete()
     other.collector.stop()
     other.disconnect()
+
+
+def test_handles_of_one_session_share_what_is_known_of_a_batch(session, hands, monkeypatch):
+    """A cell that is run again adds no second poll, no second copy, and no second write of the spool."""
+    asked, copied, written = Counter(), Counter(), Counter()
+    follow, landed, keep = Broker.follow, Broker.landed, session.spool.keep
+
+    def followed(broker, places, *rest):
+        asked.update([max(Counter(name for name, _ in places).values())])
+        return follow(broker, places, *rest)
+
+    def read(broker, batch, indexes):
+        copied.update(indexes)
+        return landed(broker, batch, indexes)
+
+    def kept(watch, pairs, *said):
+        written.update(index for index, _ in pairs)
+        return keep(watch, pairs, *said)
+
+    monkeypatch.setattr(Broker, "follow", followed)
+    monkeypatch.setattr(Broker, "landed", read)
+    monkeypatch.setattr(session.spool, "keep", kept)
+    first = nbqueue.map(abs, range(20), name="once")
+    handles = [first, nbqueue.map(abs, range(20), name="once"), nbqueue.map(abs, range(20), name="once")]
+    plain = nbqueue.map(abs, range(20, 30))
+    handles += [plain, nbqueue.attach(plain.id), nbqueue.attach(plain.id), Batch(nbqueue.Job.fetch(plain[3].id).batch)]
+    while hands.work():
+        pass
+    assert all(each.wait(10) for each in handles)
+    assert [each.results() for each in handles] == [[*range(20)]] * 3 + [[*range(20, 30)]] * 4
+    assert set(asked) == {1}
+    jobs = Counter([*range(20), *range(10)])
+    assert copied == written == jobs

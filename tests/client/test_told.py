@@ -7,8 +7,10 @@ import nbqueue
 from nbqueue import Queue
 from nbqueue.client.batch import Batch
 from nbqueue.client.jobs import Jobs
+from nbqueue.client.lookup import find
 from nbqueue.client.panel import job_details
 from nbqueue.client.panel.failures import FailureGroups
+from nbqueue.client.session.session import Session
 from nbqueue.errors import BatchFailed
 from nbqueue.model import Cause
 
@@ -17,13 +19,22 @@ def half(x):
     return 1 / x
 
 
-def forged(session, batch, index):
-    """Another handle on a batch, of which one outcome was changed in the store after it was signed."""
+@pytest.fixture
+def second(session):
+    """Another session on the same server."""
+    found = Session(session.settings)
+    yield found
+    found.collector.stop()
+    found.disconnect()
+
+
+def forged(session, second, batch, index):
+    """What another session knows of a batch, of which one outcome was changed in the store after it was signed."""
     broker = session.broker
     key = broker.keys.part(batch.id, "out")
     blob = broker.client.hget(key, index)
     broker.client.hset(key, index, blob[:-1] + bytes([blob[-1] ^ 1]))
-    return nbqueue.attach(batch.id)
+    return Batch(find.attach(second, batch.id))
 
 
 def tellers(batch):
@@ -44,11 +55,12 @@ def tellers(batch):
     }
 
 
-def test_an_outcome_that_is_not_signed_by_us_is_a_failure_wherever_it_is_told(session, busy, monkeypatch):
-    monkeypatch.setattr(session.spool, "why", "this test damages what it copies")
+def test_an_outcome_that_is_not_signed_by_us_is_a_failure_wherever_it_is_told(session, second, busy, monkeypatch):
+    for each in (session, second):
+        monkeypatch.setattr(each.spool, "why", "this test damages what it copies")
     batch = nbqueue.map(half, [1, 0, 2])
     batch.wait(20)
-    other = forged(session, batch, 1)
+    other = forged(session, second, batch, 1)
     other.wait(20)
     error = other[1].error
     assert "does not carry a valid signature" in error
@@ -67,10 +79,10 @@ def test_an_outcome_that_is_not_signed_by_us_is_a_failure_wherever_it_is_told(se
         other.results()
 
 
-def test_a_job_that_the_server_lost_is_a_failure_wherever_it_is_told(session):
+def test_a_job_that_the_server_lost_is_a_failure_wherever_it_is_told(session, second):
     batch = nbqueue.map(half, [1, 0, 2])
     batch.cancel()
-    found = Batch(nbqueue.Job.fetch(batch[1].id).batch)
+    found = Batch(find.fetch(second, batch[1].id).batch)
     found.ref.watch.gone = "lost"
     cause = Cause.LOST_BY_SERVER
     assert (found[1].error, job_details.told(found.ref, 1).facts) == (cause, f"cause {cause}")

@@ -48,14 +48,26 @@ def shown_spec(session: Session, view: BatchView) -> Spec:
 
 
 def _handle(session: Session, view: BatchView, spec: Spec) -> BatchRef:
-    watch = BatchState(view.id, view.queue, "", spec)
-    watch.payloads, watch.foreign = None, view.session != session.id
-    watch.birth = _birth(session, view, spec) if view.signer in session.sealer.keyring.ids else None
-    watch.known, watch.tally, watch.created_us = True, view.tally, view.created_us
-    watch.open, watch.cut, watch.expires_us = view.open, view.cut, view.expires_us
-    batch: BatchRef = BatchRef(session, watch, spec, name=view.name)
-    batch.shown_in = None
-    return batch
+    state = _known(session, view, spec) or _new(session, view, spec)
+    return BatchRef(session, state, spec, name=view.name, shown=False)
+
+
+def _known(session: Session, view: BatchView, spec: Spec) -> BatchState | None:
+    """What this session knows of the batch by another handle: two would be polled, copied and spooled twice."""
+    for each in session.collector.known(view.id):
+        same = each.birth is not None and each.birth.nonce == view.nonce and each.restored == spec.restored
+        if same and each.rows is None and not each.gone and not each.fault:
+            return each
+    return None
+
+
+def _new(session: Session, view: BatchView, spec: Spec) -> BatchState:
+    state = BatchState(view.id, view.queue, "", spec)
+    state.payloads, state.foreign = None, view.session != session.id
+    state.birth = _birth(session, view, spec) if view.signer in session.sealer.keyring.ids else None
+    state.known, state.tally, state.created_us = True, view.tally, view.created_us
+    state.open, state.cut, state.expires_us = view.open, view.cut, view.expires_us
+    return state
 
 
 def _birth(session: Session, view: BatchView, spec: Spec) -> BatchHeader:
@@ -87,7 +99,8 @@ def attach(session: Session, name: str | None) -> BatchRef:
     if view.expired:
         raise Expired(what=view.id, ttl=lifetime(batch.spec.result_ttl))
     session.attend()
-    spooled.resume(batch, view)
+    if not batch.watch.followed:
+        spooled.resume(batch, view)
     session.collector.follow(batch.watch)
     return batch
 

@@ -127,10 +127,12 @@ class Reattach:
         rows = self._rows()
         spec = self._update(rows) if told else self._spec
         watch = self._watch(spec, rows, payloads)
+        known = watch.followed
         if self._replaced is not None:
             self._session.spool.function(watch, *self._replaced)
         batch = self._batch(watch, spec, self._updated(len(rows)) if told else self._found(watch))
-        spooled.resume(batch, self._view)
+        if not known:
+            spooled.resume(batch, self._view)
         self._look_at(watch, rows)
         if self._new:
             self._extend(watch, [payloads[place] for place in self._new])
@@ -260,6 +262,8 @@ class Reattach:
 
     def _watch(self, spec: Spec, rows: list[int], payloads: list[bytes]) -> Selection:
         view, most = self._view, self._asked.options.max_failed
+        if (known := self._known(spec, rows)) is not None:
+            return known
         epoch = self._session.ask(lambda broker: broker.epoch())
         whole = msgspec.structs.replace(view.tally, n=self._first + len(self._new))
         watch = Selection(
@@ -269,6 +273,16 @@ class Reattach:
         watch.tally = Tally(n=len(rows), queued=len(rows)) if watch.others or self._new else view.tally
         _fill(watch, self._session, view)
         return watch
+
+    def _known(self, spec: Spec, rows: list[int]) -> Selection | None:
+        """What this session knows of these very jobs by another handle: two would be polled, copied, spooled twice."""
+        if self._new or self._replaced is not None:
+            return None
+        for each in self._session.collector.known(self._view.id):
+            same = each.birth is not None and each.birth.nonce == self._view.nonce and each.restored == spec.restored
+            if same and isinstance(each, Selection) and not (each.gone or each.fault) and list(each.rows) == rows:
+                return each
+        return None
 
     def _look_at(self, watch: Selection, rows: list[int]) -> None:
         """Reads the ends of a few jobs where there are others, since the counts of the whole say nothing of these."""
@@ -283,7 +297,7 @@ class Reattach:
         """What became of the call, in words, where nothing has changed."""
         told = f"{watch.n - len(self._new):,} of {watch.n:,} jobs were there already"
         told += f"; {len(self._new):,} are new" if self._new else "; nothing new runs"
-        open_ = 0 if watch.others or self._new else watch.tally.n - watch.tally.over
+        open_ = 0 if watch.others or self._new else self._view.tally.n - self._view.tally.over
         return told + (f"; {open_:,} of them had not ended by then" if open_ else "")
 
     def _batch(self, watch: Selection, spec: Spec, told: str) -> BatchRef:
