@@ -20,7 +20,7 @@ from nbqueue.client.submit import following, retry
 from nbqueue.errors import (
     LostByServer,
 )
-from nbqueue.model import Tally
+from nbqueue.model import Spec, Tally
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,14 +66,19 @@ class Batch(Sequence[Job[R]], Generic[R]):
         return self.ref.single
 
     @property
+    def spec(self) -> Spec:
+        """How it was described when it was submitted: options, environment, columns."""
+        return self.ref.spec
+
+    @property
     def seed(self) -> int | None:
         """What the jobs' random generators are seeded with, together with their index."""
-        return self.ref.spec.seed
+        return self.spec.seed
 
     @property
     def code(self) -> str:
         """The version of its function, as the frame's column `code` has it: jobs that run from now on run this one."""
-        return self.ref.spec.version
+        return self.spec.version
 
     @property
     def tally(self) -> Tally:

@@ -1,5 +1,6 @@
 """What README and docs say is run, or held against the code."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -99,3 +100,44 @@ def test_every_test_that_the_page_of_promises_names_exists():
         for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
     }
     assert {match[1] for match in named if match} <= defined
+
+
+def test_every_place_that_the_page_of_internals_names_is_there():
+    page = (ROOT / "docs/internals.md").read_text()
+    named = re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.(?:py|lua))(?::([\w.]+))?`", page)
+    assert len(named) > 30
+    for path, name in named:
+        file = ROOT / "nbqueue" / path
+        assert file.is_file(), path
+        inside = ast.parse(file.read_text()).body if name else []
+        for part in name.split(".") if name else []:
+            found = [node for node in inside if part in defined(node)]
+            assert found, f"{path}:{name}"
+            inside = getattr(found[0], "body", [])
+
+
+def defined(node):
+    """The names that a statement binds."""
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        return {target.id for target in targets if isinstance(target, ast.Name)}
+    return {getattr(node, "name", "")}
+
+
+def test_the_drawing_of_the_rooms_is_what_the_linter_proves():
+    page = (ROOT / "docs/internals.md").read_text()
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    drawn = [line.strip() for line in page.partition("```\n")[2].partition("```")[0].splitlines()]
+    lines = [set(re.findall(r"\w+", re.split(r"\s{3,}", line)[0])) for line in drawn]
+    for contract in contracts:
+        layers = [set(re.findall(r"\w+", layer)) for layer in contract["layers"] if layer != "__main__"]
+        places = [next(place for place, names in enumerate(lines) if layer <= names) for layer in layers]
+        assert places == sorted(places), contract["name"]
+
+
+def test_what_the_documents_say_of_batches_and_jobs_they_have():
+    kinds = {"batch": nbqueue.Batch, "job": nbqueue.Job}
+    texts = [*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("examples/*.py")]
+    told = {found for path in texts for found in re.findall(r"\b(batch|job)\.([a-z_]\w*)", path.read_text())}
+    assert len(told) > 20
+    assert [f"{kind}.{name}" for kind, name in sorted(told) if not hasattr(kinds[kind], name)] == []
