@@ -7,13 +7,17 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import leaks
 from hypothesis import HealthCheck, settings
 
+from nbqueue.client.batch import Batch
+from nbqueue.client.lookup import find
+from nbqueue.client.session.session import Session
 from nbqueue.store import server as program
 from nbqueue.store.broker import Broker
 from nbqueue.store.connection import Connection, connect
@@ -88,3 +92,18 @@ def broker(connection: Connection) -> Iterator[Broker]:
     if keys := list(found.client.scan_iter(match=found.keys.prefix + "*", count=1000)):
         found.client.unlink(*keys)
     assert left == []
+
+
+@pytest.fixture
+def anew(session: Session) -> Iterator[Callable[[str], Batch[Any]]]:
+    """`anew(name)`: what a session that has just begun has of a batch. Nothing of it is the test's own handles'."""
+    others = []
+
+    def look(name: str) -> Batch[Any]:
+        others.append(Session(session.settings))
+        return Batch(find.attach(others[-1], name))
+
+    yield look
+    for each in others:
+        each.collector.stop()
+        each.disconnect()

@@ -215,7 +215,7 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-def test_poisoned_meta_and_results_run_no_code_where_one_looks(no_copy, q, session, fleet, tmp_path):
+def test_poisoned_meta_and_results_run_no_code_where_one_looks(no_copy, q, session, anew, fleet, tmp_path):
     fleet.start("low").up()
     job = q.enqueue(str.upper, "a", meta={"user": "anna"})
     assert job.wait(20) == "A"
@@ -226,7 +226,7 @@ def test_poisoned_meta_and_results_run_no_code_where_one_looks(no_copy, q, sessi
     broker.client.hset(broker.keys.part(job.id, "meta"), 0, poison)
     broker.client.hset(broker.keys.part(job.id, "out"), 0, out[:3] + poison)
     broker.client.hset(broker.keys.part(job.id, "args"), 0, poison)
-    again = q.fetch_job(job.id)
+    again = anew(job.id)[0]
     q.to_frame()
     runner = CliRunner()
     for words in (["info"], ["batches"], ["show", job.id], ["show", "--args", "--result", job.id]):

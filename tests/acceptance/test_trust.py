@@ -49,14 +49,14 @@ def test_a_worker_without_the_key_leaves_the_batch_to_others(session, fleet, tmp
     assert batch.results() == [0, 2, 4]
 
 
-def test_a_forged_outcome_is_refused(no_copy, session, fleet):
+def test_a_forged_outcome_is_refused(no_copy, session, anew, fleet):
     fleet.start().up()
     batch = nbqueue.map(double, range(3))
     assert batch.results() == [0, 2, 4]
     broker = session.broker
     out = broker.keys.part(batch.id, "out")
     broker.client.hset(out, 0, broker.client.hget(out, 1))
-    again = nbqueue.attach(batch.id)
+    again = anew(batch.id)
     with pytest.raises(nbqueue.NbqueueError, match="signature"):
         again[0].wait(5)
     assert again[2].wait(5) == 4

@@ -110,7 +110,12 @@ def test_what_one_session_had_copied_another_need_not_copy_again(server, session
     batch = nbqueue.map(work, range(6), name="half")
     hands.work(4)
     wait_until(lambda: batch.ref.watch.collected == 4)
-    wait_until(lambda: [SpoolFile(each).entries[batch.id].standing.position for each in files(session)] == [4])
+
+    def positions():
+        stands = [SpoolFile(each).entries[batch.id].standing for each in files(session)]
+        return [stand and stand.position for stand in stands]
+
+    wait_until(lambda: positions() == [4])
     new = another_kernel(server, session)
     attached = nbqueue.attach("half")
     assert attached.ref.watch.recalled

@@ -141,7 +141,7 @@ def test_a_forged_submission(no_copy, session, fleet, stranger, bomb):
     assert "someone else" in nbqueue.batches().set_index("id").loc[name, "owner"]
 
 
-def test_forged_outcome_log_and_meta(no_copy, session, fleet, stranger, bomb):
+def test_forged_outcome_log_and_meta(no_copy, session, anew, fleet, stranger, bomb):
     fleet.start().up()
     batch = nbqueue.map(double, range(4))
     assert batch.results(timeout=30) == [0, 2, 4, 6]
@@ -149,7 +149,7 @@ def test_forged_outcome_log_and_meta(no_copy, session, fleet, stranger, bomb):
     stranger.put(batch.id, "out", 0, stranger.outcome(batch.id, 0, bomb))
     stranger.put(batch.id, "tail", 1, seal(wire.TAIL, batch.id, 1, b"what it never said", 1))
     stranger.put(batch.id, "meta", 1, seal(wire.META, batch.id, 1, encode(Notes({"a": bomb}))))
-    again = nbqueue.attach(batch.id)
+    again = anew(batch.id)
     frame = again.to_frame(timeout=30)
     assert list(frame["status"]) == ["failed", "finished", "finished", "finished"]
     assert "signature" in frame["error"][0]
@@ -177,17 +177,19 @@ def test_forged_and_repeated_messages(session, fleet, stranger):
 # ---------------------------------------------------------------- moved, replayed, damaged
 
 
-def test_arguments_in_the_place_of_a_result(no_copy, session, fleet, stranger):
+def test_arguments_in_the_place_of_a_result(no_copy, session, anew, fleet, stranger):
     fleet.start().up()
     batch = nbqueue.map(double, range(2))
     assert batch.results(timeout=30) == [0, 2]
     args = session.broker.arguments(batch.id, [0])[0]
     stranger.put(batch.id, "out", 0, head(State.FINISHED, 1) + args)
     with pytest.raises(BadSignature):
-        nbqueue.attach(batch.id)[0].wait(5)
+        anew(batch.id)[0].wait(5)
 
 
-def test_an_outcome_of_an_earlier_attempt_does_not_pass_for_a_later_one(no_copy, session, fleet, stranger, tmp_path):
+def test_an_outcome_of_an_earlier_attempt_does_not_pass_for_a_later_one(
+    no_copy, session, anew, fleet, stranger, tmp_path
+):
     fleet.start().up()
     batch = nbqueue.starmap(fails_once, [(tmp_path / "tried", 7)])
     assert batch.wait(30)
@@ -197,20 +199,20 @@ def test_an_outcome_of_an_earlier_attempt_does_not_pass_for_a_later_one(no_copy,
     assert batch[0].attempt == 2
     stranger.put(batch.id, "out", 0, head(State.FAILED, 2) + old[3:])
     with pytest.raises(BadSignature):
-        nbqueue.attach(batch.id)[0].wait(5)
+        anew(batch.id)[0].wait(5)
     stranger.put(batch.id, "out", 0, old)  # as it was: it is what it says, the outcome of attempt 1
-    shown = nbqueue.attach(batch.id)[0]
+    shown = anew(batch.id)[0]
     assert (shown.outcome.attempt, shown.is_failed) == (1, True)
 
 
-def test_a_state_that_nobody_signed_does_not_pass(no_copy, session, fleet, stranger):
+def test_a_state_that_nobody_signed_does_not_pass(no_copy, session, anew, fleet, stranger):
     fleet.start().up()
     batch = nbqueue.map(double, range(2))
     assert batch.results(timeout=30) == [0, 2]
     blob = session.broker.outcomes(batch.id, [0])[0]
     stranger.put(batch.id, "out", 0, head(State.FAILED, 1) + blob[3:])
     stranger.put(batch.id, "out", 1, b"f" + blob[1:])
-    again = nbqueue.attach(batch.id)
+    again = anew(batch.id)
     for job in again:
         with pytest.raises(BadSignature):
             job.wait(5)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nbqueue import current, settings, wire
-from nbqueue.client import facts
+from nbqueue.client import job_facts
 from nbqueue.client.lookup import job_meta as client_notes
 from nbqueue.client.spool import reader
 from nbqueue.client.spool import records as spoolfile
@@ -238,7 +238,7 @@ PARSERS: dict[str, tuple[Parser, bytes]] = {
     "meta": (partial(client_notes.opened, SEALER, Spec(label="f"), "b", 0), SEALER.seal(wire.META, "b", 0, b"\x90")),
     "meta as it is": (notes.meta_of, encode(RECORDS[6])),
     "plain meta": (current.unpack_meta, b"\x81\xa1a\x01"),
-    "echoes": (facts.echoes_in, b"\x91" + encode(RECORDS[7])),
+    "echoes": (job_facts.echoes_in, b"\x91" + encode(RECORDS[7])),
     "mail": (
         lambda data: mail.Mailbox(SEALER).read("w", data, NOW),
         mail.write(SEALER, "w", RECORDS[8]),  # type: ignore[arg-type]
