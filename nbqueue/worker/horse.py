@@ -53,12 +53,25 @@ def shield() -> None:
         signal.signal(signum, no_op)
 
 
+_masks: dict[int, set[signal.Signals | int]] = {}  # thread that forks -> its signal mask before
+
+
+def _hold_signals() -> None:
+    """Before a job forks: what is sent to the new process at once must not meet `no_op` there, and be lost."""
+    _masks[_thread.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, _SHIELDED)
+
+
+def _let_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop(_thread.get_ident()))
+
+
 def _unshield() -> None:
     """In a process that a job forks (multiprocessing): its signals are as in any Python program."""
     current.here.note = None
     for signum in _SHIELDED:
         if signal.getsignal(signum) is no_op:
             signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+    _let_signals()
 
 
 class Saddle(NamedTuple):
@@ -159,7 +172,7 @@ class Horse:
         tree.become_subreaper()
         tree.die_with(saddle.stable)
         tree.rename(tree.HORSE)
-        os.register_at_fork(after_in_child=_unshield)
+        os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals, after_in_child=_unshield)
         self._saddle = saddle
         self._pid = os.getpid()
         self._report, self._output, self._tickets = map(_lift, (saddle.report, saddle.output, saddle.tickets))

@@ -170,6 +170,21 @@ def test_sigterm_ends_neither_stable_nor_horse_and_no_child_inherits_that(fifo):
         assert wire.loads(driver.outcomes(seqs)[0].value) == ([1, 2], "go")
 
 
+def test_what_is_sent_to_a_process_that_a_job_has_just_forked_is_not_lost():
+    def f(n):
+        ends = []
+        for _ in range(n):
+            if not (pid := os.fork()):
+                time.sleep(30)
+                os._exit(0)
+            os.kill(pid, signal.SIGTERM)  # as a Pool that ends before its processes have begun
+            ends.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        return set(ends), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    with Driver(f) as driver:
+        assert wire.loads(driver.outcome(50).value) == ({-signal.SIGTERM}, set())
+
+
 def test_a_note_travels_while_the_job_runs(fifo):
     def f(path):
         from nbqueue import current
