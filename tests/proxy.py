@@ -93,7 +93,7 @@ class Proxy:
 
     def _requests(self, link):
         while data := link.near.recv(1 << 16):
-            link.asked[:] = link.asked[-200:] + data
+            link.asked[:] = link.asked[-(1 << 16) :] + data
             if self._strikes(link, "before") or self._tears(link, data):
                 return
             self._send(link, link.far, data)
@@ -106,6 +106,7 @@ class Proxy:
                 self._left -= 1
                 self.lost += 1
                 return
+            link.asked.clear()
             if self.latency:
                 time.sleep(self.latency)
             self._send(link, link.near, data)
@@ -153,7 +154,7 @@ class _Link:
 
     def __init__(self, near, far):
         self.near, self.far = near, far
-        self.asked = bytearray()  # the end of what was asked
+        self.asked = bytearray()  # what was asked since the last reply, or the end of it
         self.since = 0  # bytes since the request to be torn began
         self.silent = self.torn = False
 

@@ -1,6 +1,7 @@
 """The invariants at the end of a run; each finding is a line."""
 
 import itertools
+import re
 import signal
 import threading
 import time
@@ -223,8 +224,8 @@ class Verdict:
         """No worker said, and no client printed, what it should not."""
         for worker in self.stage.workers():
             log = worker.log
-            if "ends by an unexpected" in log or "Traceback" in log or "please report" in log:
-                self.note(f"the log of worker {worker.pid}:\n{log[-3000:]}")
+            if bad := re.search("ends by an unexpected|Traceback|please report", log):
+                self.note(f"the log of worker {worker.pid}:\n{log[max(0, bad.start() - 500) : bad.start() + 3000]}")
         for client in self.stage.clients:
             lines = client.errors.read_text().splitlines()
             # Warnings to the user, each with its line of source below it, are as good as lines of ours.
