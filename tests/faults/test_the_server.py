@@ -246,7 +246,7 @@ def test_it_is_gone_for_longer_than_a_lease_and_a_worker_dies_meanwhile(hurt):
     os.kill(hurt.pid, signal.SIGSTOP)
     first = hurt.fleet.workers[0]
     for pid in [first.pid, *first.tree()]:
-        with suppress(ProcessLookupError):  # it ended with the one before
+        with contextlib.suppress(ProcessLookupError):  # it ended with the one before
             os.kill(pid, signal.SIGKILL)
     hurt.pause(2.5)
     hurt.ends_well(batch)
