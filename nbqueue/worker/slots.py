@@ -165,8 +165,8 @@ class Mount:
 
     @property
     def waits(self) -> bool:
-        """Whether it has made all its calls, and waits for more."""
-        return self.lasts and not self.busy and not self.leaving
+        """Whether it has made all its calls, and waits for more; one that has closed its end is about to be buried."""
+        return self.lasts and not (self.busy or self.leaving or self.channel.eof)
 
     @property
     def shared(self) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from helpers import wait_until
 from stable_driver import Driver, alive_with
 
@@ -13,6 +15,7 @@ from nbqueue import wire
 from nbqueue.model import Cause, State
 from nbqueue.worker.certificate import Obituary
 from nbqueue.worker.limits import fence_clock
+from nbqueue.worker.slots import Mount
 
 
 def state_of(pid):
@@ -195,3 +198,12 @@ def test_a_death_in_no_call_hides_no_later_kill_for_memory(monkeypatch):
     killed += 2  # now it has, twice: a spare horse, and a job
     found.pass_over(signal.SIGKILL)
     assert found._kills == before + 1
+
+
+@pytest.mark.parametrize(
+    ("over", "busy", "eof"), [(False, False, False), (True, False, False), (False, True, False), (False, False, True)]
+)
+def test_a_horse_that_has_closed_its_end_gets_no_call(over, busy, eof):
+    """Its socket ends before its process does: what is given to it then would go nowhere, and end the stable."""
+    mount = SimpleNamespace(lasts=True, busy=busy, leaving=over, channel=SimpleNamespace(eof=eof))
+    assert Mount.waits.fget(mount) == (not (over or busy or eof))
