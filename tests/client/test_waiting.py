@@ -319,10 +319,8 @@ def test_results_that_expired_say_so(session, hands):
     hands.work()
     assert batch.results(timeout=10) == [1, 4]
     other = Session(session.settings)
-    attached = Batch(find.attach(other, batch.id))
-    other.collector.drop(attached.ref.watch)
+    attached = Batch(find.handle(other, session.broker.view(batch.id)))  # nobody follows it yet
     wait_until(lambda: session.broker.promote() is None or session.broker.view(batch.id) is None, 15)
-    other.collector.follow(attached.ref.watch)
     with pytest.raises(Expired):
         attached.wait(10)
     other.collector.stop()
