@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import nbclient
 import nbformat
@@ -201,12 +202,13 @@ if __name__ == "__main__":
 
 @pytest.mark.usefixtures("local_home")
 def test_a_file_with_the_name_of_a_library_module_is_the_same_module_in_both_or_is_refused_by_name(tmp_path):
-    for name in ("wave", "queue"):
+    # Older kernels look into their folder first while they start themselves, and do not start beside such a queue.py.
+    for name in ("wave", "queue") if int(version("ipykernel").partition(".")[0]) >= 7 else ("wave",):
         (tmp_path / f"{name}.py").write_text("here = 1\n")
     [found] = shown(NAMESAKES, tmp_path)  # a kernel looks into its folder behind the standard library
     here, job = found.splitlines()
     assert job == here
-    (tmp_path / "queue.py").unlink()
+    (tmp_path / "queue.py").unlink(missing_ok=True)
     (tmp_path / "script.py").write_text(SCRIPT)  # a script's folder comes first
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
     same, refused = done.stdout.splitlines()

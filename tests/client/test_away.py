@@ -11,8 +11,10 @@ from helpers import wait_until
 from proxy import Proxy
 
 import nbqueue
+from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs
-from nbqueue.client.lookup import waiting
+from nbqueue.client.lookup import find, waiting
+from nbqueue.client.session.session import Session
 from nbqueue.client.submit import upload
 from nbqueue.errors import NoServer, NotDone
 
@@ -126,12 +128,14 @@ def test_a_timeout_holds_where_the_server_answers_late(far, proxy, pool, monkeyp
 
 def test_a_job_that_nobody_follows_still_says_that_there_is_no_server(far, proxy, session):
     job = nbqueue.submit(square, 2)
-    found = nbqueue.Job.fetch(job.id)
+    other = Session(far.settings)
+    found = find.fetch(other, job.id)
     proxy.closed = True
     proxy.cut()
     with pytest.raises(NoServer):
-        _ = found.result
+        _ = Job(found.batch, found.index).result
     proxy.closed = False
+    other.disconnect()
     job.cancel()
 
 
