@@ -17,9 +17,7 @@ from nbqueue.client.session import kernel
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.session import within
 from nbqueue.client.submit import following, retry
-from nbqueue.errors import (
-    LostByServer,
-)
+from nbqueue.errors import LostByServer
 from nbqueue.model import Spec, Tally
 
 if TYPE_CHECKING:

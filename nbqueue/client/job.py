@@ -15,14 +15,7 @@ from nbqueue.client.lookup.results import error_of, text_of, value_of
 from nbqueue.client.panel import display
 from nbqueue.client.session import session
 from nbqueue.client.submit import created, following, in_process, retry, submission
-from nbqueue.errors import (
-    BadInput,
-    BadSignature,
-    NoSuchBatch,
-    NoSuchWorker,
-    NotThere,
-    SetupError,
-)
+from nbqueue.errors import BadInput, BadSignature, NoSuchBatch, NoSuchWorker, NotThere, SetupError
 from nbqueue.model import Outcome, State
 from nbqueue.worker import mail
 

@@ -12,6 +12,7 @@ from helpers import leaks
 
 import nbqueue
 from nbqueue.client.session import session as session_module
+from nbqueue.client.session.session import Session
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +35,15 @@ def session(server):
         broker.client.unlink(*keys)
     found.disconnect()
     assert not left
+
+
+@pytest.fixture
+def other(session):
+    """Another session on the same server."""
+    found = Session(session.settings)
+    yield found
+    found.collector.stop()
+    found.disconnect()
 
 
 @pytest.fixture

@@ -10,17 +10,8 @@ import nbqueue
 from nbqueue.client.batch import Batch
 from nbqueue.client.lookup import find
 from nbqueue.client.session import session as sessions
-from nbqueue.client.session.session import Session
 from nbqueue.errors import BadInput
 from nbqueue.store.broker import Broker
-
-
-@pytest.fixture
-def other(session):
-    found = Session(session.settings)
-    yield found
-    found.collector.stop()
-    found.disconnect()
 
 
 def fails_until(mended):

@@ -10,7 +10,6 @@ from nbqueue.client.jobs import Jobs
 from nbqueue.client.lookup import find
 from nbqueue.client.panel import job_details
 from nbqueue.client.panel.failures import FailureGroups
-from nbqueue.client.session.session import Session
 from nbqueue.errors import BatchFailed
 from nbqueue.model import Cause
 
@@ -19,22 +18,13 @@ def half(x):
     return 1 / x
 
 
-@pytest.fixture
-def second(session):
-    """Another session on the same server."""
-    found = Session(session.settings)
-    yield found
-    found.collector.stop()
-    found.disconnect()
-
-
-def forged(session, second, batch, index):
+def forged(session, other, batch, index):
     """What another session knows of a batch, of which one outcome was changed in the store after it was signed."""
     broker = session.broker
     key = broker.keys.part(batch.id, "out")
     blob = broker.client.hget(key, index)
     broker.client.hset(key, index, blob[:-1] + bytes([blob[-1] ^ 1]))
-    return Batch(find.attach(second, batch.id))
+    return Batch(find.attach(other, batch.id))
 
 
 def tellers(batch):
@@ -55,34 +45,34 @@ def tellers(batch):
     }
 
 
-def test_an_outcome_that_is_not_signed_by_us_is_a_failure_wherever_it_is_told(session, second, busy, monkeypatch):
-    for each in (session, second):
+def test_an_outcome_that_is_not_signed_by_us_is_a_failure_wherever_it_is_told(session, other, busy, monkeypatch):
+    for each in (session, other):
         monkeypatch.setattr(each.spool, "why", "this test damages what it copies")
     batch = nbqueue.map(half, [1, 0, 2])
     batch.wait(20)
-    other = forged(session, second, batch, 1)
-    other.wait(20)
-    error = other[1].error
+    seen = forged(session, other, batch, 1)
+    seen.wait(20)
+    error = seen[1].error
     assert "does not carry a valid signature" in error
-    assert tellers(other) == {
+    assert tellers(seen) == {
         "frame": ("failed", "signature"),
         "gather": ("failed", error),
         "job": error,
         "details": ("cause signature", error),
         "groups": [error[:159] + "…"],
         "causes": {"signature": 1},
-        "table": f"{other[1].id}  signature  {error[:117]}...",
+        "table": f"{seen[1].id}  signature  {error[:117]}...",
     }
-    row = Queue("default").to_frame().set_index("job_id").loc[other[1].id]
+    row = Queue("default").to_frame().set_index("job_id").loc[seen[1].id]
     assert (row["status"], row["cause"], row["error"]) == ("failed", "signature", error)
     with pytest.raises(BatchFailed, match="BadSignature"):
-        other.results()
+        seen.results()
 
 
-def test_a_job_that_the_server_lost_is_a_failure_wherever_it_is_told(session, second):
+def test_a_job_that_the_server_lost_is_a_failure_wherever_it_is_told(session, other):
     batch = nbqueue.map(half, [1, 0, 2])
     batch.cancel()
-    found = Batch(find.fetch(second, batch[1].id).batch)
+    found = Batch(find.fetch(other, batch[1].id).batch)
     found.ref.watch.gone = "lost"
     cause = Cause.LOST_BY_SERVER
     assert (found[1].error, job_details.told(found.ref, 1).facts) == (cause, f"cause {cause}")

@@ -118,6 +118,7 @@ def sent(driver, slot, jobs, *, isolate=False, part=60.0):
     facts = {"timeout": None, "grace": 0.3, "slice": part, "max_result": 1 << 26, "seed": 7}
     run = frames.Run(slot=slot, batch="b", label="f", isolate=isolate, jobs=jobs, **facts)
     driver.channel.send(frames.RUN, frames.encode(run))
+    driver.runs.update({each.seq: run._replace(jobs=[each]) for each in jobs})
 
 
 CALL = st.tuples(st.integers(0, 3), st.integers(1, 2), st.one_of(st.just(""), st.sampled_from(DEEDS)))
@@ -137,17 +138,7 @@ def test_a_pure_call_gives_what_it_gives_alone(driver, alone, calls, slots, part
     jobs = [(job(driver, *call), call) for call in calls]
     for slot in range(slots):
         sent(driver, slot, [each for each, _ in jobs[slot::slots]], part=part)
-
-    def ended():
-        if late := [
-            each for each, _ in jobs if each.seq in driver.back
-        ]:  # they have waited too long, on a busy machine
-            driver.back.clear()
-            sent(driver, 0, late, part=part)
-        return all(each.seq in driver.rides for each, _ in jobs)
-
-    driver.until(ended, 60)
-    rides = driver.outcomes([each.seq for each, _ in jobs])
+    rides = driver.outcomes([each.seq for each, _ in jobs], 60)
     for ride, (_, (index, _, deed)) in zip(rides, jobs, strict=True):
         if not deed:
             assert wire.loads(ride.value) == alone[index]

@@ -5,7 +5,7 @@ Nothing is unpickled for it, and nobody follows what was found: what is new abou
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from nbqueue import wire
@@ -48,17 +48,17 @@ def shown_spec(session: Session, view: BatchView) -> Spec:
 
 
 def _handle(session: Session, view: BatchView, spec: Spec) -> BatchRef:
-    state = _known(session, view, spec) or _new(session, view, spec)
+    whole = (each for each in known(session, view, spec) if each.rows is None)
+    state = next(whole, None) or _new(session, view, spec)
     return BatchRef(session, state, spec, name=view.name, shown=False)
 
 
-def _known(session: Session, view: BatchView, spec: Spec) -> BatchState | None:
-    """What this session knows of the batch by another handle: two would be polled, copied and spooled twice."""
+def known(session: Session, view: BatchView, spec: Spec) -> Iterator[BatchState]:
+    """What this session knows of the batch by other handles: a second state would be polled, copied, spooled again."""
     for each in session.collector.known(view.id):
         same = each.birth is not None and each.birth.nonce == view.nonce and each.restored == spec.restored
-        if same and each.rows is None and not each.gone and not each.fault:
-            return each
-    return None
+        if same and not each.gone and not each.fault:
+            yield each
 
 
 def _new(session: Session, view: BatchView, spec: Spec) -> BatchState:

@@ -275,14 +275,11 @@ class Reattach:
         return watch
 
     def _known(self, spec: Spec, rows: list[int]) -> Selection | None:
-        """What this session knows of these very jobs by another handle: two would be polled, copied, spooled twice."""
+        """What this session knows of these very jobs by another handle."""
         if self._new or self._replaced is not None:
             return None
-        for each in self._session.collector.known(self._view.id):
-            same = each.birth is not None and each.birth.nonce == self._view.nonce and each.restored == spec.restored
-            if same and isinstance(each, Selection) and not (each.gone or each.fault) and list(each.rows) == rows:
-                return each
-        return None
+        parts = (each for each in find.known(self._session, self._view, spec) if isinstance(each, Selection))
+        return next((each for each in parts if list(each.rows) == rows), None)
 
     def _look_at(self, watch: Selection, rows: list[int]) -> None:
         """Reads the ends of a few jobs where there are others, since the counts of the whole say nothing of these."""
