@@ -14,7 +14,7 @@ from nbqueue.client.lookup.waiting import refuse_unsent
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.session.session import Session
 from nbqueue.errors import BadInput, BadOption
-from nbqueue.model import Options, Rerun, Spec
+from nbqueue.model import Options, Rerun
 from nbqueue.policies import Callback, Dependency, Repeat, Retry
 from nbqueue.store.records import Need
 
@@ -384,8 +384,3 @@ def delay(span: Any) -> float:
     Raises BadOption.
     """
     return max(0.0, seconds("enqueue_in's duration", span))
-
-
-def described(spec: Spec) -> str:
-    """What a job is called: the user's words for it, or the function's name. Never its arguments."""
-    return spec.description or spec.label
