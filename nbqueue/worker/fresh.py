@@ -35,7 +35,6 @@ from typing import Any
 from nbqueue import wire
 from nbqueue.worker import notebook
 
-FORK = 0.002  # seconds, about, that a fresh child costs where nothing has to be set up in it
 _TRIED = 1 << 21  # bytes: a pickle over this is not opened once more only to learn how long that takes
 _PACE = 1e-9  # seconds a byte in which a pickle is opened at the very best
 _MOST = 20_000  # things looked at; a graph beyond that is data

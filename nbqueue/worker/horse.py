@@ -40,6 +40,7 @@ MUTE = 71  # exit code: the call closed the descriptor that its outcome would ha
 _HIGH = 1_000  # descriptors from here on survive a call that closes "all" of them
 _SHIELDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _SHARE = 0.05  # of a horse's life that its setting up may take
+_WAITING = 10  # times as long it may live until that is true of its CPU seconds, too
 _KB = 1 if sys.platform == "linux" else 1024
 
 
@@ -91,6 +92,7 @@ class Saddle(NamedTuple):
     stable: int
     refused: AbstractSet[str]  # modules that the stable could not import
     warming: float | None  # for its Life
+    forking: float  # CPU seconds that forking the one before took
 
 
 def ride(saddle: Saddle) -> NoReturn:
@@ -114,12 +116,12 @@ class Life:
     """How long a horse lives: as long as its slice, and so long that getting ready was a small part of it.
 
     `warming` is by how many CPU seconds the first call of earlier horses took longer than their second; None where that
-    is to be found out.
+    is to be found out. `setup` is what was spent on it before it was there.
     """
 
-    def __init__(self, warming: float | None = None) -> None:
+    def __init__(self, warming: float | None = None, setup: float = 0.0) -> None:
         self._known = warming
-        self.setup = 0.0  # seconds spent on what calls after the first have for nothing
+        self.setup = setup  # seconds spent on what calls after the first have for nothing
         self._born = math.inf  # when the first call began
         self._calls = 0
         self._first = self._later = 0.0  # CPU seconds of the first call, and of all after it
@@ -129,6 +131,7 @@ class Life:
         if self._born < math.inf:
             return False
         self._born = time.monotonic()
+        self.setup += time.process_time()  # since it was forked
         return True
 
     def lived(self, cpu: float) -> bool:
@@ -141,15 +144,25 @@ class Life:
         return self._calls == 1
 
     def over(self, least: float) -> bool:
-        """Whether nothing is left of it."""
-        return time.monotonic() - self._born >= least and self.left(least) <= 0.0
+        """Whether it is to end after this call.
+
+        Where processes share the cores, or calls wait for others, its CPU seconds are few: it goes on for a while.
+        """
+        lived = time.monotonic() - self._born
+        if lived < least or self.left(least) > 0.0:
+            return False
+        return lived >= _WAITING * self._worth() or time.process_time() >= self._worth()
 
     def left(self, least: float) -> float:
-        """Seconds until it is over, for one that takes `least`; never less than 0."""
+        """Seconds that it waits for calls, if it is to last for `least` at least; never less than 0."""
+        return max(0.0, self._born + max(least, self._worth()) - time.monotonic())
+
+    def _worth(self) -> float:
+        """Seconds of which getting ready was a small part."""
         warming = self._known or 0.0
         if self._calls > 1 or self._known is None:
             warming = max(warming, self.warmed())
-        return max(0.0, self._born + max(least, (self.setup + warming) / _SHARE) - time.monotonic())
+        return (self.setup + warming) / _SHARE
 
     def warmed(self) -> float:
         """CPU seconds of the first call that later ones are spared: memory is copied, caches are filled.
@@ -187,7 +200,7 @@ class Horse:
         self._calls: Sequence[Call] = saddle.calls
         self._gift = 0  # which calls these are
         self._made = 0  # of them
-        self._life = Life(saddle.warming)
+        self._life = Life(saddle.warming, saddle.forking)
         self._lasts = False  # whether it takes further calls
         current.here.note = self._note
         spill.here(saddle.setup.spill)
@@ -212,7 +225,7 @@ class Horse:
                 return
             if not self._lasts or scene is None or not scene.restore():
                 return
-            if isinstance(copies, fresh.Copies) and not copies.renew(fresh.FORK + self._life.setup):
+            if isinstance(copies, fresh.Copies) and not copies.renew(self._life.setup):
                 return
             self._tell_files(copies, wall)
 
@@ -258,12 +271,13 @@ class Horse:
         saddle = self._saddle
         if saddle.copies is not None:
             return saddle.copies
-        began = time.monotonic()
+        began, cpu = time.monotonic(), time.process_time()
         try:
             function = loading.load(saddle.record, saddle.setup.preload)
         except LoadError as why:
             return loading.failure_of(why)
-        self._life.setup += time.monotonic() - began
+        # Not its CPU seconds, which count as all others before the first call.
+        self._life.setup += max(0.0, time.monotonic() - began - (time.process_time() - cpu))
         return loading.copies(saddle.record, function)
 
     def _call(self, call: Call, copies: fresh.Copies | Failure) -> Ride | None:

@@ -352,7 +352,7 @@ def test_calls_share_a_function_that_holds_nothing_to_be_changed():
     assert copies.function is function
 
 
-def test_a_copy_that_costs_more_than_a_process_is_not_made():
+def test_a_copy_that_costs_more_than_a_process_is_not_made_again():
     table = dict.fromkeys(range(300_000), 1.5)
 
     def f(x):
@@ -361,7 +361,7 @@ def test_a_copy_that_costs_more_than_a_process_is_not_made():
     with Driver(f) as driver:
         values = driver.values(*range(4), slice=60.0)
     assert [value for value, _ in values] == [300_000 + x for x in range(4)]
-    assert len({pid for _, pid in values}) == 4
+    assert max(collections.Counter(pid for _, pid in values).values()) <= 2  # the first one shows what it costs
 
 
 def test_a_cheap_copy_keeps_the_process():

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import textwrap
 import time
 
+import pytest
 from helpers import wait_until
 from stable_driver import Driver
 from test_spare import state_of
 
 from nbqueue import wire
 from nbqueue.model import Cause, State
+from nbqueue.worker import horse
 from nbqueue.worker.clock import Clock
 from nbqueue.worker.ledger import Pace
 from nbqueue.worker.limits import Board, fence_clock
@@ -169,30 +170,64 @@ def test_a_horse_that_was_dear_serves_many_calls_and_rests_between_them(tmp_path
             wait_until(lambda pid=first: pid not in driver.alive())  # its place was needed
 
 
-def test_an_old_horse_makes_way():
-    class Now:
-        value = 0.0
+class Clocks:
+    """Those of a horse, in seconds: the wall's, and that of its CPU."""
+
+    def __init__(self, monkeypatch):
+        self.wall = self.cpu = 0.0
+        monkeypatch.setattr(horse, "time", self)
+
+    def monotonic(self):
+        return self.wall
+
+    def process_time(self):
+        return self.cpu
+
+
+def test_an_old_horse_makes_way(monkeypatch):
+    clocks = Clocks(monkeypatch)
 
     def calls_of(first, later, known=None):
-        from nbqueue.worker import horse
-
-        original, horse.time.monotonic = horse.time.monotonic, lambda: Now.value
-        try:
-            Now.value, life = 0.0, horse.Life(known)
-            life.begins()
-            for number in itertools.count(1):
-                life.lived(first if number == 1 else later)
-                Now.value += first if number == 1 else later
-                if not life.left(0.1):
-                    return number
-        finally:
-            horse.time.monotonic = original
+        clocks.wall, life = 0.0, horse.Life(known)
+        life.begins()
+        number = 0
+        while life.left(0.1) or not number:
+            number += 1
+            life.lived(first if number == 1 else later)
+            clocks.wall += first if number == 1 else later
+        return number
 
     assert calls_of(0.05, 0.05) == 2
     assert calls_of(1.0, 1.0) == 2  # whether the first is the dearer one a second has to tell
     assert calls_of(1.0, 1.0, known=0.0) == 1  # who outlasts the slice at once has a process for itself
     assert calls_of(1.0, 1.0, known=0.5) == 10  # by chance as fast as the second
     assert 150 <= calls_of(0.03, 0.01) // 0.25 <= 170  # 20 ms more than the others: 0.4 s
+
+
+def test_forking_a_horse_and_all_that_it_does_before_its_first_call_are_part_of_getting_ready(monkeypatch):
+    clocks = Clocks(monkeypatch)
+    for forking, before, slice_, lives in ((0.0, 0.0, 0.1, 0.1), (0.002, 0.003, 0.1, 0.1), (0.005, 0.01, 0.1, 0.3)):
+        clocks.wall, clocks.cpu, life = 0.0, before, horse.Life(0.0, forking)
+        assert life.begins()
+        assert not life.begins()
+        assert life.left(slice_) == pytest.approx(lives)
+        clocks.wall = clocks.cpu = lives - 0.001
+        assert not life.over(slice_)
+        clocks.wall = clocks.cpu = lives + 0.001
+        assert life.over(slice_)
+
+
+def test_a_horse_that_gets_little_of_the_cpu_lasts_longer_but_not_for_ever(monkeypatch):
+    clocks = Clocks(monkeypatch)
+    life = horse.Life(0.0, 0.01)
+    life.begins()
+    clocks.wall, clocks.cpu = 0.3, 0.05
+    assert not life.over(0.1)
+    assert life.left(0.1) == 0.0  # it does not wait for calls, though
+    clocks.wall, clocks.cpu = 0.8, 0.21
+    assert life.over(0.1)
+    clocks.wall, clocks.cpu = 2.1, 0.05
+    assert life.over(0.1)
 
 
 def burn(seconds):
@@ -212,11 +247,11 @@ def test_where_first_calls_are_dear_and_longer_than_the_slice_horses_last(tmp_pa
 
     with Driver(dear, imports=["fnmatch"]) as driver:
         for _ in range(2):  # the second horse knows by the first
-            horse = driver.values(0, slice=0.0)[0]
-            at_rest(driver, horse)
+            pid = driver.values(0, slice=0.0)[0]
+            at_rest(driver, pid)
             for x in range(4):
-                assert driver.values(x, slice=0.0) == [horse]
-            assert driver.values(0, isolate=True)[0] != horse
+                assert driver.values(x, slice=0.0) == [pid]
+            assert driver.values(0, isolate=True)[0] != pid
 
 
 def test_where_all_calls_are_as_dear_each_has_a_process_once_that_is_known(tmp_path):
