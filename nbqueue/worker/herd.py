@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nbqueue.worker.slots import Call, Errand, Mount, Slot
 
 _WEIGHT = 0.3  # of the latest horse in what is known of them
+NAP, LONG_NAP = 0.0003, 0.003  # seconds in which reports of short calls add up, at least and at most
+_BULK = 1 << 14  # bytes of them, with which it is time to wake
 _TRIAL = 16  # one of so many horses finds out anew how dear a first call is
 _MOST_DEATHS = 3  # of horses that never came to the first step of an errand; then that step is blamed
 
@@ -35,7 +37,8 @@ class Herd:
         self.setup = frames.Setup()
         self.obituary: Obituary
         self.draining = False
-        self.busy = False  # whether a horse that reports will soon report again
+        self._busy = False  # whether a horse that reports will soon report again
+        self._bulk = 0  # bytes of reports since the last nap
         self.kept: set[int] = set()  # children that loading started
         self.learnt = frames.Learnt(0.0, [])  # what horses had to import, and the next ones should not
         self._warming: float | None = None  # CPU seconds that first calls took longer than second ones, as they were
@@ -59,6 +62,16 @@ class Herd:
         if self.draining or self.unburied or self.clock.frozen:
             return False
         return not any(slot.queue or slot.errands or (slot.mount and slot.mount.busy) for slot in self.slots.values())
+
+    def nap(self) -> float:
+        """Seconds in which reports may add up; waking for each would cost more than short calls are worth."""
+        if not self._busy:
+            return 0.0
+        lefts = [mount.left() for mount in self.mounts() if mount.busy]
+        # Half of it, so that no horse waits long for what it may do next. What is much fills its socket meanwhile.
+        least = min(lefts, default=0.0) / 2 if self._bulk < _BULK else 0.0
+        self._busy, self._bulk = False, 0
+        return min(max(least, NAP), LONG_NAP)
 
     def _slot(self, number: int) -> Slot:
         from nbqueue.worker.slots import Slot
@@ -286,7 +299,7 @@ class Herd:
     def _pass_on(self, notes: dict[tuple[int, int], bytes]) -> None:
         for payload in notes.values():
             self.channel.queue(frames.NOTE, payload)
-            self.busy = True
+            self._busy = True
         notes.clear()
 
     def _done(self, mount: Mount, payload: bytes, fd: int | None) -> None:
@@ -300,7 +313,7 @@ class Herd:
                 os.close(fd)
             raise
         mount.reported += 1
-        self.busy = self.busy or mount.reported < len(mount.calls)
+        self._busy = self._busy or mount.reported < len(mount.calls)
         flags = payload[-1]
         tail = mount.output.last() if flags & horse.UNMARKED else mount.output.take()
         mount.lasts = bool(flags & horse.LASTS)
@@ -315,6 +328,7 @@ class Herd:
             return
         tail = capture.tail_for(tail, failed=bool(flags & horse.FAILED))
         self.channel.queue(frames.DONE, payload[:-1] + tail, fd)
+        self._bulk += len(payload) + len(tail)
         if not mount.busy:
             self.spares.want()
         if self.draining and mount.waits:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nbqueue.worker.stall import Stall
 
 TARGET = 0.25  # seconds of work a slot that are held ahead, as jobs prove short
-SHORT = 0.01  # seconds: calls under this are sent ahead, so that no slot waits for us
+SHORT = 0.1  # seconds: calls under this are sent ahead, so that no slot waits for us
 MOST_HELD = 4_000  # jobs held ahead, however short
 MOST_PACES = 1_000  # functions of which a worker remembers how long their calls take
 MOST_CLAIMED = 1_000  # jobs a claim: no script touches more

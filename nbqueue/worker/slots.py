@@ -152,7 +152,8 @@ class Mount:
         limits = [call.run.timeout for call in calls if call.run.timeout is not None]
         self.patience = max(PATIENCE, calls[0].run.slice if calls else 0.0)
         self.rhythm = min(self.patience, *limits) if limits else self.patience
-        self.check_at = time.monotonic() + min(self.rhythm, 0.005)
+        self._given = time.monotonic()
+        self.check_at = self._given + min(self.rhythm, 0.005)
 
     def give(self, calls: list[Call]) -> None:
         """Has it make these calls, all of one RUN. Only while it waits for more."""
@@ -167,6 +168,11 @@ class Mount:
     def waits(self) -> bool:
         """Whether it has made all its calls, and waits for more; one that has closed its end is about to be buried."""
         return self.lasts and not (self.busy or self.leaving or self.channel.eof)
+
+    def left(self) -> float:
+        """Seconds in which it will have made its calls, as far as those that it has made tell; else 0."""
+        made = self.reported
+        return (time.monotonic() - self._given) / made * (len(self.calls) - made) if made else 0.0
 
     @property
     def shared(self) -> bool:

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from nbqueue.worker import frames, herd, limits, tree
 from nbqueue.worker.channel import Channel, Frame
+from nbqueue.worker.herd import NAP
 
 if TYPE_CHECKING:
     from nbqueue.worker import fresh
     from nbqueue.worker.slots import Call, Errand, Forked, Slot
 
-_NAP = 0.0003  # seconds in which short calls add up: waking for each would cost more than it is worth
 _LONG = 5.0  # seconds that an import takes, at most, for whoever must know how long to be away
 _RETRY = 0.1  # seconds until the next try, after the system refused a process
 _LOOK = 0.02  # seconds between looks for the dead, where nothing tells of them
@@ -41,6 +41,7 @@ class Stable:
         self._refused: set[str] = set()  # modules that could not be imported here
         self._outgrown = False  # what was imported since forbids to fork: it starts over once nothing runs
         self._retry_at = 0.0
+        self._forking = 0.0  # CPU seconds that the last fork took
         self._setup = b""
         self._selector = selectors.DefaultSelector()
         self._selector.register(channel.fileno(), selectors.EVENT_READ)
@@ -55,9 +56,7 @@ class Stable:
         self._start()
         self._flush()
         while not self.channel.eof:
-            if self._herd.busy:
-                time.sleep(_NAP)
-                self._herd.busy = False
+            self._nap()
             events = self._selector.select(self._patience())
             self._herd.clock.keep_fence(self._herd.mounts())
             for key, mask in events:
@@ -71,6 +70,21 @@ class Stable:
             self._flush()
             self._keep_spare()
         self._end()
+
+    def _nap(self) -> None:
+        """While short calls go on, lets their reports add up; a word of the parent and a horse's end cut that short."""
+        if not (seconds := self._herd.nap()):
+            return
+        if (patience := self._patience()) is not None:
+            seconds = min(seconds, patience)
+        if seconds <= NAP:
+            time.sleep(seconds)
+            return
+        poll = select.poll()
+        for fd in (self.channel.fileno(), *(mount.pidfd for mount in self._herd.mounts())):
+            if fd is not None:
+                poll.register(fd, select.POLLIN)
+        poll.poll(1e3 * seconds)
 
     def _patience(self) -> float | None:
         mounts = self._herd.mounts()
@@ -297,7 +311,9 @@ class Stable:
                 stable=os.getpid(),
                 refused=self._refused,
                 warming=self._herd.warming(),
+                forking=self._forking,
             )
+            began = time.process_time()
             pid = os.fork()
             if pid == 0:
                 try:
@@ -305,6 +321,7 @@ class Stable:
                     horse.ride(saddle)
                 finally:
                     os._exit(70)  # whatever happens, the child is no second stable
+            self._forking = time.process_time() - began
             gear.keep_ours()
         return slots.Forked(pid, gear, board)
 

@@ -16,7 +16,7 @@ from stable_driver import Driver, alive_with
 
 from nbqueue import wire
 from nbqueue.model import Cause, State
-from nbqueue.worker import frames
+from nbqueue.worker import frames, herd, slots
 
 
 @pytest.fixture
@@ -53,6 +53,28 @@ def test_short_calls_share_a_horse_and_isolated_ones_do_not():
         alone = driver.values(*range(5), isolate=True)
     assert len(set(shared)) < 10
     assert len(set(alone)) == 5
+
+
+def test_reports_of_short_calls_add_up_as_long_as_no_horse_comes_to_wait():
+    class Rides:
+        busy = True
+
+        def __init__(self, seconds):
+            self.left = lambda: seconds
+
+    def naps(*lefts, size=0, busy=True):
+        found = herd.Herd(None, None)
+        for number, seconds in enumerate(lefts):
+            found.slots[number] = slots.Slot(number)
+            found.slots[number].mount = Rides(seconds)
+        found._busy, found._bulk = busy, size
+        return found.nap()
+
+    assert naps(1.0, 1.0) == herd.LONG_NAP
+    assert naps(1.0, 0.004) == 0.002
+    assert naps(1.0, 0.0) == herd.NAP  # not known yet, or its last call
+    assert naps(1.0, size=1 << 20) == herd.NAP
+    assert naps(1.0, busy=False) == 0.0
 
 
 def test_a_long_call_gives_the_rest_back_and_says_that_it_has_begun(fifo):
