@@ -86,7 +86,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
     @property
     def done(self) -> bool:
         """Whether all have ended and their outcomes are here, as last heard."""
-        return self.ref.watch.settled
+        return self.ref.state.settled
 
     def __len__(self) -> int:
         return len(self.ref)
@@ -108,9 +108,9 @@ class Batch(Sequence[Job[R]], Generic[R]):
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
         marks = {"lost": ", lost by the server", "expired": ", expired", "forgotten": ", forgotten"}
-        if self.ref.watch.settled and self.ref.watch.gone in {"lost", "expired"}:
-            marks = {self.ref.watch.gone: ", no more on the server"}  # and all of it is here
-        tail = marks.get(self.ref.watch.gone, "") + (", cut short" if self.ref.watch.cut else "")
+        if self.ref.state.settled and self.ref.state.gone in {"lost", "expired"}:
+            marks = {self.ref.state.gone: ", no more on the server"}  # and all of it is here
+        tail = marks.get(self.ref.state.gone, "") + (", cut short" if self.ref.state.cut else "")
         return f"<Batch {self.id}{name}: {self.tally}{tail}>"
 
     def _ipython_display_(self) -> None:
@@ -138,7 +138,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         ref = self.ref
         if refresh.doubtful(ref):
             await asyncio.to_thread(refresh.reconsider_all, ref)  # it asks the server, which may be slow
-        await awaiting.until(ref, lambda: ref.watch.settled, bar=display.in_terminal)
+        await awaiting.until(ref, lambda: ref.state.settled, bar=display.in_terminal)
         waiting.over(ref)
         frame.warn_if_cut(ref)
         return self
@@ -173,18 +173,18 @@ class Batch(Sequence[Job[R]], Generic[R]):
         """
         with within(timeout):
             refresh.reconsider_all(self.ref)
-        watch, place, seen = self.ref.watch, 0, set[int]()
+        state, place, seen = self.ref.state, 0, set[int]()
 
         def news() -> bool:
-            return len(watch.ended) > place or watch.settled
+            return len(state.ended) > place or state.settled
 
-        while not (watch.settled and place >= len(watch.ended)):
+        while not (state.settled and place >= len(state.ended)):
             start = place
             if not waiting.until(self.ref, news, timeout, arrived=True, bar=display.in_terminal):
                 raise waiting.not_done(self.ref, f"Batch {self.id}", timeout)
-            place = len(watch.ended)
-            for index in watch.ends(start, place):
-                if index not in seen and watch.has(index):
+            place = len(state.ended)
+            for index in state.ends(start, place):
+                if index not in seen and state.has(index):
                     seen.add(index)
                     yield Job(self.ref, index)
         waiting.raise_error(self.ref)
@@ -217,17 +217,17 @@ class Batch(Sequence[Job[R]], Generic[R]):
 
     def _arrived(self, timeout: float | None) -> bool:
         """As wait; where the input broke off, or the server forgot, what had arrived is enough, with a warning."""
-        watch = self.ref.watch
+        state = self.ref.state
         try:
             return self.wait(timeout)
         except LostByServer as why:
             warn(str(why))
             return True
         except BaseException as why:
-            if why is not watch.error or not waiting.broke_off(watch):
+            if why is not state.error or not waiting.broke_off(state):
                 raise
-        met = waiting.until(self.ref, lambda: watch.settled, timeout, arrived=True, bar=display.in_terminal)
-        what = f"{type(watch.error).__name__}: {watch.error}"
+        met = waiting.until(self.ref, lambda: state.settled, timeout, arrived=True, bar=display.in_terminal)
+        what = f"{type(state.error).__name__}: {state.error}"
         warn(f"{self.id} has the {len(self):,} items that came before its input broke off ({what}).")
         return met
 
@@ -266,7 +266,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
 
     # A Sequence's own versions compare every element, and would unpickle nothing useful.
     def __contains__(self, job: object) -> bool:
-        return isinstance(job, Job) and job.batch.id == self.id and self.ref.watch.holds(job.index)
+        return isinstance(job, Job) and job.batch.id == self.id and self.ref.state.holds(job.index)
 
     def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
         """The position of a Job of this batch."""

@@ -32,7 +32,9 @@ class Job(Facts[R]):
         return self.id
 
     def __repr__(self) -> str:
-        state = self.batch.watch.state(self.index) or (State.CREATED if self.batch.unsent is not None else "not done")
+        state = self.batch.state.state_of(self.index) or (
+            State.CREATED if self.batch.unsent is not None else "not done"
+        )
         return f"<Job {self.id}: {state}{f', {line}' if (line := told(self)[1]) else ''}>"
 
     def __eq__(self, other: object) -> bool:
@@ -101,9 +103,9 @@ class Job(Facts[R]):
         if found is not None:
             return found
         lookup.fill_in(self)
-        if self.batch.watch.gone:
+        if self.batch.state.gone:
             raise waiting.absence_of(self)
-        return self.batch.watch.state(self.index) or State.QUEUED  # on its way to the store
+        return self.batch.state.state_of(self.index) or State.QUEUED  # on its way to the store
 
     def get_status(self, refresh: bool = True) -> State | str:
         """As `status`; with `refresh` the store is asked in any case."""
@@ -125,7 +127,7 @@ class Job(Facts[R]):
         return lookup.outcome_of(self)
 
     def _known(self) -> Outcome | None:
-        return self.batch.watch.outcome(self.index, self.batch.session.sealer)
+        return self.batch.state.outcome(self.index, self.batch.session.sealer)
 
     def wait(self, timeout: float | None = None) -> R:
         """Its value, when it has ended; or raises what the job raised, with the remote traceback as `__cause__`.
@@ -149,17 +151,17 @@ class Job(Facts[R]):
             with contextlib.suppress(SetupError):  # the collector goes on trying
                 await asyncio.to_thread(lookup.fill_in, self)  # it asks the server, which may be slow
         await awaiting.until(self.batch, partial(waiting.ended, self), index=self.index, bar=display.in_terminal)
-        if not self.batch.watch.has(self.index):
+        if not self.batch.state.has(self.index):
             raise waiting.absence_of(self)
         return self._value()
 
     @property
     def result(self) -> R | None:
         """None until it has ended, then as `wait()`."""
-        watch = self.batch.watch
+        state = self.batch.state
         lookup.fill_in(self)
-        if not watch.has(self.index):
-            if watch.gone or watch.settled:
+        if not state.has(self.index):
+            if state.gone or state.settled:
                 raise waiting.absence_of(self)
             return None
         return self.wait()
@@ -169,7 +171,7 @@ class Job(Facts[R]):
         if refresh:
             self.refresh()
         lookup.fill_in(self)
-        finished = self.batch.watch.state(self.index) is State.FINISHED
+        finished = self.batch.state.state_of(self.index) is State.FINISHED
         return self.wait() if finished else None
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -187,26 +189,26 @@ class Job(Facts[R]):
 
         Raises Expired or LostByServer when the store has it no more.
         """
-        batch, watch = self.batch, self.batch.watch
+        batch, state = self.batch, self.batch.state
         self._notes = None
         if batch.inline:
             return
         found = batch.session.ask(lambda broker: broker.outcomes(batch.id, [self.index]))[0]
         if found is not None and found == self._stored():
             return  # withdrawn here, it would count as withdrawn in the spool, too
-        with watch.changed:
-            watch.withdraw(self.index)
+        with state.changed:
+            state.withdraw(self.index)
         lookup.read(batch, self.index)
-        if watch.gone:
+        if state.gone:
             raise waiting.absence_of(self)
-        if watch.followed and not watch.has(self.index):
-            with watch.changed:
-                watch.reopen()
-            batch.session.collector.follow(watch)
+        if state.followed and not state.has(self.index):
+            with state.changed:
+                state.reopen()
+            batch.session.collector.follow(state)
 
     def _stored(self) -> bytes | None:
         try:
-            return self.batch.watch.stored(self.index)
+            return self.batch.state.stored(self.index)
         except BadSignature:
             return None  # the spool has lost it
 
@@ -265,7 +267,7 @@ class Job(Facts[R]):
 
         Raises BadInput while it has not ended, Expired when the store has it no more.
         """
-        if self.batch.watch.gone:
+        if self.batch.state.gone:
             raise waiting.absence_of(self)
         lookup.look([self], afresh=True, canceled=True)
         try:
@@ -298,7 +300,7 @@ class Job(Facts[R]):
 def told(job: Job[Any]) -> tuple[str, str]:
     """(why it has no result, the same in a line); empty where nothing went wrong."""
     # Of memory alone: a table must not ask the store once a row.
-    outcome = job.batch.watch.shown(job.index, job.batch.session.sealer)
+    outcome = job.batch.state.shown(job.index, job.batch.session.sealer)
     if outcome is None:
         return "", ""  # it has not ended, or a retry has withdrawn it since
     return str(outcome.cause or ""), _line(text_of(outcome, job.dependency_ids))

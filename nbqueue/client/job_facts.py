@@ -59,7 +59,7 @@ class Facts(JobRef, Generic[R]):
     def origin(self, name: str) -> None:
         if self.batch.unsent is None:
             raise BadInput(message=f"{self.id} is in {self.origin}: batch.retry(queue=...) moves what has ended.")
-        self.batch.watch.queue = name
+        self.batch.state.queue = name
 
     @property
     def func_name(self) -> str:
@@ -242,10 +242,10 @@ class Facts(JobRef, Generic[R]):
     @property
     def created_at(self) -> datetime | None:
         """When it was submitted."""
-        watch = self.batch.watch
-        if not watch.created_us and (view := self._view()) is not None:
-            watch.created_us = view.created_us
-        return utc(watch.created_us) if watch.created_us else None
+        state = self.batch.state
+        if not state.created_us and (view := self._view()) is not None:
+            state.created_us = view.created_us
+        return utc(state.created_us) if state.created_us else None
 
     @property
     def due_at(self) -> datetime | None:
@@ -307,7 +307,7 @@ class Facts(JobRef, Generic[R]):
     def results(self) -> list[Run]:
         """All runs that have ended, the latest first: retries and repeats too."""
         found, batch = self.outcome, self.batch
-        before = batch.watch.past.get(self.index, [])
+        before = batch.state.past.get(self.index, [])
         if not batch.inline:
             blob = spooled.asked(batch, RecordType.PASTS, self.index)
             before = [opened(batch.session.sealer, batch.id, self.index, one) for one in past(blob or b"") if one]
@@ -316,7 +316,7 @@ class Facts(JobRef, Generic[R]):
     def latest_result(self, timeout: float | None = None) -> Run | None:
         """The latest run that has ended; with `timeout` the end of a first one is waited for, so many seconds."""
         if timeout:
-            waiting.until(self.batch, lambda: self.batch.watch.has(self.index), timeout, index=self.index)
+            waiting.until(self.batch, lambda: self.batch.state.has(self.index), timeout, index=self.index)
         with within(timeout):
             return next(iter(self.results()), None)
 
@@ -325,7 +325,7 @@ class Facts(JobRef, Generic[R]):
         """What became of its callbacks and of the workers' exception handlers. Raises BadSignature."""
         batch = self.batch
         if batch.inline:
-            return batch.watch.echoes.get(self.index, [])
+            return batch.state.echoes.get(self.index, [])
         blob = batch.session.ask(lambda broker: broker.echoes(batch.id, [self.index]))[0]
         return [] if not blob else echoes_in(batch.session.sealer.unseal(wire.ECHO, batch.id, self.index, blob))
 
@@ -372,11 +372,11 @@ class Facts(JobRef, Generic[R]):
             Notes(job_meta.plain(self.meta), None if self._notes is None else self._notes.progress),
         )
         if batch.inline:
-            batch.watch.notes[self.index] = found
+            batch.state.notes[self.index] = found
             return
         blob = job_meta.sealed(batch.session.sealer, batch.id, self.index, found.meta, found.progress)
         batch.session.ask(lambda broker: broker.save(batch.id, self.index, blob))
-        batch.session.spool.keep_said(batch.watch, [(RecordType.METAS, [(self.index, blob)])])
+        batch.session.spool.keep_said(batch.state, [(RecordType.METAS, [(self.index, blob)])])
 
     def save(self) -> None:
         """As `save_meta`: all else of a job is written when it is submitted, and does not change.
@@ -393,7 +393,7 @@ class Facts(JobRef, Generic[R]):
     def _read_notes(self) -> Notes:
         batch = self.batch
         if batch.inline:
-            found = batch.watch.notes.get(self.index)
+            found = batch.state.notes.get(self.index)
             return found or job_meta.opened(batch.session.sealer, batch.spec, batch.id, self.index, None)
         blob = spooled.asked(batch, RecordType.METAS, self.index)
         return job_meta.opened(batch.session.sealer, batch.spec, batch.id, self.index, blob)

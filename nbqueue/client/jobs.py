@@ -88,7 +88,7 @@ class Jobs(Sequence[Job[R]], Generic[R]):
             return Jobs([self._named(job)], self._which).requeue(at_front=at_front)
         groups: dict[int, list[Job[R]]] = {}
         for each in self._jobs:
-            groups.setdefault(id(each.batch.watch), []).append(each)
+            groups.setdefault(id(each.batch.state), []).append(each)
         if self._jobs:
             # Another session may have run them again since: the latest outcome is the one to withdraw.
             refresh.look(self._jobs, afresh=True, canceled=True)

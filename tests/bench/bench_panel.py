@@ -41,16 +41,16 @@ def outcome(index: int) -> Outcome:
 def redraws(n: int) -> tuple[float, list[float], list[float]]:
     """Seconds for the first look at a batch of `n`, and for each redraw of the widget and of the saved form."""
     batch = nbqueue.map(abs, [0], inline="collect", progress=False)
-    batch.ref.watch = watch = BatchState("big", "default", "", Spec(label="f"))
+    batch.ref.state = state = BatchState("big", "default", "", Spec(label="f"))
     n += NEWS * REDRAWS
     failed = 0
 
     def end(start: int, stop: int) -> None:
         nonlocal failed
         for index in range(start, stop):
-            watch.put_opened(index, outcome(index))
+            state.put_opened(index, outcome(index))
             failed += index % EVERY == 0
-        watch.tally = Tally(n=n + 1, finished=stop - failed, failed=failed, queued=n + 1 - stop)
+        state.tally = Tally(n=n + 1, finished=stop - failed, failed=failed, queued=n + 1 - stop)
 
     ended = n - NEWS * REDRAWS
     end(0, ended)

@@ -281,7 +281,7 @@ def test_an_upload_that_broke_off_is_completed_by_the_same_call(session, hands):
         raise OSError("the disk is gone")
 
     cut = nbqueue.map(square, broken(), name="stream")
-    wait_until(lambda: cut.ref.watch.error is not None and not session.broker.view(cut.id).open)
+    wait_until(lambda: cut.ref.state.error is not None and not session.broker.view(cut.id).open)
     assert hands.work() == 5
     whole = nbqueue.map(square, iter(range(8)), name="stream")
     assert whole.id == cut.id
@@ -388,7 +388,7 @@ def test_new_items_wait_for_the_end_of_an_upload_that_goes_on(session, hands, ca
 def grown(ways, hands):
     """(a settled handle, the handle of a later call that added two jobs to its batch): `ways` makes the items."""
     first = nbqueue.map(inverse, ways([1, 0]), name="grown")
-    wait_until(lambda: len(first) == 2 and not first.ref.watch.open)
+    wait_until(lambda: len(first) == 2 and not first.ref.state.open)
     hands.work()
     assert first.wait(5)
     return first, nbqueue.map(inverse, [1, 0, 2, 4], name="grown")
@@ -441,9 +441,9 @@ def test_who_waits_for_a_settled_part_hears_of_nothing_that_is_of_others(session
     later = nbqueue.map(inverse, [1, 0, 2, 4], name="still")
     hands.work()
     assert later.wait(5)
-    before = first.ref.watch.generation
+    before = first.ref.state.generation
     assert first.results("skip") == [1]
-    assert first.ref.watch.generation == before
+    assert first.ref.state.generation == before
     later.retry(func=square)
     hands.work()
     assert later.wait(5)

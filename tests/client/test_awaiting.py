@@ -38,7 +38,7 @@ def test_others_go_on_while_a_batch_is_awaited(session, hands):
 
     assert run(work()) is batch
     assert (batch.done, batch.tally.finished, batch.tally.failed) == (True, 2, 1)
-    assert not any(type(bar).__name__ == "_Bell" for bar in batch.ref.watch.bars)
+    assert not any(type(bar).__name__ == "_Bell" for bar in batch.ref.state.bars)
     assert run(asyncio.wait_for(batch, 5)) is batch  # what has ended needs no news
 
 
@@ -61,7 +61,7 @@ def test_who_stops_waiting_stops_nothing(session, hands, capsys):
     with pytest.raises(TimeoutError):
         asyncio.run(asyncio.wait_for(batch, 0.05))
     assert capsys.readouterr().err == ""
-    assert batch.ref.watch.bars == []
+    assert batch.ref.state.bars == []
     hands.work()
     assert batch.wait(10)
 

@@ -87,7 +87,7 @@ def test_an_upload_whose_batch_is_gone_leaves_others_alone(session, hands, monke
     other = nbqueue.map(square, [1, 2])
     keys = session.broker.keys
     session.broker.client.delete(keys.at("b", lost.id))
-    wait_until(lambda: lost.ref.watch.gone or lost.ref.watch.error)
+    wait_until(lambda: lost.ref.state.gone or lost.ref.state.error)
     hands.work()
     assert other.results(timeout=10) == [1, 4]
     more.set()

@@ -29,7 +29,7 @@ def test_a_log_that_was_written_anew_in_another_order_leaves_out_no_outcome(sess
     hands.work(1)
     kept = snapshot(session.broker)
     hands.work(1)
-    wait_until(lambda: batch.ref.watch.position == 2)
+    wait_until(lambda: batch.ref.state.position == 2)
     go_back(session.broker, kept)
     run = hands._run
     monkeypatch.setattr(hands, "_run", lambda grant: run(grant)[::-1])
@@ -44,7 +44,7 @@ def test_a_log_that_was_written_anew_in_another_order_leaves_out_no_outcome(sess
 def test_an_unfinished_batch_that_the_server_forgot_is_lost_and_not_expired(server, session):
     kept = snapshot(session.broker)
     batch = nbqueue.map(abs, range(3))
-    wait_until(lambda: batch.ref.watch.known)
+    wait_until(lambda: batch.ref.state.known)
     session.broker.epoch()
     kept |= {key: each for key, each in snapshot(session.broker).items() if key.endswith(b"epoch")}
     go_back(session.broker, kept)

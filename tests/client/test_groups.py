@@ -134,13 +134,13 @@ def test_what_real_workers_settle_is_grouped_too(session):
 
 def test_a_look_costs_what_is_new_and_not_what_there_is():
     batch = nbqueue.map(by_key, [0], inline="collect")
-    batch.ref.watch = BatchState("big", "default", "", Spec(label="f"))
+    batch.ref.state = BatchState("big", "default", "", Spec(label="f"))
     trace = 'Traceback (most recent call last):\n  File "/a.py", line 1, in f\nKeyError: 1\n'
     for index in range(N):
         failure = Failure("KeyError", f"row {index}", trace)
         outcome = Outcome(State.FAILED, Cause.ERROR, 1, 0, 0, failure=failure)
-        batch.ref.watch.put_opened(index, outcome)
-    batch.ref.watch.tally = Tally(n=N, failed=N)
+        batch.ref.state.put_opened(index, outcome)
+    batch.ref.state.tally = Tally(n=N, failed=N)
     groups = FailureGroups(line_of)
     groups.add(batch.ref)
     looks = 1

@@ -26,12 +26,12 @@ def lost(request, server, session, hands):
         session.spool.folder, session.spool.why = None, "off"
     batch = nbqueue.map(work, range(5))
     hands.work(2)
-    wait_until(lambda: batch.ref.watch.collected == 2)
+    wait_until(lambda: batch.ref.state.collected == 2)
     single = nbqueue.submit(work, 9)
-    wait_until(lambda: single.batch.watch.known)
+    wait_until(lambda: single.batch.state.known)
     broker = session.broker
     broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*", count=1000))
-    wait_until(lambda: batch.ref.watch.gone and single.batch.watch.gone, 20)
+    wait_until(lambda: batch.ref.state.gone and single.batch.state.gone, 20)
     return batch, single
 
 
@@ -57,7 +57,7 @@ def test_everyone_who_waits_is_told(lost):
     for ask in asked:
         with pytest.raises(LostByServer, match="has forgotten"):
             ask()
-    assert "forgotten this batch, and 3 jobs of it" in model.trouble(batch.ref.watch)
+    assert "forgotten this batch, and 3 jobs of it" in model.trouble(batch.ref.state)
     assert "lost by the server" in repr(batch)
 
 
@@ -96,14 +96,14 @@ def test_a_batch_that_is_gone_is_counted_by_what_is_here(session, hands):
     """The tally was told before the log, and may know of fewer ends than were copied."""
     batch = nbqueue.map(work, range(3))
     hands.work()
-    wait_until(lambda: batch.ref.watch.collected == 3)
+    wait_until(lambda: batch.ref.state.collected == 3)
     assert batch.wait(10)
     broker = session.broker
     broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*", count=1000))
-    with batch.ref.watch.changed:
-        batch.ref.watch.over, batch.ref.watch.tally = False, Tally(n=3, finished=2, queued=1)
-    session.collector.follow(batch.ref.watch)
-    wait_until(lambda: batch.ref.watch.gone, 20)
+    with batch.ref.state.changed:
+        batch.ref.state.over, batch.ref.state.tally = False, Tally(n=3, finished=2, queued=1)
+    session.collector.follow(batch.ref.state)
+    wait_until(lambda: batch.ref.state.gone, 20)
     assert batch.tally == Tally(n=3, finished=3)
     assert batch.results() == [0, 1, 4]
 

@@ -27,7 +27,7 @@ CELLS = (
     (
         "from helpers import wait_until\n"
         "def source():\n    yield 1\n    raise OSError('<b>disk</b>')\n"
-        "broken = nbqueue.map(f, source()); wait_until(lambda: broken.ref.watch.bars[0].closed)"
+        "broken = nbqueue.map(f, source()); wait_until(lambda: broken.ref.state.bars[0].closed)"
     ),
     "try:\n    broken.wait(20)\nexcept OSError: print('told')",
     "batch.failed",
@@ -36,7 +36,7 @@ CELLS = (
     (
         "import time\n"
         "end = time.monotonic() + 10\n"
-        "while session.collector._watches and time.monotonic() < end: time.sleep(0.01)\n"
+        "while session.collector._followed and time.monotonic() < end: time.sleep(0.01)\n"
         "hands.stop(); session.collector.stop()"
     ),
 )

@@ -56,7 +56,7 @@ def hands(session):
 def quiet(session, monkeypatch):
     """No collector: all that the server hears is what the test does."""
     session.collector.stop()
-    monkeypatch.setattr(session.collector, "follow", lambda watch: None)
+    monkeypatch.setattr(session.collector, "follow", lambda state: None)
     return session
 
 

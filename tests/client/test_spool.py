@@ -79,7 +79,7 @@ def test_a_frame_is_whole_after_the_server_forgot_and_the_kernel_was_restarted(s
     assert again.results(errors="skip") == [0, 1, 4, BIG, 25]
     assert [job.index for job in again.failed] == [3]
     assert again[2].args == (2,)
-    assert model.safety(again.ref.watch, 0) == "All results saved; no longer on the server"
+    assert model.safety(again.ref.state, 0) == "All results saved; no longer on the server"
     assert nbqueue.attach(batch.id) == nbqueue.attach() == batch
     again.forget()
     assert files(new) == []
@@ -92,8 +92,8 @@ def test_results_outlive_their_time_to_live_and_big_ones_lie_on_disk(session, ha
     batch = nbqueue.map(work, range(6), result_ttl=1, failure_ttl=1)
     hands.work()
     assert batch.wait(10)
-    assert isinstance(batch.ref.watch._blobs[4], int)
-    assert batch.ref.watch.weight < 5 * spool.SMALL
+    assert isinstance(batch.ref.state._blobs[4], int)
+    assert batch.ref.state.weight < 5 * spool.SMALL
     wait_until(lambda: session.broker.promote() is None or session.broker.view(batch.id) is None, 15)
     assert batch[4].result == BIG
     assert nbqueue.attach(batch.id).results(errors="skip") == [0, 1, 4, BIG, 25]
@@ -109,7 +109,7 @@ def test_results_outlive_their_time_to_live_and_big_ones_lie_on_disk(session, ha
 def test_what_one_session_had_copied_another_need_not_copy_again(server, session, hands):
     batch = nbqueue.map(work, range(6), name="half")
     hands.work(4)
-    wait_until(lambda: batch.ref.watch.collected == 4)
+    wait_until(lambda: batch.ref.state.collected == 4)
 
     def positions():
         stands = [SpoolFile(each).entries[batch.id].standing for each in files(session)]
@@ -118,8 +118,8 @@ def test_what_one_session_had_copied_another_need_not_copy_again(server, session
     wait_until(lambda: positions() == [4])
     new = another_kernel(server, session)
     attached = nbqueue.attach("half")
-    assert attached.ref.watch.recalled
-    assert attached.ref.watch.collected == 4
+    assert attached.ref.state.recalled
+    assert attached.ref.state.collected == 4
     hands.work()
     assert attached.results(errors="skip", timeout=10) == [0, 1, 4, BIG, 25]
     own = [SpoolFile(each).entries[batch.id] for each in files(new)]
@@ -143,8 +143,8 @@ def test_two_notebooks_follow_one_batch_and_a_retry(server, session, hands):
     batch.retry(func=lambda x: x + 100)
     hands.work()
     assert batch.wait(10)
-    other.collector.follow(follower.ref.watch)
-    wait_until(lambda: follower.done and follower.ref.watch.state(3) == "finished")
+    other.collector.follow(follower.ref.state)
+    wait_until(lambda: follower.done and follower.ref.state.state_of(3) == "finished")
     assert len(files(session)) == 2
     flush(session)
     other.collector.stop()
@@ -160,7 +160,7 @@ def test_another_machine_copies_arguments_too(server, session, hands, tmp_path, 
     monkeypatch.setenv("NBQUEUE_SPOOL", str(tmp_path / "elsewhere"))
     other = another_kernel(server, session)
     assert nbqueue.attach(batch.id).wait(10)
-    wait_until(lambda: not other.collector._watches)
+    wait_until(lambda: not other.collector._followed)
     flush(other)
     third = another_kernel(server, other)
     assert nbqueue.attach(batch.id).to_frame()["x"].tolist() == list(range(120))
@@ -181,7 +181,7 @@ def test_a_withdrawn_outcome_is_not_brought_back_by_a_file_that_lags(server, ses
     new = another_kernel(server, session)
     again = nbqueue.attach(batch.id)
     assert again.to_frame(wait=False)["status"].tolist()[:3] == ["finished"] * 3
-    assert again.ref.watch.state(3) is None
+    assert again.ref.state.state_of(3) is None
     with pytest.raises(LostByServer):
         again.wait(5)
     new.collector.stop()
@@ -209,7 +209,7 @@ def test_many_single_jobs_make_one_file_and_come_back(server, session, hands):
 def test_a_damaged_file_costs_what_was_damaged_and_no_more(server, session, hands, harm):
     batch = nbqueue.map(work, range(6), name="hurt")
     hands.work(4)
-    wait_until(lambda: batch.ref.watch.collected == 4)
+    wait_until(lambda: batch.ref.state.collected == 4)
     hands.work()
     assert batch.wait(10)
     settled(batch)
@@ -319,7 +319,7 @@ def test_without_a_spool_nothing_is_written(server, session, hands, monkeypatch,
     hands.work()
     assert batch.results(timeout=10) == [1, BIG]
     assert not (tmp_path / "home" / "spool").exists()
-    assert "in memory here only (the spool is switched off)" in model.safety(batch.ref.watch, 0, new.spool.why)
+    assert "in memory here only (the spool is switched off)" in model.safety(batch.ref.state, 0, new.spool.why)
     flush(new)
     new.collector.stop()
     last = nbqueue.connect(server.url, namespace=session.settings.namespace)

@@ -55,7 +55,7 @@ def test_damaged_keys_of_one_batch_do_not_keep_others_from_being_copied(session,
 def test_a_refreshed_job_is_still_in_the_spool(server, session, hands):
     batch = nbqueue.map(abs, range(4))
     hands.work(2)
-    wait_until(lambda: batch.ref.watch.collected == 2)
+    wait_until(lambda: batch.ref.state.collected == 2)
     batch[0].refresh()
     assert batch[0].result == 0
     hands.work()
@@ -79,7 +79,7 @@ def test_a_single_outcome_that_was_read_while_the_collector_looked_is_in_the_spo
     monkeypatch.setattr(Broker, "follow", ends_meanwhile)
     jobs.append(job := nbqueue.submit(abs, -2))
     assert job.wait(20) == 2
-    wait_until(lambda: job.batch.watch.spooled)
+    wait_until(lambda: job.batch.state.spooled)
     session.collector.stop()
     session.collector._thread.join(20)
     assert read == [2]
@@ -90,20 +90,20 @@ def test_an_outcome_that_a_retry_withdrew_on_its_way_is_withdrawn_in_the_spool(s
     job = nbqueue.submit(abs, -2)
     hands.work()
     assert job.wait(20) == 2
-    watch = job.batch.watch
-    wait_until(lambda: watch.spooled)
+    state = job.batch.state
+    wait_until(lambda: state.spooled)
     session.collector.stop()
     session.collector._thread.join(20)
-    blob, generation = watch.stored(0), watch.generation
-    with watch.changed:
-        watch.withdraw(0)
-        watch.taken_back.clear()
-        watch.reopen()
-        assert not watch.put_single(blob, generation)
-    session.spool.keep(watch, ())
+    blob, generation = state.stored(0), state.generation
+    with state.changed:
+        state.withdraw(0)
+        state.taken_back.clear()
+        state.reopen()
+        assert not state.put_single(blob, generation)
+    session.spool.keep(state, ())
     entry = SpoolFile(files(session)[0]).entries[job.id]
-    assert (entry.outcomes, watch.spooled) == ({}, False)
-    session.spool.keep_singles([(watch, blob, ())])  # it stands after all
+    assert (entry.outcomes, state.spooled) == ({}, False)
+    session.spool.keep_singles([(state, blob, ())])  # it stands after all
     assert list(SpoolFile(files(session)[0]).entries[job.id].outcomes) == [0]
 
 
@@ -143,13 +143,13 @@ def test_a_child_reads_the_spool_where_a_thread_of_its_parent_was_reading(sessio
 def test_what_ends_while_a_batch_is_brought_back_is_copied_by_those_who_attach(server, session, hands, monkeypatch):
     batch = nbqueue.map(abs, range(6), name="x")
     hands.work(5)
-    wait_until(lambda: batch.ref.watch.collected == 5)
+    wait_until(lambda: batch.ref.state.collected == 5)
     session.collector.stop()
     book = SpoolFile(files(session)[0])
     found = book.entries[batch.id].outcomes[0]
     with session.spool._lock:
         session.spool._pen.note(
-            batch.ref.watch.birth, records.RecordType.BACK, records.Withdrawals([0], [book.check(found)])
+            batch.ref.state.birth, records.RecordType.BACK, records.Withdrawals([0], [book.check(found)])
         )
     flush(session)
     new = nbqueue.connect(server.url, namespace=session.settings.namespace)
@@ -166,7 +166,7 @@ def test_what_ends_while_a_batch_is_brought_back_is_copied_by_those_who_attach(s
         nbqueue.map(abs, range(6), name="x")
     new.collector.stop()
     nbqueue.connect(server.url, namespace=session.settings.namespace)
-    watch = nbqueue.attach("x").ref.watch
-    wait_until(lambda: watch.collected == 5)
-    assert watch.has(0)
+    state = nbqueue.attach("x").ref.state
+    wait_until(lambda: state.collected == 5)
+    assert state.has(0)
     quick.work()

@@ -80,7 +80,7 @@ def test_all_of_it_is_answered_from_the_spool_and_nothing_runs(session, hands, f
 def test_what_has_no_outcome_runs_and_what_has_is_kept(session, hands, forgotten):
     batch = nbqueue.map(square, [1, 2, 3, 4], name="x")
     hands.work(2)
-    wait_until(lambda: batch.ref.watch.collected == 2)
+    wait_until(lambda: batch.ref.state.collected == 2)
     new = forgotten(session)
     again = nbqueue.map(square, [1, 2, 3, 4], name="x")
     assert (again.id, again.seed) == (batch.id, batch.seed)
@@ -134,8 +134,8 @@ def test_update_runs_what_failed_again(session, hands, forgotten):
     new = forgotten(session)
     again = nbqueue.map(square, [1, -2, 3], name="x", update=True)
     assert new.broker.view(again.id).tally.queued == 1
-    assert again.ref.watch.state(1) is None
-    assert nbqueue.attach("x").ref.watch.state(1) is None
+    assert again.ref.state.state_of(1) is None
+    assert nbqueue.attach("x").ref.state.state_of(1) is None
     assert Hands(new).work() == 1
     assert again.wait(10)
     assert again.tally.failed == 1
@@ -158,7 +158,7 @@ def test_a_single_job_with_a_name(session, hands, forgotten):
     job = nbqueue.options(name="one").submit(square, 7)
     hands.work()
     assert job.wait(10) == 49
-    wait_until(lambda: job.batch.watch.spooled)
+    wait_until(lambda: job.batch.state.spooled)
     new = forgotten(session)
     again = nbqueue.options(name="one").submit(square, 7)
     assert (again.id, again.wait(5)) == (job.id, 49)
@@ -185,9 +185,9 @@ def failing(x):
 def test_a_retry_brings_back_what_the_server_has_no_more(session, hands, forgotten):
     batch = nbqueue.map(failing, range(6))
     hands.work(4)
-    wait_until(lambda: batch.ref.watch.collected == 4)
+    wait_until(lambda: batch.ref.state.collected == 4)
     flush(session)
-    wait_until(lambda: batch.ref.watch.gone == "lost")
+    wait_until(lambda: batch.ref.state.gone == "lost")
     assert batch.to_frame(wait=False)["status"].tolist() == ["finished", "failed"] * 2 + ["failed"] * 2
     batch.retry()  # what failed, and what was lost
     assert session.broker.view(batch.id).tally.queued == 4
@@ -232,10 +232,10 @@ def test_failures_of_a_batch_that_was_brought_back_are_those_that_it_has_now(ser
     for left in (2, 0):
         settled(batch)
         flush(session)
-        with batch.ref.watch.changed:
-            batch.ref.watch.over = False
-        session.collector.follow(batch.ref.watch)
-        wait_until(lambda: batch.ref.watch.gone, 20)
+        with batch.ref.state.changed:
+            batch.ref.state.over = False
+        session.collector.follow(batch.ref.state)
+        wait_until(lambda: batch.ref.state.gone, 20)
         batch.retry()
         if not left:
             mended.touch()

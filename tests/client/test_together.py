@@ -110,9 +110,9 @@ def test_handles_of_one_session_share_what_is_known_of_a_batch(session, hands, m
         copied.update(indexes)
         return landed(broker, batch, indexes)
 
-    def kept(watch, pairs, *said):
+    def kept(state, pairs, *said):
         written.update(index for index, _ in pairs)
-        return keep(watch, pairs, *said)
+        return keep(state, pairs, *said)
 
     monkeypatch.setattr(Broker, "follow", followed)
     monkeypatch.setattr(Broker, "landed", read)

@@ -73,7 +73,7 @@ def test_a_job_that_the_server_lost_is_a_failure_wherever_it_is_told(session, ot
     batch = nbqueue.map(half, [1, 0, 2])
     batch.cancel()
     found = Batch(find.fetch(other, batch[1].id).batch)
-    found.ref.watch.gone = "lost"
+    found.ref.state.gone = "lost"
     cause = Cause.LOST_BY_SERVER
     assert (found[1].error, job_details.told(found.ref, 1).facts) == (cause, f"cause {cause}")
     assert Jobs([found[1]], "one").causes == {cause: 1}

@@ -26,7 +26,7 @@ def test_a_hundred_thousand_small_items_are_sent_in_few_requests(session):
     batch = nbqueue.map(square, range(100_000))
     assert scripts_run(session) - before < 250
     assert len(batch) == 100_000
-    wait_until(lambda: not batch.ref.watch.open and session.broker.view(batch.id).n == 100_000)
+    wait_until(lambda: not batch.ref.state.open and session.broker.view(batch.id).n == 100_000)
     assert batch.cancel() == 100_000
     assert batch.wait(10)
     assert batch.tally.canceled == 100_000
@@ -201,4 +201,4 @@ def test_many_single_jobs_are_collected_through_one_log(session, hands):
     jobs = [nbqueue.submit(square, number) for number in range(120)]
     hands.start()
     assert [job.wait(20) for job in jobs] == [number**2 for number in range(120)]
-    wait_until(lambda: not session.collector._watches)
+    wait_until(lambda: not session.collector._followed)

@@ -44,7 +44,7 @@ def seen(batch, serving=()):
     groups = FailureGroups(lambda frame: f"line {frame[1]}")
     groups.add(batch.ref)
     groups.look()
-    return model.look([batch.ref], pace_of(batch.ref.watch), groups, serving)
+    return model.look([batch.ref], pace_of(batch.ref.state), groups, serving)
 
 
 def fails(x):
@@ -104,7 +104,7 @@ def test_all_of_one_failed_job_is_told_and_arguments_only_on_request(session, ha
     assert told.traceback.endswith("ValueError: <img src=x onerror=alert(1)>\n")
     assert told.log == "said something\n"
     assert job_details.arguments(batch.ref, 0) == "x = 1"
-    batch.ref.watch.payloads = None  # as after attach: the store has them
+    batch.ref.state.payloads = None  # as after attach: the store has them
     assert job_details.arguments(batch.ref, 0) == "x = 1"
     assert "x = 1" not in html.told(told)
 
@@ -134,7 +134,7 @@ def test_a_worker_whose_record_cannot_be_read_hides_no_other(session, hands):
     lookout = WorkersPoller()
     lookout.look([batch.ref])
     assert lookout.found.workers == 1
-    assert " has key " in Advice(session, batch.ref.watch).message()  # hands know none, and say so
+    assert " has key " in Advice(session, batch.ref.state).message()  # hands know none, and say so
     session.broker.leave("odd")
     batch.cancel()
 
@@ -238,7 +238,7 @@ def test_running_jobs_say_how_far_they_are_a_handful_at_most_and_keep_their_line
     def ends(*numbers):
         for n in numbers:
             (tmp_path / f"go{n}").touch()
-        wait_until(lambda: all(batch.ref.watch.has(n) for n in numbers), 20)
+        wait_until(lambda: all(batch.ref.state.has(n) for n in numbers), 20)
         heights.add(len(model.look([batch.ref], RateEstimator(), FailureGroups(str), (), rounds.going).going))
 
     ends(1)
@@ -260,20 +260,20 @@ def test_one_failed_of_very_many_is_still_seen():
 
 
 def test_what_is_not_copied_is_told_with_its_end():
-    watch = BatchState("b", "q", "", Spec(label="f"))
-    watch.known, watch.tally = True, Tally(n=40, finished=40)
-    assert model.safety(watch, 37) == "37 results not saved here yet: on the server for 7 days after the batch ends"
-    watch.expires_us = 4_102_444_800_000_000
-    assert model.safety(watch, 1).startswith("1 result not saved here yet: on the server until ")
+    state = BatchState("b", "q", "", Spec(label="f"))
+    state.known, state.tally = True, Tally(n=40, finished=40)
+    assert model.safety(state, 37) == "37 results not saved here yet: on the server for 7 days after the batch ends"
+    state.expires_us = 4_102_444_800_000_000
+    assert model.safety(state, 1).startswith("1 result not saved here yet: on the server until ")
 
 
 def test_a_view_of_many_jobs_costs_no_more_than_one_of_few():
     batch = nbqueue.map(fails, [0], inline="collect")
-    batch.ref.watch = BatchState("big", "default", "", Spec(label="f"))
+    batch.ref.state = BatchState("big", "default", "", Spec(label="f"))
     for index in range(N):
         outcome = Outcome(State.FAILED, Cause.ERROR, 1, 0, 0, failure=Failure("KeyError", f"'{index % 3}'"))
-        batch.ref.watch.put_opened(index, outcome)
-    batch.ref.watch.tally = Tally(n=N + 1, failed=N, queued=1)
+        batch.ref.state.put_opened(index, outcome)
+    batch.ref.state.tally = Tally(n=N + 1, failed=N, queued=1)
     groups, pace = FailureGroups(str), RateEstimator()
     groups.add(batch.ref)
     while not groups.look():
@@ -320,11 +320,11 @@ def test_an_attached_batch_whose_jobs_ended_before_is_not_said_to_have_taken_unt
     hands.work()
     assert batch.wait(30)
     again = nbqueue.attach("yesterday")
-    watch = again.ref.watch
-    watch.over = False  # as it stands until the collector has come round
+    state = again.ref.state
+    state.over = False  # as it stands until the collector has come round
     pace = RateEstimator(age=86_400.0)
     model.look([again.ref], pace, FailureGroups(str), ())
-    watch.over = True
+    state.over = True
     seen = model.look([again.ref], pace, FailureGroups(str), ())
     assert (seen.ended, seen.elapsed, seen.pace) == (True, None, "3 of 3")
 
@@ -334,10 +334,10 @@ def test_what_is_left_to_copy_is_no_part_of_the_time_that_jobs_took(session, han
     model.look([batch.ref], pace, FailureGroups(str), ())
     hands.work()
     assert batch.wait(30)
-    batch.ref.watch.over = False
+    batch.ref.state.over = False
     elapsed = model.look([batch.ref], pace, FailureGroups(str), ()).elapsed
     assert elapsed > 0
-    batch.ref.watch.over = True
+    batch.ref.state.over = True
     assert model.look([batch.ref], pace, FailureGroups(str), ()).elapsed == elapsed
 
 

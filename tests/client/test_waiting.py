@@ -301,7 +301,7 @@ def test_forget_removes_a_done_batch_only(session, hands):
 
 def test_a_server_that_forgot_is_named_and_nobody_waits_for_ever(session):
     batch = nbqueue.map(square, [1, 2])
-    wait_until(lambda: batch.ref.watch.known)
+    wait_until(lambda: batch.ref.state.known)
     broker = session.broker
     broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*"))
     with pytest.raises(LostByServer, match="has forgotten"):
@@ -363,8 +363,8 @@ def test_a_forged_outcome_is_never_opened(session, hands):
     hands.work()
     assert batch.wait(10)
     bad = session.sealer.seal(OUTCOME, batch.id, 1, encode(Outcome(State.FINISHED, None, 1, 1, 1, value=b"x")), 1)
-    with batch.ref.watch.changed:
-        batch.ref.watch._blobs[0] = b"F\x00\x01" + bad
+    with batch.ref.state.changed:
+        batch.ref.state._blobs[0] = b"F\x00\x01" + bad
     with pytest.raises(BadSignature):
         batch[0].wait()
     frame = batch.to_frame(meta=True)
@@ -435,7 +435,7 @@ def test_jobs_that_nobody_holds_cost_no_memory(session, hands):
     for number in range(20):
         nbqueue.submit(square, number)
     followed = session.collector._singles
-    wait_until(lambda: gc.collect() is not None and [*followed] == [kept.batch.watch])
+    wait_until(lambda: gc.collect() is not None and [*followed] == [kept.batch.state])
     hands.work()
     assert kept.wait(5) == 4
     wait_until(lambda: not len(followed))
@@ -480,11 +480,11 @@ def test_a_retry_of_nothing_changes_nothing(session, hands):
     batch = nbqueue.map(abs, [1, 2])
     hands.work()
     assert batch.wait(5)
-    expires, generation = batch.ref.watch.expires_us, batch.ref.watch.generation
+    expires, generation = batch.ref.state.expires_us, batch.ref.state.generation
     batch.retry()
     batch.retry([])
     assert batch.done
-    assert (batch.ref.watch.expires_us, batch.ref.watch.generation) == (expires, generation)
+    assert (batch.ref.state.expires_us, batch.ref.state.generation) == (expires, generation)
     assert str(batch.tally) == "2 finished"
 
 
@@ -492,7 +492,7 @@ def test_arguments_that_have_expired_say_so(session, hands):
     job = nbqueue.submit(abs, 1)
     hands.work()
     assert job.wait(5) == 1
-    job.batch.watch.payloads, job.batch.watch.birth = None, None
+    job.batch.state.payloads, job.batch.state.birth = None, None
     session.broker.forget(job.id)
     with pytest.raises(Expired, match="arguments"):
         _ = job.args
@@ -505,12 +505,12 @@ def test_a_job_that_ended_twice_is_counted_once(session, hands):
     hands.claims += 1
     batch[2].cancel()
     assert batch.cancel(running=False) == 2
-    wait_until(lambda: batch.tally.canceled == 3 and batch.ref.watch.has(1) and batch.ref.watch.has(2))
-    assert (batch.ref.watch.collected, batch.ref.watch.whole, batch.done) == (3, False, False)
+    wait_until(lambda: batch.tally.canceled == 3 and batch.ref.state.has(1) and batch.ref.state.has(2))
+    assert (batch.ref.state.collected, batch.ref.state.whole, batch.done) == (3, False, False)
     hands.broker.release(hands.id, [Lease(batch.id, 0, held.grants[0].token)])
     hands.work()
     assert batch.wait(5)
-    assert (batch.ref.watch.collected, batch.ref.watch.whole) == (4, True)
+    assert (batch.ref.state.collected, batch.ref.state.whole) == (4, True)
 
 
 def test_what_is_mended_is_followed_again(session, hands):
@@ -531,12 +531,12 @@ def test_a_display_that_fails_is_no_fault_of_the_batch(session, hands, caplog):
     batch, told = nbqueue.map(square, [1, 2]), []
 
     class Broken:
-        def update(self, watch):
-            told.append(watch.tally.over)
+        def update(self, state):
+            told.append(state.tally.over)
             raise RuntimeError("no display")
 
-    batch.ref.watch.bars.append(Broken())
+    batch.ref.state.bars.append(Broken())
     hands.work()
     assert batch.results(timeout=10) == [1, 4]
-    assert (bool(told), batch.ref.watch.bars, batch.ref.watch.fault) == (True, [], None)
+    assert (bool(told), batch.ref.state.bars, batch.ref.state.fault) == (True, [], None)
     assert "no display" in caplog.text

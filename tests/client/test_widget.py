@@ -25,7 +25,7 @@ class Shown:
 
     def draw(self):
         self.groups.look()
-        self.controls.show(model.look([self.batch.ref], pace_of(self.batch.ref.watch), self.groups, ()))
+        self.controls.show(model.look([self.batch.ref], pace_of(self.batch.ref.state), self.groups, ()))
         return self
 
     @property
@@ -83,7 +83,7 @@ def test_retry_runs_what_failed_and_says_that_the_function_has_changed(session, 
     assert shown.batch.wait(20)
     shown.draw().buttons["Retry 3 failed"].click()
     wait_until(lambda: "3 run again. halves has changed since" in shown.note)
-    wait_until(lambda: shown.batch.ref.watch.attempt(1) == 2 and shown.batch.done)
+    wait_until(lambda: shown.batch.ref.state.attempt(1) == 2 and shown.batch.done)
 
 
 def test_a_kind_opens_shows_the_next_job_and_arguments_only_on_request(session, busy):
@@ -128,7 +128,7 @@ def test_a_click_blocks_nobody_and_what_goes_wrong_is_said_in_the_widget(own_ser
     wait_until(lambda: "5 canceled" in shown.note)
     program.stop(own_server)
     again = Shown(shown.batch)
-    shown.batch.ref.watch.over = False
+    shown.batch.ref.state.over = False
     again.controls._yes.click()
     wait_until(lambda: "NoServer: " in again.note, 30)
 

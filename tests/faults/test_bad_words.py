@@ -371,7 +371,7 @@ def test_markup_is_text_in_the_frame_and_the_panel(session, fleet):
     batch = nbqueue.map(evil, [EVIL], name=None)
     assert batch.wait(30)
     told = job_details.told(batch.ref, 0)
-    seen = look([batch.ref], pace_of(batch.ref.watch), FailureGroups(str), ())
+    seen = look([batch.ref], pace_of(batch.ref.state), FailureGroups(str), ())
     panel = markup.static(seen, {0: told}) + markup.told(told, EVIL)
     for shown in (batch.to_frame()._repr_html_(), panel):
         assert "<img" not in shown

@@ -81,7 +81,7 @@ def test_an_upload_that_is_refused_tells_who_waits_and_no_thread_dies_of_it(full
         yield from range(2000)
 
     batch = nbqueue.map(abs, items())
-    wait_until(lambda: batch.ref.watch.known, 20)
+    wait_until(lambda: batch.ref.state.known, 20)
     full.broker.client.config_set("maxmemory", 1 << 20)
     go_on.set()
     with pytest.raises(ServerRefused, match="memory"):

@@ -45,7 +45,7 @@ def test_the_clock_of_a_worker_is_an_hour_off(session, fleet, witness, tmp_path)
         fleet.start("--name", name, slots=1, env={"PYTHONPATH": str(folder)})
     began = session.broker.now_us()
     batch = nbqueue.map(witness.job(0.3), range(15))
-    witness.watch(batch.id)
+    witness.state(batch.id)
     assert batch.wait(LIMIT)
     ended = session.broker.now_us()
     outcomes = [job.outcome for job in batch]
@@ -65,7 +65,7 @@ def test_results_expire_while_they_are_gathered(wire, no_copy):
     wire.fleet.url = wire.server_url  # only the notebook's wire fails
     wire.start().up()
     first = wire.map(20, 0.05, result_ttl=0.3)
-    wait_until(lambda: first.ref.watch.collected >= 3, 20)
+    wait_until(lambda: first.ref.state.collected >= 3, 20)
     wire.proxy.closed = True
     wire.proxy.cut()
     wait_until(lambda: wire.broker.view(first.id) is None, 30)
@@ -122,7 +122,7 @@ def test_the_kernel_is_killed_and_a_second_notebook_gets_all(server, session, fl
     with kernel:
         name = kernel.stdout.readline().strip()
         assert name, kernel.stderr.read()
-        witness.watch(name)
+        witness.state(name)
         wait_until(lambda: witness.broker.view(name).tally.finished >= 4, 30)
         kernel.send_signal(signal.SIGKILL)
         assert kernel.wait(10) == -signal.SIGKILL

@@ -90,7 +90,7 @@ class Client:
                 return
             told = flows.report(part, before)
         except AWAY as why:
-            if not part.stream or part.batch.ref.watch.error is not why:
+            if not part.stream or part.batch.ref.state.error is not why:
                 return
             told = {"wrong": [], "odd": [], "counts": {"cut by the server's refusal": 1}, "n": 0, "short": True}
         except LostByServer as why:

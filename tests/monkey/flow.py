@@ -187,7 +187,7 @@ def report(part, before):
     """
     batch, n = part.batch, len(part.batch)
     short = part.stream and n < len(part.items)
-    found = ((index, batch.ref.watch.outcome(index, batch.ref.session.sealer)) for index in batch.ref.indexes)
+    found = ((index, batch.ref.state.outcome(index, batch.ref.session.sealer)) for index in batch.ref.indexes)
     outcomes = {index: outcome for index, outcome in found if outcome is not None}
     values = batch.results(errors="return")
     wrong, odd, counts = [], [], {}

@@ -121,7 +121,7 @@ def test_what_waits_is_bounded_and_lands_when_the_server_is_back(own, worker, sh
     monkeypatch.setattr(settling, "MOST_BYTES", 600_000)
     found = worker(lease=60.0)
     parent, settler = found.parent, found.parent.settler
-    assert nbqueue.submit(abs, -1).batch.watch is not None
+    assert nbqueue.submit(abs, -1).batch.state is not None
     found.until(lambda: found.said("<-") == 1)
     parent.stables.recent.mean = 1e-4  # as if calls had been short: many are taken ahead
     batch = nbqueue.map(bytes, [200_000] * 20)

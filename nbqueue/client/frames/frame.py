@@ -67,7 +67,7 @@ def _build(rows: Rows, *, meta: bool, args: bool) -> pd.DataFrame:
 
 def warn_if_cut(batch: BatchRef) -> None:
     """Says that the upload was cut short, if it was."""
-    if batch.watch.cut:
+    if batch.state.cut:
         warn(f"The upload of {batch.id} was cut short: it holds the {len(batch):,} items that arrived, and no more.")
 
 

@@ -53,7 +53,7 @@ class Rows:
         except SetupError as why:
             warn(f"What is queued and what runs is not known at the moment: {why}")
             found = iter([State.QUEUED] * self.n)
-        if gone := sum(bool(self.jobs[place].batch.watch.gone) for place in waiting):
+        if gone := sum(bool(self.jobs[place].batch.state.gone) for place in waiting):
             text = (
                 "What became of {:,} jobs is not known any more: it expired, or was deleted, before it was copied here."
             )
@@ -65,7 +65,7 @@ class Rows:
         found = [0] * self.n
         views: dict[tuple[int, str], int] = {}
         firsts = [self.jobs[group.places[0]] for group in self.groups if group.places and not group.batch.inline]
-        firsts = [job for job in firsts if not job.batch.watch.gone]
+        firsts = [job for job in firsts if not job.batch.state.gone]
         for session, _, pairs in refresh.by_session(firsts):
             try:
                 told = session.ask(Broker.views, [batch for batch, _ in pairs])
@@ -75,7 +75,7 @@ class Rows:
             views |= {(id(session), view.id): view.queued_us or view.created_us for view in told if view is not None}
         for batch, _, places in self.groups:
             for place in places:
-                found[place] = views.get((id(batch.session), batch.id), batch.watch.created_us)
+                found[place] = views.get((id(batch.session), batch.id), batch.state.created_us)
         return found
 
     def notes(self) -> list[Notes]:
@@ -96,7 +96,7 @@ def of_batch(batch: BatchRef) -> Rows:
         [batch.job(index) for index in batch.indexes],
         [batch.id] if batch.single else [job_id(batch.id, index) for index in batch.indexes],
         [Group(batch, batch.indexes, range(n))],
-        [batch.watch.shown(index, batch.session.sealer) for index in batch.indexes],
+        [batch.state.shown(index, batch.session.sealer) for index in batch.indexes],
         payloads(batch, n),
         [spec] * n,
         labels,
@@ -109,32 +109,32 @@ def of_jobs(jobs: Sequence[JobRef]) -> Rows:
     """The rows of some jobs, in their order."""
     found: dict[int, Group] = {}
     for place, job in enumerate(jobs):
-        group = found.setdefault(id(job.batch.watch), Group(job.batch, [], []))
+        group = found.setdefault(id(job.batch.state), Group(job.batch, [], []))
         group.indexes.append(job.index)  # type: ignore[attr-defined]
         group.places.append(place)  # type: ignore[attr-defined]
     return Rows(
         jobs,
         [job.id for job in jobs],
         list(found.values()),
-        [job.batch.watch.shown(job.index, job.batch.session.sealer) for job in jobs],
+        [job.batch.state.shown(job.index, job.batch.session.sealer) for job in jobs],
         payloads_of(jobs),
         [job.batch.spec for job in jobs],
     )
 
 
 def _states(jobs: list[JobRef]) -> list[State]:
-    there = [job for job in jobs if not job.batch.watch.gone]
+    there = [job for job in jobs if not job.batch.state.gone]
     answers = iter(refresh.states(there))
-    return [State.QUEUED if job.batch.watch.gone else next(answers) or State.QUEUED for job in jobs]
+    return [State.QUEUED if job.batch.state.gone else next(answers) or State.QUEUED for job in jobs]
 
 
 def _noted(batch: BatchRef, indexes: Sequence[int]) -> list[Notes]:
     if batch.inline:
-        return [batch.watch.notes.get(index, Notes()) for index in indexes]
+        return [batch.state.notes.get(index, Notes()) for index in indexes]
     try:
         blobs = (
             spooled.said(batch, RecordType.METAS, indexes)
-            if batch.watch.gone
+            if batch.state.gone
             else batch.session.ask(lambda broker: broker.metas(batch.id, indexes))
         )
     except SetupError as why:

@@ -21,12 +21,12 @@ _Unsealing = Callable[[BatchRef, int, bytes | None], bytes | None]
 
 def payload(batch: BatchRef, index: int) -> bytes | None:
     """The arguments of one job as they were sent; None if nobody has them any more. Raises BadSignature."""
-    watch = batch.watch
+    state = batch.state
     if batch.unsent is not None:
         return perform.pack(batch.unsent.args, batch.unsent.kwargs, None)
-    with watch.changed:
-        if watch.payloads is not None and index < len(watch.payloads):
-            return watch.payloads[index]
+    with state.changed:
+        if state.payloads is not None and index < len(state.payloads):
+            return state.payloads[index]
     return None if batch.inline else _fetched(batch, [index], _checked)[0]
 
 
@@ -36,8 +36,8 @@ def payloads_of(jobs: Sequence[JobRef]) -> list[bytes | None]:
     found: dict[int, bytes | None] = {}
     asked: list[JobRef] = []
     for job in kept:
-        watch = job.batch.watch
-        if watch.payloads is not None or watch.gone or job.batch.spec.source:
+        state = job.batch.state
+        if state.payloads is not None or state.gone or job.batch.spec.source:
             with contextlib.suppress(BadSignature):  # as in _unsealed
                 found[id(job)] = payload(job.batch, job.index)
         else:
@@ -51,9 +51,9 @@ def payloads_of(jobs: Sequence[JobRef]) -> list[bytes | None]:
 
 def payloads(batch: BatchRef, n: int) -> list[bytes | None]:
     """The arguments of all jobs as they were sent; None for those that neither memory nor the store has."""
-    watch = batch.watch
-    with watch.changed:
-        found: list[bytes | None] = [*((watch.payloads if watch.given is None else watch.given) or [])]
+    state = batch.state
+    with state.changed:
+        found: list[bytes | None] = [*((state.payloads if state.given is None else state.given) or [])]
     del found[n:]
     if batch.inline:
         return found + [None] * (n - len(found))
@@ -72,7 +72,7 @@ def _fetched(batch: BatchRef, indexes: list[int], unsealed: _Unsealing | None = 
         return [_result(batch, index, blob) for index, blob in zip(indexes, _results(batch, indexes), strict=True)]
     sealed = spooled.arguments(batch, indexes)
     missing = [place for place, blob in enumerate(sealed) if blob is None]
-    if missing and not batch.watch.gone:
+    if missing and not batch.state.gone:
         asked = [indexes[place] for place in missing]
         blobs = batch.session.ask(lambda broker: broker.arguments(batch.id, asked))
         for place, blob in zip(missing, blobs, strict=True):
@@ -94,7 +94,7 @@ def _unsealed(batch: BatchRef, index: int, blob: bytes | None) -> bytes | None:
 def _results(batch: BatchRef, indexes: list[int]) -> list[bytes | None]:
     """The stored outcomes of what a batch runs on."""
     source = batch.spec.source
-    gone = batch.watch.gone
+    gone = batch.state.gone
     found: list[bytes | None] = (
         [None] * len(indexes) if gone else batch.session.ask(lambda b: b.outcomes(source, indexes))
     )

@@ -20,14 +20,14 @@ LOOK = 0.1  # seconds between two looks without news
 
 
 class _Bell:
-    """Stands among the bars of a watch, and wakes the loop that waits."""
+    """Stands among the listeners of a batch, and wakes the loop that waits."""
 
     def __init__(self) -> None:
         self._loop, self._rung = asyncio.get_running_loop(), asyncio.Event()
 
-    def update(self, watch: BatchState) -> None:
+    def update(self, state: BatchState) -> None:
         """Takes news, from any thread."""
-        del watch
+        del state
         with contextlib.suppress(RuntimeError):  # the loop has been closed
             self._loop.call_soon_threadsafe(self._rung.set)
 
@@ -47,9 +47,9 @@ async def until(
 ) -> None:
     """As waiting.until, for a running event loop. A task that is canceled leaves the batch running."""
     waiting.prepare(batch, met)
-    begun, advice = time.monotonic(), waiting.Advice(batch.session, batch.watch)
+    begun, advice = time.monotonic(), waiting.Advice(batch.session, batch.state)
     try:
-        with _listening(batch.watch) as bell, waiting.awaiting(batch.watch, index), bar(batch) as show:
+        with _listening(batch.state) as bell, waiting.awaiting(batch.state, index), bar(batch) as show:
             while not met():
                 waiting.raise_trouble(batch, index)
                 await bell.heard(LOOK)
@@ -63,10 +63,10 @@ async def until(
 
 
 @contextlib.contextmanager
-def _listening(watch: BatchState) -> Iterator[_Bell]:
+def _listening(state: BatchState) -> Iterator[_Bell]:
     bell = _Bell()
-    watch.bars.append(bell)
+    state.bars.append(bell)
     try:
         yield bell
     finally:
-        watch.bars.remove(bell)
+        state.bars.remove(bell)

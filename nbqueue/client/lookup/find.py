@@ -99,9 +99,9 @@ def attach(session: Session, name: str | None) -> BatchRef:
     if view.expired:
         raise Expired(what=view.id, ttl=lifetime(batch.spec.result_ttl))
     session.attend()
-    if not batch.watch.followed:
+    if not batch.state.followed:
         spooled.resume(batch, view)
-    session.collector.follow(batch.watch)
+    session.collector.follow(batch.state)
     return batch
 
 

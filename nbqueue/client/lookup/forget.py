@@ -10,14 +10,14 @@ from nbqueue.errors import BadInput, BadSignature, SpillLost
 
 def forget(batch: BatchRef) -> None:
     """Removes it from server and spool, with its spilled results. Raises BadInput while it runs."""
-    session, watch = batch.session, batch.watch
+    session, state = batch.session, batch.state
     if not batch.inline and not session.ask(lambda broker: broker.forget(batch.id)):
         raise BadInput(message=f"{batch.id} still runs ({batch.tally}): wait for it, or cancel() it, then forget it.")
-    session.collector.drop(watch)
-    watch.hold()
-    watch.gone = "forgotten"
-    if watch.birth is not None:
-        session.spool.forget(watch.birth)
+    session.collector.drop(state)
+    state.hold()
+    state.gone = "forgotten"
+    if state.birth is not None:
+        session.spool.forget(state.birth)
     if not batch.inline:
         _forget_spilled(batch)
 
@@ -36,10 +36,10 @@ def _roots(batch: BatchRef) -> set[str]:
     needle = f"/{batch.id}/".encode()  # in the name of a file of it: cheaper to look for than a signature to check
     roots = {batch.spec.spill, batch.session.settings.spill or ""}
     for index in batch.indexes:
-        blob = batch.watch.in_memory(index)
+        blob = batch.state.in_memory(index)
         if blob is not None and needle in blob:
             try:
-                found = batch.watch.outcome(index, batch.session.sealer)
+                found = batch.state.outcome(index, batch.session.sealer)
             except BadSignature:
                 continue  # it names no place that could be trusted
             if found is not None and found.spilled is not None:

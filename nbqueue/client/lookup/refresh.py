@@ -32,19 +32,19 @@ def look(jobs: Sequence[JobRef], *, afresh: bool = False, canceled: bool = False
 
     With `canceled` it also asks for the ends of those that were canceled before anyone took them: these have no record.
     """
-    asked = [job for job in jobs if not job.batch.inline and (afresh or not job.batch.watch.has(job.index))]
+    asked = [job for job in jobs if not job.batch.inline and (afresh or not job.batch.state.has(job.index))]
     for session, some, pairs in by_session(asked):
         blobs = session.ask(Broker.outcomes_of, pairs)
         for job, blob in zip(some, blobs, strict=True):
             if blob is not None:
-                job.batch.watch.keep(job.index, blob)
+                job.batch.state.keep(job.index, blob)
         if canceled:
             _look_at_cuts(session, [job for job, blob in zip(some, blobs, strict=True) if blob is None])
 
 
 def reconsider(jobs: Sequence[JobRef]) -> None:
     """Forgets the end of jobs that were canceled with what they depend on, where that runs again, and they with it."""
-    barred = [job for job in jobs if not job.batch.inline and job.batch.watch.barred(job.index)]
+    barred = [job for job in jobs if not job.batch.inline and job.batch.state.barred(job.index)]
     for session, some, pairs in by_session(barred):
         with contextlib.suppress(SetupError):  # where the store cannot be asked, memory is what there is
             for job, state in zip(some, session.ask(Broker.states_of, pairs), strict=True):
@@ -54,38 +54,38 @@ def reconsider(jobs: Sequence[JobRef]) -> None:
 
 def doubtful(batch: BatchRef) -> bool:
     """Whether somebody may have brought jobs of a batch to run again, of which nothing is heard here."""
-    watch = batch.watch
-    return not (batch.inline or watch.gone) and watch.settled and bool(watch.tally.canceled or watch.tally.failed)
+    state = batch.state
+    return not (batch.inline or state.gone) and state.settled and bool(state.tally.canceled or state.tally.failed)
 
 
 def reconsider_all(batch: BatchRef) -> None:
     """Follows a batch again that somebody else has brought to run: by a retry, also of what it depends on."""
-    watch = batch.watch
+    state = batch.state
     if not doubtful(batch):
         return
     view = batch.session.glance(lambda broker: broker.view(batch.id))
     if view is None or view.expired:
         return
     if batch.single:
-        moved = view.tally != watch.tally
-    elif view.log_length - watch.position in range(1, PART):
-        answer = batch.session.glance(lambda broker: broker.follow([(batch.id, watch.position)], PART))
-        moved = answer is not None and any(map(watch.concerns, answer[0][1]))
+        moved = view.tally != state.tally
+    elif view.log_length - state.position in range(1, PART):
+        answer = batch.session.glance(lambda broker: broker.follow([(batch.id, state.position)], PART))
+        moved = answer is not None and any(map(state.concerns, answer[0][1]))
     else:
-        moved = view.log_length != watch.position
+        moved = view.log_length != state.position
     if moved:
         reopen(batch, [0] if batch.single else [])
 
 
 def reopen(batch: BatchRef, indexes: Sequence[int]) -> None:
     """Forgets the ends of these jobs: they run again. The collector, if it follows the batch, does so again."""
-    watch = batch.watch
-    with watch.changed:
+    state = batch.state
+    with state.changed:
         for index in indexes:
-            watch.withdraw(index)
-        watch.reopen()
-    if watch.followed:
-        batch.session.collector.follow(watch)
+            state.withdraw(index)
+        state.reopen()
+    if state.followed:
+        batch.session.collector.follow(state)
 
 
 def _look_at_cuts(session: Session, jobs: list[JobRef]) -> None:
@@ -96,7 +96,7 @@ def _look_at_cuts(session: Session, jobs: list[JobRef]) -> None:
     found = session.ask(Broker.states_of, [(job.batch.id, job.index) for job, _ in cut])
     for (job, end), state in zip(cut, found, strict=True):
         if state is State.CANCELED:
-            job.batch.watch.keep(job.index, end)
+            job.batch.state.keep(job.index, end)
 
 
 def _end(view: BatchView, index: int) -> Outcome | None:
@@ -108,7 +108,7 @@ def states(jobs: Sequence[JobRef]) -> list[State | None]:
     """Where jobs are: from memory where they have ended there, else from the store. None: not there."""
     reconsider(jobs)
     kept = list(jobs)
-    found = {id(job): job.batch.watch.state(job.index) for job in kept}
+    found = {id(job): job.batch.state.state_of(job.index) for job in kept}
     for session, some, pairs in by_session(job for job in kept if found[id(job)] is None and not job.batch.inline):
         found.update(zip(map(id, some), session.ask(Broker.states_of, pairs), strict=True))
     return [found[id(job)] for job in kept]
@@ -117,36 +117,36 @@ def states(jobs: Sequence[JobRef]) -> list[State | None]:
 def outcome_of(job: JobRef) -> Outcome | None:
     """The record of its run, signature checked; None until it has ended. Raises BadSignature."""
     fill_in(job)
-    return job.batch.watch.outcome(job.index, job.batch.session.sealer)
+    return job.batch.state.outcome(job.index, job.batch.session.sealer)
 
 
 def shown_of(job: JobRef) -> Outcome | None:
     """As outcome_of, for who shows many: see BatchState.shown."""
     fill_in(job)
-    return job.batch.watch.shown(job.index, job.batch.session.sealer)
+    return job.batch.state.shown(job.index, job.batch.session.sealer)
 
 
 def fill_in(job: JobRef) -> None:
     """Asks the store where memory knows nothing: a status just read must not be ahead of the result."""
-    watch = job.batch.watch
-    if job.batch.inline or watch.gone:
+    state = job.batch.state
+    if job.batch.inline or state.gone:
         return
-    if watch.followed and job.batch.session.collector.outage is not None:
+    if state.followed and job.batch.session.collector.outage is not None:
         return  # memory is what there is, until the collector reaches the server again
     reconsider([job])
-    if not watch.has(job.index):
+    if not state.has(job.index):
         read(job.batch, job.index)
 
 
 def failed(batch: BatchRef) -> list[JobRef]:
     """Those that failed so far. Until all is here, the store is asked."""
-    watch = batch.watch
-    if batch.inline or watch.settled or watch.gone:
-        lost = watch.gone == "lost"
+    state = batch.state
+    if batch.inline or state.settled or state.gone:
+        lost = state.gone == "lost"
         return [
             batch.job(index)
             for index in batch.indexes
-            if watch.state(index) is State.FAILED or (lost and not watch.has(index))
+            if state.state_of(index) is State.FAILED or (lost and not state.has(index))
         ]
     named = set(batch.session.ask(lambda broker: broker.failed(batch.id)))
     found = [batch.job(index) for index in batch.indexes if index in named]
@@ -156,18 +156,18 @@ def failed(batch: BatchRef) -> list[JobRef]:
 
 def read(batch: BatchRef, index: int) -> None:
     """Asks the store for the outcome of one job."""
-    watch, session = batch.watch, batch.session
+    state, session = batch.state, batch.session
     blob = session.ask(lambda broker: broker.outcomes(batch.id, [index]))[0]
     if blob is not None:
-        watch.keep(index, blob)
+        state.keep(index, blob)
         return
     view = session.ask(lambda broker: broker.view(batch.id))
     if view is None or view.expired:
-        if not watch.followed:  # if it is, the collector knows whether it expired or was lost
-            watch.gone = "expired"
+        if not state.followed:  # if it is, the collector knows whether it expired or was lost
+            state.gone = "expired"
         return
-    if not watch.followed:
-        watch.tally = view.tally
+    if not state.followed:
+        state.tally = view.tally
     end = _end(view, index)
     if end is not None and session.ask(lambda broker: broker.states(batch.id, [index]))[0] is State.CANCELED:
-        watch.keep(index, end)
+        state.keep(index, end)

@@ -119,9 +119,9 @@ def value_or_error(batch: BatchRef, index: int) -> tuple[Any, BaseException | No
     """The value of a job that has ended, or the error that stands in its place."""
     job = batch.job(index).id
     try:
-        outcome = batch.watch.outcome(index, batch.session.sealer)
+        outcome = batch.state.outcome(index, batch.session.sealer)
         if outcome is None:
-            return None, waiting.absence(batch.watch, batch.session, job)
+            return None, waiting.absence(batch.state, batch.session, job)
         error = error_of(outcome, job, parents_of(batch.spec))
         return (value_of(outcome, job), None) if error is None else (None, error)
     except (SpillLost, BadSignature, CannotOpen) as why:
@@ -131,11 +131,11 @@ def value_or_error(batch: BatchRef, index: int) -> tuple[Any, BaseException | No
 def complaint(batch: BatchRef) -> NbqueueError:
     """The error for a batch of which not all have finished; its cause is that of the first one."""
     tally = batch.tally
-    found = ((index, batch.watch.shown(index, batch.session.sealer)) for index in batch.indexes)
+    found = ((index, batch.state.shown(index, batch.session.sealer)) for index in batch.indexes)
     bad = ((index, outcome) for index, outcome in found if outcome and outcome.state is not State.FINISHED)
     index, outcome = next(bad, (-1, None))
     if outcome is None:  # counted as failed, and its record is gone
-        return waiting.absence(batch.watch, batch.session, batch.id)
+        return waiting.absence(batch.state, batch.session, batch.id)
     job, parents = batch.job(index).id, parents_of(batch.spec)
     facts: dict[str, Any] = {"failed": tally.failed + tally.canceled, "n": len(batch), "batch": batch.id, "job": job}
     if tally.failed:

@@ -83,18 +83,18 @@ def batch(session: Session, found: SpooledBatch, gone: str, rows: Sequence[int] 
     except BadSignature:
         return None
     facts = birth.batch, birth.queue, birth.epoch, spec
-    watch = BatchState(*facts) if rows is None else Selection(*facts, rows, whole=Tally(n=found.n))
-    watch.birth, watch.payloads, watch.created_us = birth, None, birth.created_us
-    watch.known, watch.followed, watch.gone, watch.foreign = True, True, gone, True
-    watch.again = session.again
-    archive.fill(session.spool, watch, found)
-    archive.count(watch, found)
-    watch.over = watch.whole
-    made: BatchRef = BatchRef(session, watch, spec, name=birth.name)
+    state = BatchState(*facts) if rows is None else Selection(*facts, rows, whole=Tally(n=found.n))
+    state.birth, state.payloads, state.created_us = birth, None, birth.created_us
+    state.known, state.followed, state.gone, state.foreign = True, True, gone, True
+    state.again = session.again
+    archive.fill(session.spool, state, found)
+    archive.count(state, found)
+    state.over = state.whole
+    made: BatchRef = BatchRef(session, state, spec, name=birth.name)
     made.shown_in = None
-    if not watch.over and not gone:
-        watch.position = 0 if found.damaged else found.position
-        session.collector.follow(watch)
+    if not state.over and not gone:
+        state.position = 0 if found.damaged else found.position
+        session.collector.follow(state)
     return made
 
 
@@ -136,22 +136,22 @@ def _earliest(session: Session, found: SpooledBatch) -> float:
 
 def resume(batch: BatchRef, view: BatchView) -> None:
     """Takes from the spool what need not be copied again. The log is then read from where the spool ends."""
-    watch = batch.watch
-    watch.epoch = batch.session.ask(lambda broker: broker.epoch())
-    if batch.single or watch.birth is None or batch.session.spool.folder is None:
+    state = batch.state
+    state.epoch = batch.session.ask(lambda broker: broker.epoch())
+    if batch.single or state.birth is None or batch.session.spool.folder is None:
         return
     batch.session.spool.drain()
-    found = archive.tale(batch.session.spool, watch.birth)
+    found = archive.tale(batch.session.spool, state.birth)
     if batch.session.spool.on and not batch.spec.source:
         there = set() if found is None else found.argued()
-        watch.lacks = [index for index in range(view.n) if index not in there]
-        watch.lacks_facts = found is None or found.function() is None
+        state.lacks = [index for index in range(view.n) if index not in there]
+        state.lacks_facts = found is None or found.function() is None
     if found is None or found.damaged or not 0 < found.position <= view.log_length:
         return
     standing = found.standing
-    if standing is not None and standing.epoch in {"", watch.epoch} and standing.restored == batch.spec.restored:
-        archive.fill(batch.session.spool, watch, found)
-        watch.position = found.position
+    if standing is not None and standing.epoch in {"", state.epoch} and standing.restored == batch.spec.restored:
+        archive.fill(batch.session.spool, state, found)
+        state.position = found.position
 
 
 # ---------------------------------------------------------------- arguments and outcomes, one by one
@@ -176,7 +176,7 @@ def asked(batch: BatchRef, kind: RecordType, index: int) -> bytes | None:
     Raises SetupError where neither answers.
     """
     blob = None
-    if not batch.watch.gone:
+    if not batch.state.gone:
         try:
             blob = batch.session.ask(lambda broker: _READS[kind](broker, batch.id, [index]))[0]
         except SetupError:
@@ -204,19 +204,19 @@ def function(batch: BatchRef) -> bytes | None:
 
 def _told(batch: BatchRef, ask: Callable[[SpooledBatch], list[bytes | None]]) -> list[bytes | None]:
     """What the spool's tale of a batch answers; where that lacks something, the files are read again if they grew."""
-    watch, spool = batch.watch, batch.session.spool
-    if watch.birth is None or spool.folder is None:
+    state, spool = batch.state, batch.session.spool
+    if state.birth is None or spool.folder is None:
         return []
-    known = watch.tale
+    known = state.tale
     found: list[bytes | None] = [None] if known is None else ask(known)
     if None in found:
         if not spool.answers():
             return found
         spool.drain()
-        written = sum(path.stat().st_size for path in archive.paths(spool.folder, watch.birth))
+        written = sum(path.stat().st_size for path in archive.paths(spool.folder, state.birth))
         if known is None or known.size != written:
-            known = watch.tale = archive.tale(batch.session.spool, watch.birth)
-            if known is not None and not watch.single:
+            known = state.tale = archive.tale(batch.session.spool, state.birth)
+            if known is not None and not state.single:
                 known.keep_arguments()
             found = [] if known is None else ask(known)
     return found

@@ -52,24 +52,24 @@ def until(
     `arrived`, what arrived before the input broke off is waited for all the same. `bar` moves meanwhile.
     """
     timeout = None if timeout is None else seconds("timeout", timeout)
-    watch, begun = batch.watch, time.monotonic()
-    advice = Advice(batch.session, watch)
+    state, begun = batch.state, time.monotonic()
+    advice = Advice(batch.session, state)
     try:
         with within(timeout):
             if first is not None:
                 with suppress(SetupError):  # where the store cannot be asked, the collector goes on trying
                     first()
             prepare(batch, met)
-        with awaiting(watch, index), bar(batch) as show:
+        with awaiting(state, index), bar(batch) as show:
             while not met():
                 raise_trouble(batch, index, arrived=arrived)
                 passed = time.monotonic() - begun
                 if timeout is not None and passed >= timeout:
                     return False
                 left = LOOK if timeout is None else min(LOOK, timeout - passed)
-                with watch.changed:
+                with state.changed:
                     if not met():
-                        watch.changed.wait(left)
+                        state.changed.wait(left)
                 show()
                 if passed > ADVISE:
                     advice.give()
@@ -85,14 +85,14 @@ def for_batch(batch: BatchRef, timeout: float | None, *, bar: Bar = no_bar) -> b
     Raises LostByServer or Expired when the store has the batch no more, and what stopped the upload.
     """
     first = partial(refresh.reconsider_all, batch) if refresh.doubtful(batch) else None
-    met = until(batch, lambda: batch.watch.settled, timeout, first=first, bar=bar)
+    met = until(batch, lambda: batch.state.settled, timeout, first=first, bar=bar)
     over(batch)
     return met
 
 
 def over(batch: BatchRef) -> None:
     """Shows how it stands when the wait for it is over. Raises what stopped the upload."""
-    batch.watch.show()  # its end belongs to the cell that waited
+    batch.state.show()  # its end belongs to the cell that waited
     raise_error(batch)
 
 
@@ -102,41 +102,41 @@ def for_job(job: JobRef, timeout: float | None, *, bar: Bar = no_bar) -> None:
     met = until(job.batch, partial(ended, job), timeout, index=job.index, first=first, bar=bar)
     if not met:
         raise not_done(job.batch, f"Job {job.id}", timeout, job.index)
-    if not job.batch.watch.has(job.index):
+    if not job.batch.state.has(job.index):
         raise absence_of(job)
 
 
 def unsure(job: JobRef) -> bool:
     """Whether the store must be asked before anyone waits: the collector does not bring what it has, or would."""
-    watch = job.batch.watch
-    missing = not watch.has(job.index) and (watch.settled or not watch.followed)
-    return not (job.batch.inline or watch.gone) and (missing or watch.barred(job.index))
+    state = job.batch.state
+    missing = not state.has(job.index) and (state.settled or not state.followed)
+    return not (job.batch.inline or state.gone) and (missing or state.barred(job.index))
 
 
 def ended(job: JobRef) -> bool:
     """Whether its outcome is here, or will never be."""
-    return job.batch.watch.has(job.index) or job.batch.watch.settled
+    return job.batch.state.has(job.index) or job.batch.state.settled
 
 
 def absence_of(job: JobRef) -> NbqueueError:
     """The error that says why a job is not there."""
-    watch = job.batch.watch
-    if not watch.gone:
-        return Expired(what=job.id, ttl=lifetime(watch.ttl))
-    return absence(watch, job.batch.session, job.id)
+    state = job.batch.state
+    if not state.gone:
+        return Expired(what=job.id, ttl=lifetime(state.ttl))
+    return absence(state, job.batch.session, job.id)
 
 
 def prepare(batch: BatchRef, met: Callable[[], bool]) -> None:
     """Makes sure that the collector brings what is waited for; also after a fault, which may be over by now."""
     refuse_unsent(batch)
-    watch = batch.watch
-    if watch.fault is not None and not batch.inline:
-        with watch.changed:
-            watch.fault = None
-        batch.session.collector.follow(watch)
-    if not (met() or batch.watch.followed or batch.inline):
+    state = batch.state
+    if state.fault is not None and not batch.inline:
+        with state.changed:
+            state.fault = None
+        batch.session.collector.follow(state)
+    if not (met() or batch.state.followed or batch.inline):
         batch.session.attend()
-        batch.session.collector.follow(batch.watch)
+        batch.session.collector.follow(batch.state)
 
 
 def refuse_unsent(batch: BatchRef) -> None:
@@ -154,45 +154,45 @@ def stopped(batch: BatchRef) -> str:
 
 
 @contextmanager
-def awaiting(watch: BatchState, index: int | None) -> Iterator[None]:
+def awaiting(state: BatchState, index: int | None) -> Iterator[None]:
     """Says that somebody waits for one job: the collector then looks without a pause."""
     by = int(index is not None)
-    with watch.changed:
-        watch.awaited += by
+    with state.changed:
+        state.awaited += by
     try:
         yield
     finally:
-        with watch.changed:
-            watch.awaited -= by
+        with state.changed:
+            state.awaited -= by
 
 
 def raise_trouble(batch: BatchRef, index: int | None = None, *, arrived: bool = False) -> None:
     """Raises what keeps this batch, or one job of it, or what arrived of it, from ever being complete here."""
-    if (index is None or index >= batch.tally.n) and not (arrived and broke_off(batch.watch)):
+    if (index is None or index >= batch.tally.n) and not (arrived and broke_off(batch.state)):
         raise_error(batch)
-    if batch.watch.fault is not None:
-        raise batch.watch.fault
-    if batch.watch.gone:
-        raise absence(batch.watch, batch.session, batch.id)
+    if batch.state.fault is not None:
+        raise batch.state.fault
+    if batch.state.gone:
+        raise absence(batch.state, batch.session, batch.id)
 
 
-def broke_off(watch: BatchState) -> bool:
+def broke_off(state: BatchState) -> bool:
     """Whether the input ended with an error, and what arrived before goes on."""
-    return watch.error is not None and (watch.known or not isinstance(watch.error, SetupError))
+    return state.error is not None and (state.known or not isinstance(state.error, SetupError))
 
 
 def raise_error(batch: BatchRef) -> None:
     """Raises what stopped the upload, or the collector."""
-    error = batch.watch.fault or batch.watch.error
+    error = batch.state.fault or batch.state.error
     if error is not None:
         raise error
 
 
-def absence(watch: BatchState, session: Session, what: str) -> NbqueueError:
+def absence(state: BatchState, session: Session, what: str) -> NbqueueError:
     """The error that says why the store has something no more."""
-    if watch.gone == "lost":
+    if state.gone == "lost":
         return LostByServer(server=session.server, what=what)
-    return Expired(what=what, ttl=lifetime(watch.ttl))
+    return Expired(what=what, ttl=lifetime(state.ttl))
 
 
 def lifetime(span: float) -> str:
@@ -203,8 +203,8 @@ def lifetime(span: float) -> str:
 class Advice:
     """What to do when nothing moves; given once a wait."""
 
-    def __init__(self, session: Session, watch: BatchState) -> None:
-        self._session, self._watch = session, watch
+    def __init__(self, session: Session, state: BatchState) -> None:
+        self._session, self._state = session, state
         self._given = self._looking = False
         self._next = 0.0
         self._found = ""
@@ -251,8 +251,8 @@ class Advice:
 
         Raises NoServer and its kin.
         """
-        broker, watch = self._session.broker, self._watch
-        view = broker.view(watch.batch)
+        broker, state = self._session.broker, self._state
+        view = broker.view(state.batch)
         if view is None or not view.tally.queued:
             return None
         spec = wire.shown_spec(view.spec)
@@ -265,7 +265,7 @@ class Advice:
         prefix = f"NBQUEUE_NAMESPACE={space} " if space != "nbq" else ""
         prefix += "NBQUEUE_URL=... " if "***" in session.server and not session.filed else ""
         url = "" if "***" in session.server or session.filed else f"--url {session.server} "
-        return f"{prefix}nbqueue worker {url}{self._watch.queue}"
+        return f"{prefix}nbqueue worker {url}{self._state.queue}"
 
 
 def not_done(batch: BatchRef, what: str, timeout: float | None, index: int | None = None) -> NotDone:
@@ -285,7 +285,7 @@ def _standing(batch: BatchRef, index: int | None) -> str:
         if view is None:
             return "It is not on the server yet"
         known = None if index is None else broker.states(batch.id, [index])[0]
-        return _words(batch, view, known, Advice(session, batch.watch).pending())
+        return _words(batch, view, known, Advice(session, batch.state).pending())
 
     try:
         with within(0.0):

@@ -64,11 +64,11 @@ def in_terminal(batch: BatchRef) -> Iterator[Callable[[], None]]:
     words = rich.TextColumn("{task.fields[words]}", markup=False)
     with rich.Progress(title, rich.BarColumn(), words) as bar:
         task = bar.add_task(batch.name or batch.id, total=max(1, len(batch)), words="")
-        pace = pace_of(batch.watch)
+        pace = pace_of(batch.state)
 
         def show() -> None:
             tally, n = batch.tally, len(batch)
-            pace.see(tally.over, ended=batch.watch.settled)
+            pace.see(tally.over, ended=batch.state.settled)
             bar.update(task, total=max(1, n), completed=tally.over, words=line(tally, n, pace.eta(n - tally.over)))
 
         show()

@@ -72,7 +72,9 @@ class FailureGroups:
         self._words = words
         self._batches: list[BatchRef] = []
         self._read: list[list[int]] = []  # entries of `ended` and of `undone` that were read, by batch
-        self._watches: list[BatchState] = []  # of which they are entries: a batch that was brought back has another one
+        self._followed: list[
+            BatchState
+        ] = []  # of which they are entries: a batch that was brought back has another one
         self._kinds: dict[Any, dict[str, FailureGroup]] = {}  # (cause, type, frame) -> normal message -> kind
         self._of: dict[Member, tuple[Any, FailureGroup]] = {}
 
@@ -83,7 +85,7 @@ class FailureGroups:
         """Follows one more batch."""
         self._batches.append(batch)
         self._read.append([0, 0])
-        self._watches.append(batch.watch)
+        self._followed.append(batch.state)
 
     def kinds(self) -> list[FailureGroup]:
         """All kinds, in the order in which they appeared."""
@@ -92,20 +94,20 @@ class FailureGroups:
     def look(self, most: int = LOOK) -> bool:
         """Takes up to `most` endings; answers whether that was all."""
         for place, batch in enumerate(self._batches):
-            watch, read = batch.watch, self._read[place]
-            if watch is not self._watches[place]:
-                self._watches[place], read[:] = watch, [0, 0]
+            state, read = batch.state, self._read[place]
+            if state is not self._followed[place]:
+                self._followed[place], read[:] = state, [0, 0]
                 for member in [member for member in self._of if member[0] == place]:
                     self._drop(member)
-            with watch.changed:
-                ended, undone = watch.ended[read[0] : read[0] + most], watch.undone[read[1] :]
+            with state.changed:
+                ended, undone = state.ended[read[0] : read[0] + most], state.undone[read[1] :]
             read[0] += len(ended)
             read[1] += len(undone)
             most -= len(ended)
             for index in undone:
                 self._drop((place, index))
             for entry in ended:  # ranges were canceled, not run
-                if isinstance(entry, int) and watch.state(entry) is State.FAILED:
+                if isinstance(entry, int) and state.state_of(entry) is State.FAILED:
                     self._place((place, entry), batch)
             if most <= 0:
                 return False
@@ -160,7 +162,7 @@ class FailureGroups:
 
 def _told(batch: BatchRef, index: int) -> tuple[Cause | None, str, str, Frame | None] | None:
     """(cause, exception, first line of the message, frame) of a failed job; None if it was withdrawn meanwhile."""
-    outcome = batch.watch.shown(index, batch.session.sealer)
+    outcome = batch.state.shown(index, batch.session.sealer)
     if outcome is None or outcome.state is not State.FAILED:
         return None
     failure = outcome.failure

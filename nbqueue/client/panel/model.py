@@ -105,12 +105,12 @@ def look(
     going: Sequence[JobProgress | None] = (),
 ) -> PanelModel:
     """What there is to see of `batches` now. From memory, in a time that does not depend on the number of jobs."""
-    watches = [batch.watch for batch in batches]
-    tally, n = total([watch.tally for watch in watches]), sum(watch.n for watch in watches)
-    over = all(ended(watch) for watch in watches)
-    missing = sum(map(_missing, watches))
+    states = [batch.state for batch in batches]
+    tally, n = total([state.tally for state in states]), sum(state.n for state in states)
+    over = all(ended(state) for state in states)
+    missing = sum(map(_missing, states))
     # The race is over with the last job. What is left then is to copy, of a batch that was attached all of it.
-    pace.see(tally.over, ended=not any(map(_runs, watches)), missing=missing)
+    pace.see(tally.over, ended=not any(map(_runs, states)), missing=missing)
     first = batches[0]
     about = f"and {len(batches) - 1} more" if len(batches) > 1 else first.id if first.name else ""
     kinds = groups.kinds()
@@ -122,20 +122,20 @@ def look(
         tally=tally,
         n=n,
         ended=over,
-        open=any(watch.open and not ended(watch) for watch in watches),
+        open=any(state.open and not ended(state) for state in states),
         rate=pace.rate,
-        eta=None if over or any(watch.open for watch in watches) else pace.eta(n - tally.over),
+        eta=None if over or any(state.open for state in states) else pace.eta(n - tally.over),
         elapsed=pace.elapsed,
         serving=() if over else tuple(serving),
         going=() if over else tuple(going),
-        safe=safety(_first_to_go(watches), missing if pace.lags or over else 0, first.session.spool.why),
+        safe=safety(_first_to_go(states), missing if pace.lags or over else 0, first.session.spool.why),
         notes=_notes(batches),
         earlier=0 if over else len(_earlier(batches)),
         seed=f"seed {first.spec.seed}" if len(batches) == 1 and first.spec.seed is not None else "",
         trouble=tuple(dict.fromkeys(word for batch in batches if (word := trouble_of(batch)))),
         failures=tuple(Failures(kind, len(kind.members)) for kind in kinds if kind in listed),
         more=f"and {hidden:,} more, of {counted(len(kinds) - KINDS, 'other kind')}" if hidden else "",
-        retry=sum(watch.tally.failed for watch in watches if not watch.gone and not watch.fault),
+        retry=sum(state.tally.failed for state in states if not state.gone and not state.fault),
     )
 
 
@@ -158,59 +158,59 @@ def _notes(batches: Sequence[BatchRef]) -> tuple[tuple[str, str], ...]:
     return (*told, *previous_run.words(_earlier(batches)))
 
 
-def ended(watch: BatchState) -> bool:
+def ended(state: BatchState) -> bool:
     """Whether nothing more will be heard of a batch."""
-    return bool(watch.settled or watch.gone or watch.fault)
+    return bool(state.settled or state.gone or state.fault)
 
 
-def _runs(watch: BatchState) -> bool:
-    return not ended(watch) and (watch.open or watch.tally.over < watch.n)
+def _runs(state: BatchState) -> bool:
+    return not ended(state) and (state.open or state.tally.over < state.n)
 
 
 def trouble_of(batch: BatchRef) -> str:
     """What is wrong with a batch; empty if nothing."""
-    found = trouble(batch.watch)
+    found = trouble(batch.state)
     outage = batch.session.collector.outage
-    if not found and outage is not None and not ended(batch.watch):
+    if not found and outage is not None and not ended(batch.state):
         return f"The server cannot be reached at the moment; what runs goes on. {outage}"
     return found
 
 
-def trouble(watch: BatchState) -> str:
+def trouble(state: BatchState) -> str:
     """What is wrong with a batch, by what was heard of it; empty if nothing."""
-    if watch.fault is not None:
-        return f"nothing more is heard of it here: {type(watch.fault).__name__}: {watch.fault}"
-    if watch.error is not None:
-        return f"its input stopped here: {type(watch.error).__name__}: {watch.error}"
+    if state.fault is not None:
+        return f"nothing more is heard of it here: {type(state.fault).__name__}: {state.fault}"
+    if state.error is not None:
+        return f"its input stopped here: {type(state.error).__name__}: {state.error}"
     words = {
-        "lost": f"the server has forgotten this batch, and {counted(watch.n - watch.collected, 'job')} of it that must "
+        "lost": f"the server has forgotten this batch, and {counted(state.n - state.collected, 'job')} of it that must "
         "run again; what was collected here stays",
         "expired": "its results have expired",
         "forgotten": "it was removed from the server",
     }
-    if watch.settled and watch.gone != "forgotten":
-        return "the upload was cut short" if watch.cut else ""  # all of it is here
-    return words.get(watch.gone, "") or ("the upload was cut short" if watch.cut else "")
+    if state.settled and state.gone != "forgotten":
+        return "the upload was cut short" if state.cut else ""  # all of it is here
+    return words.get(state.gone, "") or ("the upload was cut short" if state.cut else "")
 
 
-def safety(watch: BatchState, missing: int, why: str = "") -> str:
+def safety(state: BatchState, missing: int, why: str = "") -> str:
     """What is not copied here yet, how long the server keeps it, and where the copies are.
 
     `why` nothing is written to disk; empty where it is.
     """
-    if not watch.known or not watch.tally.over or (watch.gone and not watch.settled):
+    if not state.known or not state.tally.over or (state.gone and not state.settled):
         return ""
-    until = f"for {lifetime(watch.ttl)} after the batch ends"
-    if watch.expires_us is not None:
-        until = f"until {_day(watch.expires_us)}"
+    until = f"for {lifetime(state.ttl)} after the batch ends"
+    if state.expires_us is not None:
+        until = f"until {_day(state.expires_us)}"
     if missing:
         return f"{counted(missing, 'result')} not saved here yet: on the server {until}"
-    spooled = watch.birth is not None and not why
-    what = "Results" if watch.expires_us is None and not watch.gone else "All results"
+    spooled = state.birth is not None and not why
+    what = "Results" if state.expires_us is None and not state.gone else "All results"
     saved = f"{what} saved" if spooled else f"{what} in memory here{f' only ({why})' if why else ''}"
-    if watch.gone:
+    if state.gone:
         return f"{saved}; no longer on the server"
-    return saved if watch.expires_us is None else f"{saved}; also on the server {until}"
+    return saved if state.expires_us is None else f"{saved}; also on the server {until}"
 
 
 def _day(us: int) -> str:
@@ -221,14 +221,14 @@ def _day(us: int) -> str:
     return f"{then.day} {then:%b}{year}{clock}"
 
 
-def _missing(watch: BatchState) -> int:
-    return 0 if watch.gone else max(0, watch.tally.over - watch.collected)
+def _missing(state: BatchState) -> int:
+    return 0 if state.gone else max(0, state.tally.over - state.collected)
 
 
-def _first_to_go(watches: Sequence[BatchState]) -> BatchState:
+def _first_to_go(states: Sequence[BatchState]) -> BatchState:
     """The one of whose results the server keeps the shortest; those that run are kept."""
-    running = [watch for watch in watches if watch.expires_us is None]
-    return running[0] if running else min(watches, key=lambda watch: watch.expires_us or 0)
+    running = [state for state in states if state.expires_us is None]
+    return running[0] if running else min(states, key=lambda state: state.expires_us or 0)
 
 
 def total(tallies: Sequence[Tally]) -> Tally:

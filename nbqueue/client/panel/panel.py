@@ -49,7 +49,7 @@ class Panel:
         self._lookouts = defaultdict[tuple[int, str], WorkersPoller](WorkersPoller)  # by session and queue
         self._rounds = ProgressPoller()
         self._groups = FailureGroups(self._words)
-        self._pace = pace_of(batch.watch)
+        self._pace = pace_of(batch.state)
         self._dirty = True
         self._drawn = self._saved = 0.0
         self._live = False  # whether the second output shows the widget
@@ -69,15 +69,15 @@ class Panel:
             if self._first is None:
                 self._display()
             self.closed = self.broken
-        batch.watch.bars.append(self)
-        self.update(batch.watch)
+        batch.state.bars.append(self)
+        self.update(batch.state)
 
-    def update(self, watch: BatchState) -> None:
+    def update(self, state: BatchState) -> None:
         """Takes news of a batch, from any thread. The end is drawn at once, by the caller: it may be the cell's end."""
-        if self.broken or (self.closed and model.ended(watch)):
+        if self.broken or (self.closed and model.ended(state)):
             return
         self._dirty = True
-        if all(model.ended(batch.watch) for batch in self._batches):
+        if all(model.ended(batch.state) for batch in self._batches):
             self.draw()
         else:
             self.closed = False

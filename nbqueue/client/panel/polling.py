@@ -59,7 +59,7 @@ class ProgressPoller:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + LOOK
-        moving = [batch for batch in batches if batch.watch.tally.started and not batch.inline and not batch.watch.gone]
+        moving = [batch for batch in batches if batch.state.tally.started and not batch.inline and not batch.state.gone]
         found: dict[tuple[str, int], _Said] = {}
         for batch in moving[:BATCHES]:
             try:
@@ -69,7 +69,7 @@ class ProgressPoller:
             for index, blob in sorted(told):
                 if (one := _read(batch, index, blob)) is not None:
                     found[batch.id, index] = one
-        self._arrange(found, sum(batch.watch.tally.started for batch in moving))
+        self._arrange(found, sum(batch.state.tally.started for batch in moving))
 
     def _arrange(self, found: dict[tuple[str, int], _Said], started: int) -> None:
         places = [None if each is None else found.pop((each.batch.id, each.row), None) for each in self._places]
@@ -89,7 +89,7 @@ class _Said(NamedTuple):
 
     @property
     def ended(self) -> bool:
-        return self.batch.watch.has(self.row)
+        return self.batch.state.has(self.row)
 
 
 def _read(batch: BatchRef, index: int, blob: bytes) -> _Said | None:
@@ -97,7 +97,7 @@ def _read(batch: BatchRef, index: int, blob: bytes) -> _Said | None:
         said = job_meta.opened(batch.session.sealer, batch.spec, batch.id, index, blob).progress
     except BadSignature:
         return None  # of someone else's making: not shown
-    if said is None or not batch.watch.holds(index):
+    if said is None or not batch.state.holds(index):
         return None
     return _Said(batch, index, JobProgress(batch.job(index).id, *said))
 
@@ -126,21 +126,21 @@ class WorkersPoller:
 
     def look(self, batches: Sequence[BatchRef]) -> None:
         """Brings `found` up to date, as long as one of these has not ended. Never raises for a server that is away."""
-        running = [batch for batch in batches if not (batch.inline or batch.watch.over or batch.watch.gone)]
+        running = [batch for batch in batches if not (batch.inline or batch.state.over or batch.state.gone)]
         now = time.monotonic()
         if not running or now < self._next or running[0].session.asleep:
             return
         self._next = now + LOOK_SERVING
-        batch = next((each for each in running if each.watch.tally.queued), running[0])
-        session, watch = batch.session, batch.watch
-        advice = Advice(session, watch)
+        batch = next((each for each in running if each.state.tally.queued), running[0])
+        session, state = batch.session, batch.state
+        advice = Advice(session, state)
         try:
-            mine = pending.Workers(session.broker).of(watch.queue)
-            why = advice.pending() if watch.tally.queued else None
+            mine = pending.Workers(session.broker).of(state.queue)
+            why = advice.pending() if state.tally.queued else None
         except NbqueueError:
             return  # the collector's outage is told; what was known last stays
         hosts = tuple(dict.fromkeys(info.host for info in mine))
-        found = QueueWorkers(watch.queue, len(mine), sum(info.slots for info in mine), hosts)
+        found = QueueWorkers(state.queue, len(mine), sum(info.slots for info in mine), hosts)
         self._lonely = (self._lonely or now) if why is not None and why.reason != pending.BUSY else None
         if self._lonely is not None and now - self._lonely >= LONELY:
             found = found._replace(advice=advice.message(), command=advice.command())

@@ -39,8 +39,8 @@ def _runs_still(earlier: BatchRef | None, batch: BatchRef) -> bool:
 
 def running(batch: BatchRef) -> bool:
     """Whether something of it may still run."""
-    watch = batch.watch
-    return not (watch.settled or watch.gone or watch.fault)
+    state = batch.state
+    return not (state.settled or state.gone or state.fault)
 
 
 def words(batches: list[BatchRef]) -> list[tuple[str, str]]:

@@ -84,11 +84,11 @@ class RateEstimator:
 _paces: WeakKeyDictionary[BatchState, RateEstimator] = WeakKeyDictionary()
 
 
-def pace_of(watch: BatchState) -> RateEstimator:
+def pace_of(state: BatchState) -> RateEstimator:
     """The pace of a batch: one for all that show it."""
-    if watch not in _paces:
-        _paces[watch] = RateEstimator(max(0.0, time.time() - watch.created_us / 1e6) if watch.created_us else 0.0)
-    return _paces[watch]
+    if state not in _paces:
+        _paces[state] = RateEstimator(max(0.0, time.time() - state.created_us / 1e6) if state.created_us else 0.0)
+    return _paces[state]
 
 
 # ---------------------------------------------------------------- words

@@ -54,12 +54,12 @@ class Acts:
 
     def cancel(self) -> str:
         """Cancels all that has not ended."""
-        count = sum(batch.cancel() for batch in list(self._batches) if not model.ended(batch.watch))
+        count = sum(batch.cancel() for batch in list(self._batches) if not model.ended(batch.state))
         return f"{count:,} canceled."
 
     def cancel_earlier(self) -> str:
         """Cancels what the same cell submitted before."""
-        before = {one.id: one for batch in list(self._batches) for one in batch.earlier if not model.ended(one.watch)}
+        before = {one.id: one for batch in list(self._batches) for one in batch.earlier if not model.ended(one.state)}
         count = sum(one.cancel() for one in before.values())
         return f"{count:,} canceled of {', '.join(before) or 'what was submitted before'}."
 
@@ -67,7 +67,7 @@ class Acts:
         """Runs what failed again; says so where the notebook's function is another one by now."""
         count, told = 0, []
         for batch in list(self._batches):
-            if batch.watch.tally.failed and not batch.watch.gone:
+            if batch.state.tally.failed and not batch.state.gone:
                 again, note = self._retry(batch)
                 count += again
                 told.append(note)

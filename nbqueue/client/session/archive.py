@@ -71,32 +71,32 @@ def _read(path: Path) -> SpoolFile | None:
         return None  # removed this moment, or on a disk that fails: as if it were not there
 
 
-def fill(spool: Spool, watch: BatchState, found: SpooledBatch) -> None:
+def fill(spool: Spool, state: BatchState, found: SpooledBatch) -> None:
     """Takes over outcomes that are not here, and how the batch stood."""
-    with watch.changed:
-        if found.position >= watch.position:
-            watch.recall(found.standing)
+    with state.changed:
+        if found.position >= state.position:
+            state.recall(found.standing)
         for index, path, each in found.outcomes():
-            if not watch.has(index) and (watch.rows is None or watch.holds(index)):
+            if not state.has(index) and (state.rows is None or state.holds(index)):
                 light = each.blob if each.blob is not None and spool.light(each.blob) else None
-                place = light or records.place(watch.shelf(path), each.offset, each.size, each.head)
-                watch.put(index, place)
+                place = light or records.place(state.shelf(path), each.offset, each.size, each.head)
+                state.put(index, place)
 
 
-def count(watch: BatchState, found: SpooledBatch) -> None:
+def count(state: BatchState, found: SpooledBatch) -> None:
     """Counts what is here of a batch that no server tells of."""
-    if watch.rows is None:
-        watch.tally = Tally(n=max(found.n, watch.tally.n))
-    watch.recount()
+    if state.rows is None:
+        state.tally = Tally(n=max(found.n, state.tally.n))
+    state.recount()
 
 
-def mend(spool: Spool, watch: BatchState) -> None:
+def mend(spool: Spool, state: BatchState) -> None:
     """Takes from the spool what another session has copied of a batch that is gone, and this one has not."""
-    if watch.birth is None or watch.whole or (found := tale(spool, watch.birth)) is None:
+    if state.birth is None or state.whole or (found := tale(spool, state.birth)) is None:
         return
-    fill(spool, watch, found)
-    with watch.changed:
-        count(watch, found)
+    fill(spool, state, found)
+    with state.changed:
+        count(state, found)
 
 
 def paths(folder: Path, birth: BatchHeader) -> list[Path]:

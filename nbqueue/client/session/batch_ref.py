@@ -27,12 +27,12 @@ class Prepared:
 
 
 class BatchRef:
-    """A batch as one call sees it: what is known of it (`watch`), and how this call named and described it."""
+    """A batch as one call sees it: what is known of it (`state`), and how this call named and described it."""
 
     def __init__(
         self,
         session: Session,
-        watch: BatchState,
+        state: BatchState,
         spec: Spec,
         *,
         name: str | None = None,
@@ -42,7 +42,7 @@ class BatchRef:
         hooks: dict[str, Hook] | None = None,
         shown: bool = True,
     ) -> None:
-        self.session, self.watch, self.spec = session, watch, spec
+        self.session, self.state, self.spec = session, state, spec
         self.name, self.function, self.inline = name, function, inline
         self.source = source  # whose results are the arguments
         self.hooks = hooks or {}  # the callbacks of an inline run
@@ -51,22 +51,22 @@ class BatchRef:
         self.shown_in = kernel.cell() if shown else None  # the cell that shows it without being asked
         self.visible = False  # whether a bar may be drawn while someone waits
         self.earlier: list[BatchRef] = []  # what the same cell submitted before, and still ran then
-        session.collector.know(watch)
+        session.collector.know(state)
 
     @property
     def id(self) -> str:
         """Its id, as `count_words-7k2f`."""
-        return self.watch.batch
+        return self.state.batch
 
     @property
     def indexes(self) -> Sequence[int]:
         """The indexes of its jobs in the store, by position: another order where a name was submitted again."""
-        return self.watch.indexes
+        return self.state.indexes
 
     @property
     def queue(self) -> str:
         """The queue that it was submitted to."""
-        return self.watch.queue
+        return self.state.queue
 
     @property
     def single(self) -> bool:
@@ -76,7 +76,7 @@ class BatchRef:
     @property
     def tally(self) -> Tally:
         """Counts by state, as last heard."""
-        return self.watch.tally
+        return self.state.tally
 
     def wanted(self, progress: bool | None = None) -> bool:
         """Whether it is to be shown: as its option `progress` says, or the setting."""
@@ -84,7 +84,7 @@ class BatchRef:
         return chosen and not (self.inline or self.single)
 
     def __len__(self) -> int:
-        return self.watch.n
+        return self.state.n
 
     def __bool__(self) -> bool:
         return True
@@ -97,9 +97,9 @@ class BatchRef:
         """Cancels all that has not ended; `running=False` spares what runs. Answers how many were canceled."""
         if self.inline:
             return 0
-        if self.watch.upload is not None:
-            self.watch.upload.stop()
-        rows = self.watch.chosen
+        if self.state.upload is not None:
+            self.state.upload.stop()
+        rows = self.state.chosen
         return self.session.ask(lambda broker: broker.cancel(self.id, rows, running=running))
 
     def __reduce__(self) -> Any:

@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from nbqueue.client.session import archive
-from nbqueue.client.session.singles import SingleJobIndex, Watches
+from nbqueue.client.session.singles import KnownStates, SingleJobIndex
 from nbqueue.client.spool.records import RecordType
 from nbqueue.errors import Damaged, NbqueueError, NoServer, ServerRefused, WrongPassword
 
@@ -70,14 +70,14 @@ class Source(Protocol):
 
 
 class Collector:
-    """Follows watches until each is settled."""
+    """Follows batches until each is settled."""
 
     def __init__(self, session: Source) -> None:
         self._session = session
         self._lock = threading.Lock()
-        self._watches: dict[BatchState, None] = {}  # in the order of their arrival; one batch may be watched twice
+        self._followed: dict[BatchState, None] = {}  # in the order of their arrival; of one batch there may be several
         self._singles = SingleJobIndex()  # the batches of one
-        self._known = Watches()  # of all handles, also of what is settled, or was never followed
+        self._known = KnownStates()  # of all handles, also of what is settled, or was never followed
         self._wake = threading.Event()
         self._pause = threading.Event()
         self._thread: threading.Thread | None = None
@@ -87,37 +87,37 @@ class Collector:
         self._position = self._round = 0
         self.outage: NbqueueError | None = None  # why the store cannot be read at the moment
 
-    def know(self, watch: BatchState) -> None:
-        """There is a handle on `watch`."""
+    def know(self, state: BatchState) -> None:
+        """There is a handle on `state`."""
         with self._lock:
             len(self._known)  # forgets those that are gone
-            self._known.add(watch)
+            self._known.add(state)
 
     def known(self, batch: str) -> list[BatchState]:
         """What the handles of this process on a batch know of it."""
         with self._lock:
             return self._known.of(batch)
 
-    def follow(self, watch: BatchState) -> None:
-        """Follows `watch` from now on (again, after a retry)."""
+    def follow(self, state: BatchState) -> None:
+        """Follows `state` from now on (again, after a retry)."""
         with self._lock:
-            watch.followed = True
-            watch.again = self._session.again
-            if watch.single:
-                self._singles.add(watch)
+            state.followed = True
+            state.again = self._session.again
+            if state.single:
+                self._singles.add(state)
             else:
-                self._watches[watch] = None
+                self._followed[state] = None
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="nbqueue collector", daemon=True)
                 self._thread.start()
                 atexit.register(self.stop)
         self._wake.set()
 
-    def drop(self, watch: BatchState) -> None:
+    def drop(self, state: BatchState) -> None:
         """Stops following."""
         with self._lock:
-            self._watches.pop(watch, None)
-            self._singles.drop(watch)
+            self._followed.pop(state, None)
+            self._singles.drop(state)
 
     def stop(self) -> None:
         """Ends the thread; at the latest with its next answer."""
@@ -164,26 +164,26 @@ class Collector:
     def _late(self, heard: set[str]) -> bool:
         """Whether these are hints of batches of one that are over by now, while others may be waited for."""
         with self._lock:
-            return not self._watches and not any(self._singles.of(batch) for batch in heard)
+            return not self._followed and not any(self._singles.of(batch) for batch in heard)
 
     def _awaited(self, heard: set[str]) -> bool:
         """Whether somebody waits for one of these batches of one, and for nothing else."""
         with self._lock:
-            return any(watch.awaited for batch in heard for watch in self._singles.of(batch))
+            return any(state.awaited for batch in heard for state in self._singles.of(batch))
 
     def _active(self) -> list[BatchState]:
         with self._lock:
-            return [*self._watches, *self._singles]
+            return [*self._followed, *self._singles]
 
     def orphaned(self) -> None:
         """In a forked child: there is no thread, and there never will be; whoever waits has another collector."""
         atexit.unregister(self.stop)
-        for watch in [*self._watches, *self._singles]:
-            watch.orphaned()
+        for state in [*self._followed, *self._singles]:
+            state.orphaned()
 
     def _idle(self) -> bool:
         with self._lock:
-            return not self._watches and not len(self._singles)
+            return not self._followed and not len(self._singles)
 
     def _away(self, why: NbqueueError) -> None:
         self.outage = why
@@ -192,12 +192,12 @@ class Collector:
             with contextlib.suppress(NbqueueError):
                 self._session.revive()
 
-    def _fail(self, watches: list[BatchState], why: Exception) -> None:
-        for watch in watches:
-            self.drop(watch)
-            with watch.changed:
-                watch.fault = why
-                watch.changed.notify_all()
+    def _fail(self, states: list[BatchState], why: Exception) -> None:
+        for state in states:
+            self.drop(state)
+            with state.changed:
+                state.fault = why
+                state.changed.notify_all()
 
     # ------------------------------------------------------------ one turn
 
@@ -205,29 +205,29 @@ class Collector:
         """One look at what is followed; answers whether there was more than one look could take."""
         busy, singles = self._take_singles(broker)
         with self._lock:
-            many = list(self._watches)
-        watches = [*_window(many, LOGS, self._round), *singles]
+            many = list(self._followed)
+        states = [*_window(many, LOGS, self._round), *singles]
         self._round += 1
-        for watch in watches:
-            if watch.upload is not None:
-                self._tend(watch, watch.upload)
-        generations = [watch.generation for watch in watches]
-        answers = broker.follow([(watch.batch, watch.position) for watch in watches], PART) if watches else []
-        for watch, generation, (view, entries) in zip(watches, generations, answers, strict=True):
+        for state in states:
+            if state.upload is not None:
+                self._tend(state, state.upload)
+        generations = [state.generation for state in states]
+        answers = broker.follow([(state.batch, state.position) for state in states], PART) if states else []
+        for state, generation, (view, entries) in zip(states, generations, answers, strict=True):
             try:
                 if view is None:
-                    self._missing(broker, watch)
+                    self._missing(broker, state)
                 elif isinstance(view, Damaged):
-                    self._fail([watch], view)
+                    self._fail([state], view)
                 else:
-                    busy |= self._take(broker, watch, generation, view, entries)
+                    busy |= self._take(broker, state, generation, view, entries)
             except (NoServer, ServerRefused, WrongPassword):
                 raise
             except Exception as why:  # noqa: BLE001 - what is wrong with one batch must not end the others
-                self._fail([watch], why)
+                self._fail([state], why)
         return busy
 
-    def _tend(self, watch: BatchState, upload: Sending) -> None:
+    def _tend(self, state: BatchState, upload: Sending) -> None:
         """Keeps an open upload alive. What is wrong with it must not keep other batches from being followed."""
         try:
             upload.tend()
@@ -237,9 +237,9 @@ class Collector:
             return  # for the moment: it is tried again
         except Exception as why:  # noqa: BLE001 - it is raised again by whoever waits
             upload.canceled = True
-            with watch.changed:
-                watch.error = watch.error or why
-                watch.changed.notify_all()
+            with state.changed:
+                state.error = state.error or why
+                state.changed.notify_all()
 
     # ------------------------------------------------------------ batches of one
 
@@ -257,34 +257,34 @@ class Collector:
         self._position = self._position + len(entries) if self._position <= length else 0
         self._named |= dict.fromkeys(entry.decode("utf-8", "replace") for entry in entries)
         with self._lock:
-            named = [watch for batch in list(self._named)[:PART] for watch in self._singles.of(batch)]
+            named = [state for batch in list(self._named)[:PART] for state in self._singles.of(batch)]
             few = self._singles.some(FEW, foreign=False)
             strangers = self._singles.some(STRANGERS, foreign=True)
         self._named = dict.fromkeys(list(self._named)[PART:])
         asked = list(dict.fromkeys([*named, *few, *strangers]))
-        generations = [watch.generation for watch in asked]
-        blobs = broker.outcomes_of([(watch.batch, 0) for watch in asked]) if asked else []
-        ended = [(watch, blob) for watch, blob in zip(asked, blobs, strict=True) if blob is not None]
-        fresh = [(watch, blob) for watch, blob in ended if not watch.spooled] if self._session.spool.on else []
-        said = broker.said_of([watch.batch for watch, _ in fresh])
+        generations = [state.generation for state in asked]
+        blobs = broker.outcomes_of([(state.batch, 0) for state in asked]) if asked else []
+        ended = [(state, blob) for state, blob in zip(asked, blobs, strict=True) if blob is not None]
+        fresh = [(state, blob) for state, blob in ended if not state.spooled] if self._session.spool.on else []
+        said = broker.said_of([state.batch for state, _ in fresh])
         places = self._session.spool.keep_singles(
             [(*each, _of_one(parts)) for each, parts in zip(fresh, said, strict=True)]
         )
-        for watch, generation, blob in zip(asked, generations, blobs, strict=True):
+        for state, generation, blob in zip(asked, generations, blobs, strict=True):
             if blob is not None:
-                self._end_single(watch, generation, places.get(watch, blob))
+                self._end_single(state, generation, places.get(state, blob))
         look = [*named, *few, *_window(strangers, FEW, self._round)]
-        silent = {watch for watch, blob in zip(asked, blobs, strict=True) if blob is None}
-        return len(entries) == PART or bool(self._named), [watch for watch in dict.fromkeys(look) if watch in silent]
+        silent = {state for state, blob in zip(asked, blobs, strict=True) if blob is None}
+        return len(entries) == PART or bool(self._named), [state for state in dict.fromkeys(look) if state in silent]
 
-    def _end_single(self, watch: BatchState, generation: int, blob: bytes | int) -> None:
-        with watch.changed:
-            if not watch.put_single(blob, generation):
+    def _end_single(self, state: BatchState, generation: int, blob: bytes | int) -> None:
+        with state.changed:
+            if not state.put_single(blob, generation):
                 return
-        self._show(watch, last=True)
-        with watch.changed:
-            if watch.settled:  # still: a retry may have reopened it this moment
-                self.drop(watch)
+        self._show(state, last=True)
+        with state.changed:
+            if state.settled:  # still: a retry may have reopened it this moment
+                self.drop(state)
 
     def _slots(self, broker: Broker, queue: str) -> int:
         """The queue's live slots, as of the last second."""
@@ -295,119 +295,119 @@ class Collector:
             self._queues[queue] = now, slots
         return slots
 
-    def _take(self, broker: Broker, watch: BatchState, generation: int, view: Progress, entries: list[bytes]) -> bool:
+    def _take(self, broker: Broker, state: BatchState, generation: int, view: Progress, entries: list[bytes]) -> bool:
         caught_up = len(entries) < PART
-        slots = self._slots(broker, watch.queue) if view.tally.started else 0
-        with watch.changed:
+        slots = self._slots(broker, state.queue) if view.tally.started else 0
+        with state.changed:
             for entry in entries:
-                watch.enter(entry)
-            watch.position += len(entries)
-            if generation == watch.generation:
-                watch.see(view, caught_up=caught_up, slots=slots)
+                state.enter(entry)
+            state.position += len(entries)
+            if generation == state.generation:
+                state.see(view, caught_up=caught_up, slots=slots)
             # Who waits may have read the outcome while this look was on its way: then the spool lacks it.
-            lacked = not watch.has(0) or not (watch.spooled or view.cuts)
-            if watch.single and watch.over and lacked and not watch.behind:
+            lacked = not state.has(0) or not (state.spooled or view.cuts)
+            if state.single and state.over and lacked and not state.behind:
                 # A batch of one writes no log of its own; canceled before it was taken, it has no record either.
-                watch.enter(b"c0-1" if view.cuts else b"0")
-            wanted = [watch.behind[place] for place in range(min(watch.portion(PART), len(watch.behind)))]
-        if wanted or watch.taken_back:
-            self._copy(broker, watch, wanted)
-        if watch.lacks or watch.lacks_facts:
-            self._copy_arguments(broker, watch)
-        self._session.spool.stands(watch)
-        self._limit(broker, watch)
-        if view.expired and wanted and not watch.settled:
-            self._gone(watch, "expired")
+                state.enter(b"c0-1" if view.cuts else b"0")
+            wanted = [state.behind[place] for place in range(min(state.portion(PART), len(state.behind)))]
+        if wanted or state.taken_back:
+            self._copy(broker, state, wanted)
+        if state.lacks or state.lacks_facts:
+            self._copy_arguments(broker, state)
+        self._session.spool.stands(state)
+        self._limit(broker, state)
+        if view.expired and wanted and not state.settled:
+            self._gone(state, "expired")
             return False
-        settled = watch.settled
-        self._show(watch, last=settled)
-        with watch.changed:
-            if watch.settled and not watch.lacks:  # still: a retry may have reopened it this moment
-                self.drop(watch)
-        return bool(watch.lacks) or (not settled and (not caught_up or bool(watch.behind)))
+        settled = state.settled
+        self._show(state, last=settled)
+        with state.changed:
+            if state.settled and not state.lacks:  # still: a retry may have reopened it this moment
+                self.drop(state)
+        return bool(state.lacks) or (not settled and (not caught_up or bool(state.behind)))
 
-    def _copy(self, broker: Broker, watch: BatchState, wanted: list[int]) -> None:
-        generation = watch.generation
-        blobs, said = self._read(broker, watch, wanted)
+    def _copy(self, broker: Broker, state: BatchState, wanted: list[int]) -> None:
+        generation = state.generation
+        blobs, said = self._read(broker, state, wanted)
         pairs = [(index, blob) for index, blob in zip(wanted, blobs, strict=True) if blob is not None]
-        places = self._session.spool.keep(watch, pairs, [(KINDS[part], each) for part, each in said.items()])
+        places = self._session.spool.keep(state, pairs, [(KINDS[part], each) for part, each in said.items()])
         if pairs:
-            watch.typical = max(1, sum(len(blob) for _, blob in pairs) // len(pairs))
-        with watch.changed:
-            if watch.single and generation != watch.generation:
+            state.typical = max(1, sum(len(blob) for _, blob in pairs) // len(pairs))
+        with state.changed:
+            if state.single and generation != state.generation:
                 for index, blob in pairs:  # withdrawn meanwhile, which no log says of a batch of one
-                    watch.passed_over(places.get(index, blob))
+                    state.passed_over(places.get(index, blob))
                 pairs = []
             for index, blob in pairs:  # None: a retry has just withdrawn it, and the log says so next
-                watch.put(index, places.get(index, blob))
+                state.put(index, places.get(index, blob))
             for _ in wanted:  # last: with nothing behind, it counts as settled
-                watch.behind.popleft()  # others only append
-            watch.changed.notify_all()
+                state.behind.popleft()  # others only append
+            state.changed.notify_all()
 
-    def _read(self, broker: Broker, watch: BatchState, wanted: list[int]) -> tuple[list[bytes | None], Parts]:
+    def _read(self, broker: Broker, state: BatchState, wanted: list[int]) -> tuple[list[bytes | None], Parts]:
         """Outcomes, and what goes into the spool with them."""
-        if watch.birth is None or not self._session.spool.on:
-            return broker.outcomes(watch.batch, wanted), {}
-        return broker.landed(watch.batch, wanted)
+        if state.birth is None or not self._session.spool.on:
+            return broker.outcomes(state.batch, wanted), {}
+        return broker.landed(state.batch, wanted)
 
-    def _copy_arguments(self, broker: Broker, watch: BatchState) -> None:
+    def _copy_arguments(self, broker: Broker, state: BatchState) -> None:
         """Those of a batch that another session submitted: its frame is to outlive the server, too."""
         spool = self._session.spool
-        if watch.lacks_facts:
-            watch.lacks_facts = False
-            spool.function(watch, broker.function(watch.batch) or b"")
-            spool.marks(watch, 0, broker.marks(watch.batch))
-        part, watch.lacks = watch.lacks[:FEW], watch.lacks[FEW:]
-        pairs = zip(part, broker.arguments(watch.batch, part), strict=True)
-        spool.keep_arguments(watch, [(index, blob) for index, blob in pairs if blob is not None])
+        if state.lacks_facts:
+            state.lacks_facts = False
+            spool.function(state, broker.function(state.batch) or b"")
+            spool.marks(state, 0, broker.marks(state.batch))
+        part, state.lacks = state.lacks[:FEW], state.lacks[FEW:]
+        pairs = zip(part, broker.arguments(state.batch, part), strict=True)
+        spool.keep_arguments(state, [(index, blob) for index, blob in pairs if blob is not None])
 
-    def _limit(self, broker: Broker, watch: BatchState) -> None:
+    def _limit(self, broker: Broker, state: BatchState) -> None:
         """Cancels the rest of a batch in which more failed than `max_failed` allows."""
-        allowed, tally = watch.max_failed, watch.tally
-        if allowed is None or watch.over:
+        allowed, tally = state.max_failed, state.tally
+        if allowed is None or state.over:
             return
         if 0 < allowed < 1:
-            allowed = allowed * watch.n
+            allowed = allowed * state.n
         if tally.failed > allowed:
-            watch.max_failed = None  # once: a retry of the rest is the user's will
-            if watch.upload is not None:
-                watch.upload.stop(wait=False)
-            broker.cancel(watch.batch, watch.chosen)
+            state.max_failed = None  # once: a retry of the rest is the user's will
+            if state.upload is not None:
+                state.upload.stop(wait=False)
+            broker.cancel(state.batch, state.chosen)
 
-    def _missing(self, broker: Broker, watch: BatchState) -> None:
-        if watch.known or broker.view(watch.batch) is None:
-            forgot = bool(watch.epoch) and broker.epoch() != watch.epoch
-            lost = forgot or (not watch.over and watch.ttl > SHORT)
-            self._gone(watch, "lost" if lost else "expired")
+    def _missing(self, broker: Broker, state: BatchState) -> None:
+        if state.known or broker.view(state.batch) is None:
+            forgot = bool(state.epoch) and broker.epoch() != state.epoch
+            lost = forgot or (not state.over and state.ttl > SHORT)
+            self._gone(state, "lost" if lost else "expired")
 
-    def _gone(self, watch: BatchState, why: str) -> None:
-        self.drop(watch)
-        archive.mend(self._session.spool, watch)
-        with watch.changed:
-            watch.gone = watch.gone or why  # what this process removed meanwhile was not lost
-            watch.recount()
-            watch.over = watch.over or watch.whole  # what nobody can ask for any more is all here
-            watch.behind = deque() if watch.whole else watch.behind
-            watch.changed.notify_all()
-        self._show(watch, last=True)
+    def _gone(self, state: BatchState, why: str) -> None:
+        self.drop(state)
+        archive.mend(self._session.spool, state)
+        with state.changed:
+            state.gone = state.gone or why  # what this process removed meanwhile was not lost
+            state.recount()
+            state.over = state.over or state.whole  # what nobody can ask for any more is all here
+            state.behind = deque() if state.whole else state.behind
+            state.changed.notify_all()
+        self._show(state, last=True)
 
-    def _show(self, watch: BatchState, *, last: bool) -> None:
+    def _show(self, state: BatchState, *, last: bool) -> None:
         now = time.monotonic()
-        if last or now - self._shown.get(watch, 0.0) > SHOW:
-            self._shown[watch] = now
+        if last or now - self._shown.get(state, 0.0) > SHOW:
+            self._shown[state] = now
             if last:
-                self._shown.pop(watch, None)
-            with watch.changed:
-                watch.changed.notify_all()
-            watch.show()
+                self._shown.pop(state, None)
+            with state.changed:
+                state.changed.notify_all()
+            state.show()
 
 
 def _of_one(parts: dict[str, bytes]) -> list[tuple[RecordType, list[tuple[int, bytes]]]]:
     return [(KINDS[part], [(0, blob)]) for part, blob in parts.items()]
 
 
-def _window(watches: list[BatchState], size: int, turn: int) -> list[BatchState]:
-    """`size` of the watches, others with every turn."""
-    windows = max(1, -(-len(watches) // size))
+def _window(states: list[BatchState], size: int, turn: int) -> list[BatchState]:
+    """`size` of the states, others with every turn."""
+    windows = max(1, -(-len(states) // size))
     start = turn % windows * size
-    return watches[start : start + size]
+    return states[start : start + size]

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 class _Ref(weakref.ref["BatchState"]):
-    """A watch that may be gone, the name that it stood under, and whether it is of another session."""
+    """A state that may be gone, the name that it stood under, and whether it is of another session."""
 
     __slots__ = ("batch", "foreign")
     batch: str
     foreign: bool
 
 
-class Watches:
-    """Watches by the name of their batch, which may be watched twice. Whoever calls holds the collector's lock."""
+class KnownStates:
+    """States by the name of their batch, of which there may be several. Whoever calls holds the collector's lock."""
 
     def __init__(self) -> None:
         self._named: dict[str, list[_Ref]] = {}
-        self._lost: deque[_Ref] = deque()  # those whose watch is gone; filled wherever a thread happens to be
+        self._lost: deque[_Ref] = deque()  # those whose state is gone; filled wherever a thread happens to be
 
     def __len__(self) -> int:
         while self._lost:
@@ -36,27 +36,27 @@ class Watches:
         return len(self._named)
 
     def __iter__(self) -> Iterator[BatchState]:
-        return iter([watch for batch in list(self._named) for watch in self.of(batch)])
+        return iter([state for batch in list(self._named) for state in self.of(batch)])
 
     def of(self, batch: str) -> list[BatchState]:
-        """The watches of this batch."""
-        return [watch for ref in self._named.get(batch, ()) if (watch := ref()) is not None]
+        """The states of this batch."""
+        return [state for ref in self._named.get(batch, ()) if (state := ref()) is not None]
 
-    def add(self, watch: BatchState) -> None:
-        """Takes a watch in, once."""
-        if watch not in self.of(watch.batch):
-            self._add(watch)
+    def add(self, state: BatchState) -> None:
+        """Takes a state in, once."""
+        if state not in self.of(state.batch):
+            self._add(state)
 
-    def _add(self, watch: BatchState) -> _Ref:
-        ref = _Ref(watch, self._lost.append)
-        ref.batch, ref.foreign = watch.batch, watch.foreign
+    def _add(self, state: BatchState) -> _Ref:
+        ref = _Ref(state, self._lost.append)
+        ref.batch, ref.foreign = state.batch, state.foreign
         self._named.setdefault(ref.batch, []).append(ref)
         return ref
 
-    def drop(self, watch: BatchState) -> None:
-        """Lets go of a watch."""
-        for ref in list(self._named.get(watch.batch, ())):
-            if ref() is watch:
+    def drop(self, state: BatchState) -> None:
+        """Lets go of a state."""
+        for ref in list(self._named.get(state.batch, ())):
+            if ref() is state:
                 self._remove(ref)
 
     def _remove(self, ref: _Ref) -> None:
@@ -67,7 +67,7 @@ class Watches:
             self._named.pop(ref.batch, None)
 
 
-class SingleJobIndex(Watches):
+class SingleJobIndex(KnownStates):
     """The batches of one that are followed: those of our own session, and of others."""
 
     def __init__(self) -> None:
@@ -83,12 +83,12 @@ class SingleJobIndex(Watches):
         found: list[BatchState] = []
         while turns and len(found) < size:
             ref = turns.pop()
-            if ref in kind and (watch := ref()) is not None:
-                found.append(watch)
+            if ref in kind and (state := ref()) is not None:
+                found.append(state)
         return found
 
-    def _add(self, watch: BatchState) -> _Ref:
-        ref = super()._add(watch)
+    def _add(self, state: BatchState) -> _Ref:
+        ref = super()._add(state)
         self._kinds[ref.foreign][ref] = None
         return ref
 

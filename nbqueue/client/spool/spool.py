@@ -70,21 +70,21 @@ M = TypeVar("M", bound=Memory)
 
 
 class PendingWrite:
-    """What waits to be written, of a watch that is held weakly: of a job that nobody holds, nobody will ask."""
+    """What waits to be written, of a batch whose state is held weakly: of a job that nobody holds, nobody will ask."""
 
-    def __init__(self, watch: Memory, kind: RecordType, start: int, blobs: Sequence[bytes]) -> None:
-        self.watch, self.kind, self.start, self.blobs = weakref.ref(watch), kind, start, blobs
+    def __init__(self, state: Memory, kind: RecordType, start: int, blobs: Sequence[bytes]) -> None:
+        self.state, self.kind, self.start, self.blobs = weakref.ref(state), kind, start, blobs
 
     def of(self, batch: str) -> bool:
         """Whether it is of this batch."""
-        watch = self.watch()
-        return watch is not None and watch.batch == batch
+        state = self.state()
+        return state is not None and state.batch == batch
 
     @property
     def birth(self) -> BatchHeader | None:
         """Of which batch it is; None: it is held no more."""
-        watch = self.watch()
-        return None if watch is None else watch.birth
+        state = self.state()
+        return None if state is None else state.birth
 
     @property
     def indexes(self) -> list[int]:
@@ -101,7 +101,7 @@ class Spool:
     def __init__(self, folder: Path | None, cap: int, tell: Callable[[str], None]) -> None:
         self.folder, self.cap, self._tell = folder, cap, tell
         self.why = "" if folder else "the spool is switched off"  # why nothing is written
-        self._watches = weakref.WeakSet[Memory]()
+        self._followed = weakref.WeakSet[Memory]()
         self._held = 0  # bytes of outcomes that memory holds, at most
         self._warned = False
         self._mark = secrets.token_hex(6)
@@ -124,20 +124,20 @@ class Spool:
 
     # ------------------------------------------------------------ what comes in
 
-    def arguments(self, watch: Memory, start: int, sealed: Sequence[bytes]) -> None:
+    def arguments(self, state: Memory, start: int, sealed: Sequence[bytes]) -> None:
         """Arguments from `start` on, as they are sent. Only remembers them: `drain` writes."""
-        if self.on and watch.birth is not None and sealed:
-            self._waiting.append(PendingWrite(watch, RecordType.ARGUMENTS, start, sealed))
+        if self.on and state.birth is not None and sealed:
+            self._waiting.append(PendingWrite(state, RecordType.ARGUMENTS, start, sealed))
 
-    def function(self, watch: Memory, function: bytes, spec: bytes = b"") -> None:
+    def function(self, state: Memory, function: bytes, spec: bytes = b"") -> None:
         """The sealed function (empty: the same), and the description where it is another now. Only remembers them."""
-        if self.on and watch.birth is not None and len(function) <= FUNCTION:
-            self._waiting.append(PendingWrite(watch, RecordType.FUNCTION, time.time_ns() // 1000, [function, spec]))
+        if self.on and state.birth is not None and len(function) <= FUNCTION:
+            self._waiting.append(PendingWrite(state, RecordType.FUNCTION, time.time_ns() // 1000, [function, spec]))
 
-    def marks(self, watch: Memory, start: int, marks: bytes) -> None:
+    def marks(self, state: Memory, start: int, marks: bytes) -> None:
         """The marks of a named batch, from a job on. Only remembers them."""
-        if self.on and watch.birth is not None and marks:
-            self._waiting.append(PendingWrite(watch, RecordType.MARKS, start, [marks]))
+        if self.on and state.birth is not None and marks:
+            self._waiting.append(PendingWrite(state, RecordType.MARKS, start, [marks]))
 
     def drain(self) -> None:
         """Writes what waits."""
@@ -167,32 +167,32 @@ class Spool:
             if sheet.kind is not RecordType.ARGUMENTS:
                 self._write(birth, sheet.kind, sheet.indexes, sheet.blobs)
 
-    def keep(self, watch: Memory, pairs: Sequence[tuple[int, bytes]], said: Said = ()) -> dict[int, int]:
+    def keep(self, state: Memory, pairs: Sequence[tuple[int, bytes]], said: Said = ()) -> dict[int, int]:
         """Writes outcomes of a batch that have landed, and what was withdrawn; answers the places of those on disk.
 
         Called before memory takes them: what anyone has seen is on disk.
         """
         with self._lock:
-            self._watches.add(watch)
-            birth = watch.birth
-            if not self.on or birth is None or watch.gone:
+            self._followed.add(state)
+            birth = state.birth
+            if not self.on or birth is None or state.gone:
                 self._weigh(pairs)
                 return {}
-            with watch.changed:
-                taken_back, watch.taken_back = watch.taken_back, []
+            with state.changed:
+                taken_back, state.taken_back = state.taken_back, []
             if taken_back:
-                self._guarded(lambda: self._write_back(watch, birth, taken_back))
+                self._guarded(lambda: self._write_back(state, birth, taken_back))
             if not pairs:
                 return {}
-            watch.spooled = watch.single
-            if watch.single:
+            state.spooled = state.single
+            if state.single:
                 self._drain_loose()
             self._write_said(birth, said)
             found = self._write(birth, RecordType.OUTCOMES, [index for index, _ in pairs], [blob for _, blob in pairs])
             if found is None:
                 self._weigh(pairs)
                 return {}
-            return self._places(watch, found[0], pairs, found[1])
+            return self._places(state, found[0], pairs, found[1])
 
     def keep_singles(self, found: Sequence[tuple[M, bytes, Said]]) -> dict[M, int]:
         """As keep, for batches of one."""
@@ -200,12 +200,12 @@ class Spool:
         with self._lock:
             # One that was forgotten while its outcome was on its way must not come back.
             fresh = [each for each in found if each[0].birth and not each[0].spooled and not each[0].gone]
-            for watch, _, _ in fresh:
-                self.keep(watch, ())
-                watch.spooled = True
+            for state, _, _ in fresh:
+                self.keep(state, ())
+                state.spooled = True
             if fresh and self.on:
                 self._drain_loose()
-                births = [watch.birth for watch, _, _ in fresh if watch.birth is not None]
+                births = [state.birth for state, _, _ in fresh if state.birth is not None]
                 for birth, (_, _, said) in zip(births, fresh, strict=True):
                     self._write_said(birth, said)
                 blobs = [blob for _, blob, _ in fresh]
@@ -215,46 +215,46 @@ class Spool:
                 if there is None:
                     self._weigh([(0, blob) for blob in blobs])
                     return places
-                for (watch, blob, _), offset in zip(fresh, there[1], strict=True):
-                    if place := self._places(watch, there[0], [(0, blob)], [offset]):
-                        places[watch] = place[0]
+                for (state, blob, _), offset in zip(fresh, there[1], strict=True):
+                    if place := self._places(state, there[0], [(0, blob)], [offset]):
+                        places[state] = place[0]
         return places
 
-    def keep_arguments(self, watch: Memory, pairs: Sequence[tuple[int, bytes]]) -> None:
+    def keep_arguments(self, state: Memory, pairs: Sequence[tuple[int, bytes]]) -> None:
         """Writes arguments that were read from the store."""
         with self._lock:
-            if pairs and self.on and watch.birth is not None:
+            if pairs and self.on and state.birth is not None:
                 indexes, blobs = zip(*pairs, strict=True)
-                self._write(watch.birth, RecordType.ARGUMENTS, indexes, blobs)
+                self._write(state.birth, RecordType.ARGUMENTS, indexes, blobs)
 
-    def keep_said(self, watch: Memory, said: Said) -> None:
+    def keep_said(self, state: Memory, said: Said) -> None:
         """Writes what jobs wrote or said, apart from their outcomes."""
         with self._lock:
-            if self.on and watch.birth is not None:
-                self._write_said(watch.birth, said)
+            if self.on and state.birth is not None:
+                self._write_said(state.birth, said)
 
-    def restored(self, watch: Memory, made: Sequence[tuple[int, bytes]], standing: Checkpoint) -> None:
+    def restored(self, state: Memory, made: Sequence[tuple[int, bytes]], standing: Checkpoint) -> None:
         """Notes that a batch is on a server again, and outcomes that were made for it."""
         with self._lock:
-            if self.on and (birth := watch.birth) is not None:
+            if self.on and (birth := state.birth) is not None:
                 if made:
                     self._write(birth, RecordType.OUTCOMES, [index for index, _ in made], [blob for _, blob in made])
                 self._guarded(lambda: self._pen.note(birth, RecordType.STATE, standing))
 
-    def stands(self, watch: Memory) -> None:
+    def stands(self, state: Memory) -> None:
         """Notes how a batch stands, now and then, and at its end. Nothing of it may wait to be copied."""
         with self._lock:
-            birth = watch.birth
-            if not self.on or birth is None or watch.single or watch.behind:
+            birth = state.birth
+            if not self.on or birth is None or state.single or state.behind:
                 return
-            last, now = self._stood.get(watch.batch, watch.stood), time.time()
-            if last is not None and last.over == watch.over and now - last.told < STEP:
+            last, now = self._stood.get(state.batch, state.stood), time.time()
+            if last is not None and last.over == state.over and now - last.told < STEP:
                 return
-            with watch.changed:
-                standing = watch.standing(now)
+            with state.changed:
+                standing = state.standing(now)
             if last is None or standing != msgspec.structs.replace(last, told=now):
                 self._guarded(lambda: self._write_standing(birth, standing))
-                self._stood[watch.batch] = standing
+                self._stood[state.batch] = standing
 
     def close(self) -> None:
         """Writes what waits, and closes the files."""
@@ -277,7 +277,7 @@ class Spool:
 
     def _over(self) -> bool:
         if self._held > HELD:  # by what came; some of it has gone since
-            self._held = sum(watch.weight for watch in self._watches)
+            self._held = sum(state.weight for state in self._followed)
         return self._held > HELD
 
     def _weigh(self, pairs: Sequence[tuple[int, bytes]]) -> None:
@@ -397,23 +397,23 @@ class Spool:
             self._pen.rest(birth.batch)
 
     def _places(
-        self, watch: Memory, path: Path, pairs: Sequence[tuple[int, bytes]], offsets: Iterable[int]
+        self, state: Memory, path: Path, pairs: Sequence[tuple[int, bytes]], offsets: Iterable[int]
     ) -> dict[int, int]:
         """The places of those that memory need not hold."""
         if max(len(blob) for _, blob in pairs) <= SMALL and not self._over():
             self._held += sum(len(blob) for _, blob in pairs)
             return {}
         return {
-            index: records.place(watch.shelf(path), offset, len(blob), blob)
+            index: records.place(state.shelf(path), offset, len(blob), blob)
             for (index, blob), offset in zip(pairs, offsets, strict=True)
             if not self.light(blob)
         }
 
-    def _write_back(self, watch: Memory, birth: BatchHeader, taken: Sequence[tuple[int, bytes | int]]) -> None:
+    def _write_back(self, state: Memory, birth: BatchHeader, taken: Sequence[tuple[int, bytes | int]]) -> None:
         checks = []
         for _, found in taken:
             try:
-                checks.append(zlib.crc32(watch.blob(found)))
+                checks.append(zlib.crc32(state.blob(found)))
             except BadSignature:
                 checks.append(0)  # it cannot be read, so that no reader will take it either
         names = [birth.batch] * len(taken) if birth.single else []

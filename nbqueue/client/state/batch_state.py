@@ -34,7 +34,7 @@ KEPT_ARGUMENTS = 64 << 20  # bytes of arguments that a session remembers, a batc
 class Listener(Protocol):
     """Something that shows a batch as it moves."""
 
-    def update(self, watch: BatchState) -> None:
+    def update(self, state: BatchState) -> None:
         """Shows the present state; called from any thread."""
 
 
@@ -179,7 +179,7 @@ class BatchState:
     def _is_cut(self, index: int) -> bool:
         return bool(self._cuts) and index not in self._withdrawn and any(index in cut for cut in self._cuts)
 
-    def state(self, index: int) -> State | None:
+    def state_of(self, index: int) -> State | None:
         """How a job ended, by its unsigned header; None while it has not."""
         if index in self._opened:
             return self._opened[index].state
@@ -209,7 +209,7 @@ class BatchState:
 
     def barred(self, index: int) -> bool:
         """Whether a job may have been canceled with what it depends on; where that runs again, so does this job."""
-        return self.dependent and self.state(index) is State.CANCELED
+        return self.dependent and self.state_of(index) is State.CANCELED
 
     def _outcome(self, index: int, found: bytes | int, sealer: wire.Sealer) -> Outcome:
         try:
@@ -430,7 +430,7 @@ class BatchState:
         """Counts what is here: the store, which told the tally, has it no more. What is not here counts as queued."""
         counts = dict.fromkeys(State, 0)
         for index in self.indexes:
-            counts[self.state(index) or State.QUEUED] += 1
+            counts[self.state_of(index) or State.QUEUED] += 1
         self.tally = Tally(n=sum(counts.values()), **{str(state): count for state, count in counts.items()})
 
     def orphaned(self) -> None:

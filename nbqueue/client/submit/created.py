@@ -42,9 +42,9 @@ def created(
         repeat=options.rerun(said.repeat),
         depends_on=options.parents(said),
     )
-    watch = BatchState(said.job_id or new_id(label, 8), origin, "", spec)
-    watch.created_us, watch.expected = time.time_ns() // 1000, 1
-    watch.notes[0] = Notes(job_meta.plain(said.meta or {}))
-    batch = BatchRef(session, watch, spec, function=call, inline="collect")
+    state = BatchState(said.job_id or new_id(label, 8), origin, "", spec)
+    state.created_us, state.expected = time.time_ns() // 1000, 1
+    state.notes[0] = Notes(job_meta.plain(said.meta or {}))
+    batch = BatchRef(session, state, spec, function=call, inline="collect")
     batch.unsent = Prepared(func, options.positionals(args), options.keywords(kwargs), {**given, "ttl": said.ttl})
     return batch

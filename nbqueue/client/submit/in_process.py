@@ -53,7 +53,7 @@ class InlineRun:
 
     def __init__(
         self,
-        watch: BatchState,
+        state: BatchState,
         spec: Spec,
         function: Callable[..., Any] | None,
         mode: bool | str,
@@ -61,7 +61,7 @@ class InlineRun:
     ) -> None:
         if function is None:
             raise BadInput(message="inline needs a function that can be imported here.")
-        self.watch, self.spec, self.function, self.mode, self.hooks = watch, spec, function, mode, hooks or {}
+        self.state, self.spec, self.function, self.mode, self.hooks = state, spec, function, mode, hooks or {}
 
     def all(self, payloads: list[bytes]) -> None:
         """Runs all payloads."""
@@ -72,7 +72,7 @@ class InlineRun:
         """Ends jobs as canceled, since what they depend on did not finish."""
         self._begin(payloads)
         for index in indexes:
-            self.watch.put_opened(index, Outcome(State.CANCELED, Cause.DEPENDENCY, 0, _now_us(), 0))
+            self.state.put_opened(index, Outcome(State.CANCELED, Cause.DEPENDENCY, 0, _now_us(), 0))
         self._end()
 
     def after(self, found: Sequence[Outcome]) -> None:
@@ -80,23 +80,23 @@ class InlineRun:
         self._begin([perform.handed_on(outcome) or b"" for outcome in found])
         lost = [index for index, outcome in enumerate(found) if outcome.state is not State.FINISHED]
         for index in lost:
-            self.watch.put_opened(index, Outcome(State.CANCELED, Cause.DEPENDENCY, 0, _now_us(), 0))
+            self.state.put_opened(index, Outcome(State.CANCELED, Cause.DEPENDENCY, 0, _now_us(), 0))
         self.these(sorted(set(range(len(found))) - set(lost)))
 
     def _begin(self, payloads: list[bytes]) -> None:
-        watch = self.watch
-        watch.payloads, watch.created_us, watch.known = payloads, _now_us(), True
+        state = self.state
+        state.payloads, state.created_us, state.known = payloads, _now_us(), True
 
     def _end(self) -> None:
-        assert self.watch.payloads is not None
-        n = len(self.watch.payloads)
-        self.watch.tally = _tally(self.watch, n)
-        self.watch.over = True
+        assert self.state.payloads is not None
+        n = len(self.state.payloads)
+        self.state.tally = _tally(self.state, n)
+        self.state.over = True
 
     def these(self, indexes: Iterable[int]) -> None:
         """Runs the jobs at these positions."""
-        assert self.watch.payloads is not None
-        allowed = _allowed(self.watch, len(self.watch.payloads))
+        assert self.state.payloads is not None
+        allowed = _allowed(self.state, len(self.state.payloads))
         failed = 0
         for index in indexes:
             if allowed is not None and failed > allowed:
@@ -104,7 +104,7 @@ class InlineRun:
             else:
                 outcome = self._job(index)
             failed += outcome.state is State.FAILED
-            self.watch.put_opened(index, outcome)
+            self.state.put_opened(index, outcome)
         self._end()
 
     # ------------------------------------------------------------ one job
@@ -121,26 +121,26 @@ class InlineRun:
                 repeated, retried = repeated + 1, 0
             else:
                 return outcome
-            self.watch.past.setdefault(index, []).append(outcome)
+            self.state.past.setdefault(index, []).append(outcome)
 
     def _run(self, index: int, attempt: int, retried: int, repeated: int) -> tuple[Outcome, Rerun | None]:
-        spec, payloads = self.spec, self.watch.payloads
+        spec, payloads = self.spec, self.state.payloads
         assert payloads is not None
         left = runs_left(spec.retry, retried), runs_left(spec.repeat, repeated)
         began = time.time()
-        job = self.watch.batch if spec.single else job_id(self.watch.batch, index)
+        job = self.state.batch if spec.single else job_id(self.state.batch, index)
 
         def present() -> CurrentJob:
             return CurrentJob(
                 job,
-                batch=self.watch.batch,
+                batch=self.state.batch,
                 index=index,
                 attempt=attempt,
                 func_name=spec.label,
                 description=spec.description,
-                queue=self.watch.queue,
+                queue=self.state.queue,
                 timeout=spec.timeout,
-                meta=current.pack_meta(notes.meta) if (notes := self.watch.notes.get(index)) else spec.meta,
+                meta=current.pack_meta(notes.meta) if (notes := self.state.notes.get(index)) else spec.meta,
                 left=left,
                 worker="inline",
                 began=began,
@@ -148,7 +148,7 @@ class InlineRun:
             )
 
         def note(kind: int, payload: bytes) -> None:
-            self.watch.notes[index] = noted(self.watch.notes.get(index), kind, payload, spec.meta)
+            self.state.notes[index] = noted(self.state.notes.get(index), kind, payload, spec.meta)
 
         with sown(spec.seed, index), current.inside(job, spec.seed, index, present, note):
             if self.mode is True:
@@ -156,8 +156,8 @@ class InlineRun:
             return self._collected(index, attempt, job, retried)
 
     def _straight(self, index: int, attempt: int) -> Outcome:
-        assert self.watch.payloads is not None
-        args, kwargs, _ = perform.unpack(self.watch.payloads[index])
+        assert self.state.payloads is not None
+        args, kwargs, _ = perform.unpack(self.state.payloads[index])
         begun_us, begun = _now_us(), time.monotonic()
         value = self.function(*args, **kwargs)
         if isinstance(value, CoroutineType):
@@ -170,8 +170,8 @@ class InlineRun:
         )
 
     def _collected(self, index: int, attempt: int, job: str, retried: int) -> tuple[Outcome, Rerun | None]:
-        assert self.watch.payloads is not None
-        function, payload, begun_us = self.function, self.watch.payloads[index], _now_us()
+        assert self.state.payloads is not None
+        function, payload, begun_us = self.function, self.state.payloads[index], _now_us()
 
         def ride() -> Ride:
             return perform.perform(function, payload, job=job, max_result=self.spec.max_result)
@@ -185,7 +185,7 @@ class InlineRun:
     def _respond(self, index: int, hook: str, ending: callbacks.Ending) -> None:
         echoes: list[Echo] = callbacks.respond(callbacks.steps_for(hook, self.hooks), ending)
         if echoes:
-            self.watch.echoes[index] = echoes
+            self.state.echoes[index] = echoes
 
 
 def finished(one: JobRef | BatchRef, *, allow_failure: bool) -> bool:
@@ -193,7 +193,7 @@ def finished(one: JobRef | BatchRef, *, allow_failure: bool) -> bool:
     jobs = [one] if isinstance(one, JobRef) else [one.job(index) for index in one.indexes]
     for job in jobs:
         waiting.for_job(job, None)
-    return allow_failure or all(job.batch.watch.state(job.index) is State.FINISHED for job in jobs)
+    return allow_failure or all(job.batch.state.state_of(job.index) is State.FINISHED for job in jobs)
 
 
 def again(batch: BatchRef, indexes: list[int], func: Callable[..., Any] | str | None, spec: Spec) -> None:
@@ -202,8 +202,8 @@ def again(batch: BatchRef, indexes: list[int], func: Callable[..., Any] | str | 
         raise BadInput(message="An inline batch takes a function, not a dotted name.")
     batch.function = func or batch.function
     for index in indexes:
-        batch.watch.withdraw(index)
-    InlineRun(batch.watch, spec, batch.function, batch.inline, batch.hooks).these(indexes)
+        batch.state.withdraw(index)
+    InlineRun(batch.state, spec, batch.function, batch.inline, batch.hooks).these(indexes)
 
 
 def noted(before: Notes | None, kind: int, payload: bytes, meta: bytes = b"") -> Notes:
@@ -218,14 +218,14 @@ def _left(rerun: Rerun | None, used: int) -> bool:
     return bool(runs_left(rerun, used))
 
 
-def _allowed(watch: BatchState, n: int) -> float | None:
-    allowed = watch.max_failed
+def _allowed(state: BatchState, n: int) -> float | None:
+    allowed = state.max_failed
     return allowed * n if allowed is not None and 0 < allowed < 1 else allowed
 
 
-def _tally(watch: BatchState, n: int) -> Tally:
-    states = [watch.state(index) for index in range(n)]
-    counts = {str(state): states.count(state) for state in (State.FINISHED, State.FAILED, State.CANCELED)}
+def _tally(state: BatchState, n: int) -> Tally:
+    states = [state.state_of(index) for index in range(n)]
+    counts = {str(each): states.count(each) for each in (State.FINISHED, State.FAILED, State.CANCELED)}
     return Tally(n=n, **counts)
 
 
@@ -320,7 +320,7 @@ def callback_of(batch: BatchRef, name: str) -> Callable[..., Any] | None:
 def _record(batch: BatchRef) -> FunctionRecord | None:
     if batch.inline:
         return None
-    sealed = None if batch.watch.gone else batch.session.ask(lambda broker: broker.function(batch.id))
+    sealed = None if batch.state.gone else batch.session.ask(lambda broker: broker.function(batch.id))
     sealed = spooled.function(batch) if sealed is None else sealed
     if sealed is None:
         return None

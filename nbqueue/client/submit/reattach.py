@@ -126,17 +126,17 @@ class Reattach:
             return self._single(told)
         rows = self._rows()
         spec = self._update(rows) if told else self._spec
-        watch = self._watch(spec, rows, payloads)
-        known = watch.followed
+        state = self._new_state(spec, rows, payloads)
+        known = state.followed
         if self._replaced is not None:
-            self._session.spool.function(watch, *self._replaced)
-        batch = self._batch(watch, spec, self._updated(len(rows)) if told else self._found(watch))
+            self._session.spool.function(state, *self._replaced)
+        batch = self._batch(state, spec, self._updated(len(rows)) if told else self._found(state))
         if not known:
             spooled.resume(batch, self._view)
-        self._look_at(watch, rows)
+        self._look_at(state, rows)
         if self._new:
-            self._extend(watch, [payloads[place] for place in self._new])
-        self._session.collector.follow(watch)
+            self._extend(state, [payloads[place] for place in self._new])
+        self._session.collector.follow(state)
         return batch
 
     # ------------------------------------------------------------ what is the same
@@ -164,7 +164,7 @@ class Reattach:
             raise self._changed(told or ["the arguments of this single job changed"])
         batch = find.handle(self._session, self._view)
         batch.function, batch.shown_in = self._asked.function.call, None
-        self._session.collector.follow(batch.watch)
+        self._session.collector.follow(batch.state)
         return batch
 
     def _following(self, source: BatchRef) -> BatchRef:
@@ -175,20 +175,20 @@ class Reattach:
         if told and self._view.open:
             self._await_upload()
         batch = find.handle(self._session, self._view)
-        rows: Sequence[int] = range(self._view.n) if source.watch.rows is None else source.watch.rows
+        rows: Sequence[int] = range(self._view.n) if source.state.rows is None else source.state.rows
         if told:
             self._first = self._view.n
             batch.spec = self._update(rows)
         if self._replaced is not None:
-            self._session.spool.function(batch.watch, *self._replaced)
-        if source.watch.rows is not None:
-            watch = Selection(batch.id, batch.queue, "", batch.spec, source.watch.rows, whole=self._view.tally)
-            watch.payloads = None
-            _fill(watch, self._session, self._view)
-            batch.watch = watch
+            self._session.spool.function(batch.state, *self._replaced)
+        if source.state.rows is not None:
+            state = Selection(batch.id, batch.queue, "", batch.spec, source.state.rows, whole=self._view.tally)
+            state.payloads = None
+            _fill(state, self._session, self._view)
+            batch.state = state
         batch.source, batch.function, batch.shown_in = source, self._asked.function.call, kernel.cell()
         batch.note = self._updated(len(rows)) if told else "it was there already; nothing new runs"
-        self._session.collector.follow(batch.watch)
+        self._session.collector.follow(batch.state)
         return batch
 
     def _rows(self) -> list[int]:
@@ -260,19 +260,19 @@ class Reattach:
             return f"kept {kept} of the earlier function; nothing was run. fresh=True: run all again"
         return f"kept {kept} of the earlier function, running {running:,} with the new one"
 
-    def _watch(self, spec: Spec, rows: list[int], payloads: list[bytes]) -> Selection:
+    def _new_state(self, spec: Spec, rows: list[int], payloads: list[bytes]) -> Selection:
         view, most = self._view, self._asked.options.max_failed
         if (known := self._known(spec, rows)) is not None:
             return known
         epoch = self._session.ask(lambda broker: broker.epoch())
         whole = msgspec.structs.replace(view.tally, n=self._first + len(self._new))
-        watch = Selection(
+        state = Selection(
             view.id, view.queue, epoch, spec, argument_hashes.shortened(rows), whole=whole, max_failed=most
         )
-        watch.payloads, watch.given = None, payloads if sum(map(len, payloads)) <= KEPT_ARGUMENTS else None
-        watch.tally = Tally(n=len(rows), queued=len(rows)) if watch.others or self._new else view.tally
-        _fill(watch, self._session, view)
-        return watch
+        state.payloads, state.given = None, payloads if sum(map(len, payloads)) <= KEPT_ARGUMENTS else None
+        state.tally = Tally(n=len(rows), queued=len(rows)) if state.others or self._new else view.tally
+        _fill(state, self._session, view)
+        return state
 
     def _known(self, spec: Spec, rows: list[int]) -> Selection | None:
         """What this session knows of these very jobs by another handle."""
@@ -281,28 +281,28 @@ class Reattach:
         parts = (each for each in find.known(self._session, self._view, spec) if isinstance(each, Selection))
         return next((each for each in parts if list(each.rows) == rows), None)
 
-    def _look_at(self, watch: Selection, rows: list[int]) -> None:
+    def _look_at(self, state: Selection, rows: list[int]) -> None:
         """Reads the ends of a few jobs where there are others, since the counts of the whole say nothing of these."""
-        asked = [row for row in rows if not watch.has(row)]
-        if watch.others and len(asked) <= FEW:
-            blobs = self._session.ask(lambda broker: broker.outcomes(watch.batch, asked))
+        asked = [row for row in rows if not state.has(row)]
+        if state.others and len(asked) <= FEW:
+            blobs = self._session.ask(lambda broker: broker.outcomes(state.batch, asked))
             for row, blob in zip(asked, blobs, strict=True):
                 if blob is not None:
-                    watch.keep(row, blob)
+                    state.keep(row, blob)
 
-    def _found(self, watch: Selection) -> str:
+    def _found(self, state: Selection) -> str:
         """What became of the call, in words, where nothing has changed."""
-        told = f"{watch.n - len(self._new):,} of {watch.n:,} jobs were there already"
+        told = f"{state.n - len(self._new):,} of {state.n:,} jobs were there already"
         told += f"; {len(self._new):,} are new" if self._new else "; nothing new runs"
-        open_ = 0 if watch.others or self._new else self._view.tally.n - self._view.tally.over
+        open_ = 0 if state.others or self._new else self._view.tally.n - self._view.tally.over
         return told + (f"; {open_:,} of them had not ended by then" if open_ else "")
 
-    def _batch(self, watch: Selection, spec: Spec, told: str) -> BatchRef:
+    def _batch(self, state: Selection, spec: Spec, told: str) -> BatchRef:
         asked = self._asked
         mine = {name: getattr(asked.spec, name) for name in ("columns", "labeled", "index_names")}
         own = msgspec.structs.replace(spec, **mine)
         call, name = asked.function.call, asked.options.name
-        batch: BatchRef = BatchRef(self._session, watch, own, name=name, function=call)
+        batch: BatchRef = BatchRef(self._session, state, own, name=name, function=call)
         batch.hooks = asked.function.record.hooks
         batch.note = told
         other = [limit for limit in LIMITS if self._wish(limit) != _limit(spec, self._view, limit)]
@@ -314,32 +314,32 @@ class Reattach:
         options = self._asked.options
         return spill_folder(options, self._session) if limit == "spill" else getattr(options, limit)
 
-    def _extend(self, watch: Selection, payloads: list[bytes]) -> None:
+    def _extend(self, state: Selection, payloads: list[bytes]) -> None:
         """Sends the new calls. The first part is taken, or the end of the batch has become another's."""
         asked, session, first = self._asked, self._session, self._first
         assert asked.marks is not None
         begun, start = time.monotonic(), first
         sealed = []
         for part in upload.parts(payloads):
-            sealed.append(session.sealer.seal_all(wire.ARGUMENTS, watch.batch, start, part))
+            sealed.append(session.sealer.seal_all(wire.ARGUMENTS, state.batch, start, part))
             start += len(part)
         own = b"".join(asked.marks.of(place) for place in self._new)
-        last, name = len(sealed) < 2, watch.batch
+        last, name = len(sealed) < 2, state.batch
         session.ask(lambda broker: broker.extend(name, first, sealed[0], nonce=asked.nonce, last=last, marks=own))
         start = first
         for run in sealed:
-            session.spool.arguments(watch, start, run)
-            session.spool.marks(watch, start, own[upload.MARK * (start - first) :][: upload.MARK * len(run)])
+            session.spool.arguments(state, start, run)
+            session.spool.marks(state, start, own[upload.MARK * (start - first) :][: upload.MARK * len(run)])
             start += len(run)
-        upload.send_parts(session, watch, sealed, asked.nonce, begun, first=first, marks=own)
+        upload.send_parts(session, state, sealed, asked.nonce, begun, first=first, marks=own)
 
 
 def _limit(spec: Spec, view: BatchView, limit: str) -> Any:
     return view.queue if limit == "queue" else getattr(spec, limit)
 
 
-def _fill(watch: BatchState, session: Any, view: BatchView) -> None:
+def _fill(state: BatchState, session: Any, view: BatchView) -> None:
     """What the store has told of the batch."""
-    known = find.handle(session, view).watch
-    watch.birth, watch.foreign, watch.created_us = known.birth, known.foreign, known.created_us
-    watch.known = True
+    known = find.handle(session, view).state
+    state.birth, state.foreign, state.created_us = known.birth, known.foreign, known.created_us
+    state.known = True

@@ -143,15 +143,15 @@ class Restoring:
     def _note(self, epoch: str, spec: bytes, n: int) -> None:
         """Tells the spool, so that nothing of it needs to be copied again."""
         birth, spool = self._birth, self._session.spool
-        tally = Tally(n=n, **{str(state): count for state, count in self._tally.items()})
-        watch = BatchState(birth.batch, birth.queue, epoch, self.spec)
-        watch.birth, watch.taken_back = birth, self._withdrawn
+        tally = Tally(n=n, **{str(each): count for each, count in self._tally.items()})
+        state = BatchState(birth.batch, birth.queue, epoch, self.spec)
+        state.birth, state.taken_back = birth, self._withdrawn
         now = time.time()
-        spool.function(watch, b"", spec)
+        spool.function(state, b"", spec)
         spool.drain()
         standing = Checkpoint(now, self._before, n, False, False, False, None, [], [], epoch, tally, self.spec.restored)
-        spool.keep(watch, ())
-        spool.restored(watch, self._made, standing)
+        spool.keep(state, ())
+        spool.restored(state, self._made, standing)
 
 
 # ---------------------------------------------------------------- for a retry
@@ -162,11 +162,11 @@ def revived(batch: BatchRef) -> list[int] | None:
 
     Answers the jobs of which the spool has no outcome; None where that cannot be done.
     """
-    session, watch = batch.session, batch.watch
-    if watch.gone not in {"lost", "expired"} or watch.birth is None or batch.single or batch.spec.source:
+    session, state = batch.session, batch.state
+    if state.gone not in {"lost", "expired"} or state.birth is None or batch.single or batch.spec.source:
         return None
     session.spool.drain()
-    if not session.spool.on or (found := archive.tale(session.spool, watch.birth)) is None:
+    if not session.spool.on or (found := archive.tale(session.spool, state.birth)) is None:
         return None
     try:
         kept = Restoring(session, found)
@@ -180,20 +180,20 @@ def revived(batch: BatchRef) -> list[int] | None:
 
 def _look_again(batch: BatchRef) -> None:
     """From now on the batch is followed as one of the server's."""
-    session, before = batch.session, batch.watch
+    session, before = batch.session, batch.state
     view = session.ask(lambda broker: broker.view(batch.id))
     assert view is not None
     found = find.handle(session, view)
-    watch = found.watch
+    state = found.state
     if before.rows is not None:
-        watch = Selection(batch.id, view.queue, "", found.spec, before.rows, whole=view.tally)
-        watch.payloads, watch.birth, watch.foreign = None, found.watch.birth, found.watch.foreign
-        watch.created_us, watch.known, watch.tally = found.watch.created_us, True, before.tally
-    watch.given, watch.bars, watch.payloads = before.given, before.bars, before.payloads
-    batch.watch = watch
+        state = Selection(batch.id, view.queue, "", found.spec, before.rows, whole=view.tally)
+        state.payloads, state.birth, state.foreign = None, found.state.birth, found.state.foreign
+        state.created_us, state.known, state.tally = found.state.created_us, True, before.tally
+    state.given, state.bars, state.payloads = before.given, before.bars, before.payloads
+    batch.state = state
     mine = {name: getattr(batch.spec, name) for name in ("columns", "labeled", "index_names")}
     batch.spec = msgspec.structs.replace(found.spec, **mine)
     spooled.resume(batch, view)
-    with watch.changed:
-        watch.over = watch.whole
-    session.collector.follow(watch)
+    with state.changed:
+        state.over = state.whole
+    session.collector.follow(state)

@@ -39,13 +39,13 @@ def retry(
 ) -> int:
     """Runs rows of `batch` again, before others if `front`; answers how many. Raises BadInput or BadOption."""
     waiting.refuse_unsent(batch)
-    lost = restore.revived(batch) if batch.watch.gone else None
+    lost = restore.revived(batch) if batch.state.gone else None
     indexes = chosen(batch, rows)
     if lost and rows is None:
         indexes = sorted({*indexes, *lost})
     spec, queue = limited(batch.spec, limits)
     _refuse_running(batch, func, queue)
-    if not indexes and not batch.watch.gone:
+    if not indexes and not batch.state.gone:
         if warn:
             tell(f"nbqueue: nothing to retry: {idle(batch) if rows is None else 'no rows were named.'}")
         return 0
@@ -54,23 +54,23 @@ def retry(
     if batch.inline:
         in_process.again(batch, indexes, func, spec)
         return len(indexes)
-    session, watch = batch.session, batch.watch
+    session, state = batch.session, batch.state
     spec, changes = _changes(batch, func, spec, queue)
-    if watch.gone:
-        raise waiting.absence(watch, session, batch.id)
-    seen = [(index, watch.attempt(index)) for index in indexes]
+    if state.gone:
+        raise waiting.absence(state, session, batch.id)
+    seen = [(index, state.attempt(index)) for index in indexes]
     nonce = new_id("retry", 12)
     session.attend()
     count = session.ask(lambda broker: broker.retry(batch.id, seen, nonce=nonce, front=front, **changes))
     batch.spec = spec
     if count and ("function" in changes or "spec" in changes):
-        session.spool.function(watch, changes.get("function", b""), changes.get("spec", b""))
+        session.spool.function(state, changes.get("function", b""), changes.get("spec", b""))
     _take_in(batch, seen, count, queue)
     if count < len(indexes):
         # Others ran them again, or the server went back and they ran anew: the next retry must name what stands now.
         refresh.look([JobRef(batch, index) for index in indexes], afresh=True)
-    if watch.followed:
-        session.collector.follow(watch)
+    if state.followed:
+        session.collector.follow(state)
     return count
 
 
@@ -82,37 +82,37 @@ def again(batch: BatchRef) -> tuple[int, str]:
 def _take_in(batch: BatchRef, seen: list[tuple[int, int]], count: int, queue: str | None) -> None:
     """Takes in that `count` of these jobs run again, for all handles of this session on the batch."""
     collector, known, moved = batch.session.collector, count == len(seen), queue if count else None
-    _withdrawn(batch.watch, [index for index, _ in seen], moved, known=known)
-    for watch in collector.known(batch.id) if count else ():
-        if watch is batch.watch or watch.gone:
+    _withdrawn(batch.state, [index for index, _ in seen], moved, known=known)
+    for state in collector.known(batch.id) if count else ():
+        if state is batch.state or state.gone:
             continue
-        ended = [index for index, attempt in seen if watch.has(index) and watch.attempt(index) == attempt]
-        _withdrawn(watch, ended, moved, known=known)
-        if watch.followed:
-            collector.follow(watch)
+        ended = [index for index, attempt in seen if state.has(index) and state.attempt(index) == attempt]
+        _withdrawn(state, ended, moved, known=known)
+        if state.followed:
+            collector.follow(state)
 
 
-def _withdrawn(watch: BatchState, indexes: list[int], queue: str | None, *, known: bool) -> None:
+def _withdrawn(state: BatchState, indexes: list[int], queue: str | None, *, known: bool) -> None:
     """Takes in that these jobs run again, or some of them: which, is `known` only of all."""
-    with watch.changed:
-        watch.reopen()
+    with state.changed:
+        state.reopen()
         if queue is not None:
-            watch.queue = queue
-        if known or not watch.followed:
+            state.queue = queue
+        if known or not state.followed:
             # The log says so too, but `job.wait()` right after this must not find the old outcome.
-            before, tally = Counter(watch.state(index) for index in indexes), watch.tally
+            before, tally = Counter(state.state_of(index) for index in indexes), state.tally
             for index in indexes:
-                watch.withdraw(index)
-            if known and watch.tally is tally:  # else it has counted these itself
-                _moved(watch, before)
+                state.withdraw(index)
+            if known and state.tally is tally:  # else it has counted these itself
+                _moved(state, before)
 
 
-def _moved(watch: BatchState, before: Counter[State | None]) -> None:
+def _moved(state: BatchState, before: Counter[State | None]) -> None:
     """Counts jobs that ran to these ends as queued, until the store tells more."""
-    tally = watch.tally
-    counts = {str(state): max(0, getattr(tally, state) - number) for state, number in before.items() if state}
-    left = tally.n - sum(counts.get(str(state), getattr(tally, state)) for state in State if state is not State.QUEUED)
-    watch.tally = msgspec.structs.replace(tally, queued=max(0, left), **counts)
+    tally = state.tally
+    counts = {str(each): max(0, getattr(tally, each) - number) for each, number in before.items() if each}
+    left = tally.n - sum(counts.get(str(each), getattr(tally, each)) for each in State if each is not State.QUEUED)
+    state.tally = msgspec.structs.replace(tally, queued=max(0, left), **counts)
 
 
 def idle(batch: BatchRef) -> str:
@@ -147,7 +147,7 @@ def _changes(
 
 def _whole_ended(batch: BatchRef) -> bool:
     """Whether all of the batch has ended, also what another call has added to it, or what was not heard of yet."""
-    if batch.watch.over and batch.watch.rows is None:
+    if batch.state.over and batch.state.rows is None:
         return True
     view = batch.session.ask(lambda broker: broker.view(batch.id))
     return view is None or view.done
@@ -197,7 +197,7 @@ def limited(spec: Spec, limits: dict[str, Any]) -> tuple[Spec, str | None]:
 
 def chosen(batch: BatchRef, rows: Any) -> list[int]:
     """The positions that `rows` names, each once, in order. All of them must have ended. Raises BadInput."""
-    watch = batch.watch
+    state = batch.state
     if rows is None:
         return [job.index for job in refresh.failed(batch)]
     if dataframes.is_frame(rows):
@@ -211,9 +211,9 @@ def chosen(batch: BatchRef, rows: Any) -> list[int]:
     if not isinstance(rows, Iterable):
         raise BadInput(message=f"rows={brief(rows)} must name rows: positions, Jobs, job ids, or rows of to_frame().")
     found = sorted({_position(batch, row) for row in rows})
-    if not watch.followed:
+    if not state.followed:
         refresh.look([JobRef(batch, index) for index in found], canceled=True)
-    running = [index for index in found if not watch.has(index)]
+    running = [index for index in found if not state.has(index)]
     if running:
         first = JobRef(batch, running[0]).id
         raise BadInput(message=f"{first} has not ended yet; retry it when it has, or cancel() it first.")
@@ -229,7 +229,7 @@ def _position(batch: BatchRef, row: Any) -> int:
             return 0
         if owner != batch.id or not digits.isdecimal():
             raise BadInput(message=f"{row!r} is no job of {batch.id}: its rows are named by its own job ids.")
-        if not batch.watch.holds(int(digits)):
+        if not batch.state.holds(int(digits)):
             raise BadInput(message=f"{row!r} is not among the {len(batch):,} jobs of this call.")
         return int(digits)
     try:

@@ -171,11 +171,11 @@ class SubmitPlan:
     def _span(self, start: int, stop: int) -> bytes:
         return b"" if self.marks is None else self.marks.span(start, stop)
 
-    def _batch(self, watch: BatchState) -> BatchRef:
+    def _batch(self, state: BatchState) -> BatchRef:
         call, name = self.function.call, self.options.name
         batch: BatchRef = BatchRef(
             self.session,
-            watch,
+            state,
             self.spec,
             name=name,
             function=call,
@@ -185,18 +185,18 @@ class SubmitPlan:
         )
         return batch
 
-    def _watch(self, batch: str, told: Submitted | None = None) -> BatchState:
+    def _new_state(self, batch: str, told: Submitted | None = None) -> BatchState:
         epoch = "" if told is None else told.epoch
         facts, most = (batch, self.options.queue, epoch, self.spec), self.options.max_failed
-        rows = None if self.source is None else self.source.watch.rows
+        rows = None if self.source is None else self.source.state.rows
         if self.source is None and self.marks is not None and not self.single:
             # What another call adds to a named batch is no part of this one.
             rows = Sent(0 if told is None else told.n) if self._packed is None else range(len(self._packed))
-        watch = BatchState(*facts, max_failed=most) if rows is None else Selection(*facts, rows, max_failed=most)
+        state = BatchState(*facts, max_failed=most) if rows is None else Selection(*facts, rows, max_failed=most)
         if told is not None:
-            watch.birth = self._birth(batch, told)
-            watch.tally = Tally(n=told.n, **{str(told.state): told.n})
-        return watch
+            state.birth = self._birth(batch, told)
+            state.tally = Tally(n=told.n, **{str(told.state): told.n})
+        return state
 
     def _birth(self, batch: str, told: Submitted) -> BatchHeader:
         session, options = self.session, self.options
@@ -205,15 +205,15 @@ class SubmitPlan:
         return BatchHeader(batch, self.nonce, self._spec_blob, options.queue, *facts, now, told.n, self.single)
 
     def _inline(self, payloads: list[bytes]) -> BatchRef:
-        watch = self._watch(self.options.job_id or new_id(self.function.label))
-        run = in_process.InlineRun(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
+        state = self._new_state(self.options.job_id or new_id(self.function.label))
+        run = in_process.InlineRun(state, self.spec, self.function.call, self.mode, self.function.record.hooks)
         if self.options.meta:
-            watch.notes = {index: Notes(job_meta.plain(self.options.meta)) for index in range(len(payloads))}
+            state.notes = {index: Notes(job_meta.plain(self.options.meta)) for index in range(len(payloads))}
         if self._allowed():
             run.all(payloads)
         else:
             run.cancel(payloads, range(len(payloads)))
-        return self._here(watch)
+        return self._here(state)
 
     def _allowed(self) -> bool:
         """Waits for what it depends on; whether that went as asked."""
@@ -221,8 +221,8 @@ class SubmitPlan:
             in_process.finished(one, allow_failure=failed_too) for one, failed_too in terms.awaited(self.options)
         )
 
-    def _here(self, watch: BatchState) -> BatchRef:
-        batch = self._batch(watch)
+    def _here(self, state: BatchState) -> BatchRef:
+        batch = self._batch(state)
         self.session.here[batch.id] = batch  # no server knows it
         return batch
 
@@ -241,36 +241,36 @@ class SubmitPlan:
             return sealed or [[]]
 
         own = self._own_id(payloads)
-        watch, sealed = self._submit(seal, last=len(cuts) < 2, own=own)
-        watch.expected = len(payloads)
-        batch = self._held(watch, payloads)
-        watch.over = not payloads  # an empty batch is done from the start
-        self._spooled(watch, sealed)
-        self.session.collector.follow(watch)
+        state, sealed = self._submit(seal, last=len(cuts) < 2, own=own)
+        state.expected = len(payloads)
+        batch = self._held(state, payloads)
+        state.over = not payloads  # an empty batch is done from the start
+        self._spooled(state, sealed)
+        self.session.collector.follow(state)
         try:
-            uploader.send_parts(self.session, watch, sealed, self.nonce, begun, marks=self._span(0, len(payloads)))
+            uploader.send_parts(self.session, state, sealed, self.nonce, begun, marks=self._span(0, len(payloads)))
         except ServerRefused:
             with contextlib.suppress(SetupError):  # the caller has no handle: nothing of it is to run
                 batch.cancel()
             raise
         return batch
 
-    def _held(self, watch: BatchState, payloads: list[bytes]) -> BatchRef:
-        state = next((state for state in State if getattr(watch.tally, state)), State.QUEUED)
-        if len(payloads) != watch.tally.n:
-            watch.tally = Tally(n=len(payloads), **{str(state): len(payloads)})
-        with watch.changed:
-            watch.remember(payloads)
-        return self._batch(watch)
+    def _held(self, state: BatchState, payloads: list[bytes]) -> BatchRef:
+        present = next((each for each in State if getattr(state.tally, each)), State.QUEUED)
+        if len(payloads) != state.tally.n:
+            state.tally = Tally(n=len(payloads), **{str(present): len(payloads)})
+        with state.changed:
+            state.remember(payloads)
+        return self._batch(state)
 
-    def _spooled(self, watch: BatchState, sealed: list[list[bytes]]) -> None:
+    def _spooled(self, state: BatchState, sealed: list[list[bytes]]) -> None:
         """Lets the spool have function and arguments as they are sent."""
         if not self.single or self.marks is not None:  # of many single jobs that are not to be found again it has none
-            self.session.spool.function(watch, self._function_blob)
+            self.session.spool.function(state, self._function_blob)
         start = 0
         for part in sealed:
-            self.session.spool.arguments(watch, start, part)
-            self.session.spool.marks(watch, start, self._span(start, start + len(part)))
+            self.session.spool.arguments(state, start, part)
+            self.session.spool.marks(state, start, self._span(start, start + len(part)))
             start += len(part)
 
     def _own_id(self, payloads: list[bytes]) -> str | None:
@@ -295,7 +295,7 @@ class SubmitPlan:
                 if own is not None or why.facts["what"] != "id" or attempt == TRIES - 1:
                     raise
             else:
-                return self._watch(name, told), sealed
+                return self._new_state(name, told), sealed
         raise AssertionError("the loop above returns or raises")
 
     def _fresh_id(self, attempt: int = 0) -> str:
@@ -358,9 +358,9 @@ class SubmitPlan:
 
     def sent(self, name: str, payload: bytes, told: Submitted) -> BatchRef:
         """The batch, after submit_many has sent it."""
-        batch = self._held(self._watch(name, told), [payload])
-        self._spooled(batch.watch, [[self._sealed]])
-        self.session.collector.follow(batch.watch)
+        batch = self._held(self._new_state(name, told), [payload])
+        self._spooled(batch.state, [[self._sealed]])
+        self.session.collector.follow(batch.state)
         return batch
 
     # ------------------------------------------------------------ what runs on the results of another
@@ -369,29 +369,29 @@ class SubmitPlan:
         items.bound(self.function, ((None,), {}, None), f"the results of {source.id}")
         if self.mode:
             return self._inline_after(source)
-        watch, _ = self._submit(lambda _: [[]], last=True, own=self.options.job_id)
-        watch.payloads = None
-        watch.expected, watch.open = source.watch.expected, source.watch.open
-        self._spooled(watch, [])
-        batch = self._batch(watch)
-        self.session.collector.follow(watch)
+        state, _ = self._submit(lambda _: [[]], last=True, own=self.options.job_id)
+        state.payloads = None
+        state.expected, state.open = source.state.expected, source.state.open
+        self._spooled(state, [])
+        batch = self._batch(state)
+        self.session.collector.follow(state)
         return batch
 
     def _inline_after(self, source: BatchRef) -> BatchRef:
         """Runs here and now: waits for the results. Raises LostByServer or Expired where they are not to be had."""
         waiting.for_batch(source, None)
-        found = [source.watch.outcome(index, self.session.sealer) for index in source.indexes]
+        found = [source.state.outcome(index, self.session.sealer) for index in source.indexes]
         if None in found:
-            raise waiting.absence(source.watch, source.session, source.id)
+            raise waiting.absence(source.state, source.session, source.id)
         options = self.options
         name = options.job_id or new_id(self.function.label)
-        watch = BatchState(name, options.queue, "", self.spec, max_failed=options.max_failed)
-        run = in_process.InlineRun(watch, self.spec, self.function.call, self.mode, self.function.record.hooks)
+        state = BatchState(name, options.queue, "", self.spec, max_failed=options.max_failed)
+        run = in_process.InlineRun(state, self.spec, self.function.call, self.mode, self.function.record.hooks)
         if self._allowed():
             run.after([outcome for outcome in found if outcome is not None])
         else:
             run.cancel([b""] * len(found), range(len(found)))
-        return self._here(watch)
+        return self._here(state)
 
     # ------------------------------------------------------------ what has none
 
@@ -401,19 +401,19 @@ class SubmitPlan:
         first = reader.first(FIRST)
         self._expect(first)
         try:
-            watch, sealed = self._submit(
+            state, sealed = self._submit(
                 lambda batch: [self.session.sealer.seal_all(wire.ARGUMENTS, batch, 0, first)], last=False
             )
         except BaseException:
             reader.abandon()
             raise
-        watch.open = True
-        upload = uploader.Upload(self.session, watch, self.nonce, len(first), self._span)
-        watch.upload = upload
-        self._spooled(watch, sealed)
-        batch = self._held(watch, first)
-        self.session.collector.follow(watch)
-        reader.drain(upload, watch)
+        state.open = True
+        upload = uploader.Upload(self.session, state, self.nonce, len(first), self._span)
+        state.upload = upload
+        self._spooled(state, sealed)
+        batch = self._held(state, first)
+        self.session.collector.follow(state)
+        reader.drain(upload, state)
         return batch
 
 

@@ -47,7 +47,7 @@ def parts(payloads: list[bytes]) -> Iterator[list[bytes]]:
 
 def send_parts(
     session: Session,
-    watch: BatchState,
+    state: BatchState,
     sealed: list[list[bytes]],
     nonce: str,
     since: float,
@@ -60,11 +60,11 @@ def send_parts(
     place = 1
     while place < len(sealed):
         if time.monotonic() - since > AT_ONCE:
-            _begin(watch, lambda: _rest(session, watch, sealed, nonce, place, first, marks), daemon=False)  # noqa: B023 - the loop ends here
+            _begin(state, lambda: _rest(session, state, sealed, nonce, place, first, marks), daemon=False)  # noqa: B023 - the loop ends here
             return
         own, last = marks[MARK * (start - first) :], place == len(sealed) - 1
         try:
-            if not session.broker.extend(watch.batch, start, sealed[place], nonce=nonce, last=last, marks=own):
+            if not session.broker.extend(state.batch, start, sealed[place], nonce=nonce, last=last, marks=own):
                 return
         except NoServer:
             # The batch is there: the thread tries for longer than anyone would wait for `map`.
@@ -75,7 +75,7 @@ def send_parts(
 
 
 def _rest(
-    session: Session, watch: BatchState, sealed: list[list[bytes]], nonce: str, begin: int, first: int, marks: bytes
+    session: Session, state: BatchState, sealed: list[list[bytes]], nonce: str, begin: int, first: int, marks: bytes
 ) -> None:
     start = first + sum(len(part) for part in sealed[:begin])
     for place in range(begin, len(sealed)):
@@ -83,7 +83,7 @@ def _rest(
 
         def send(start: int = start, part: list[bytes] = part, last: bool = last) -> bool:
             own = marks[MARK * (start - first) :]
-            return session.broker.extend(watch.batch, start, part, nonce=nonce, last=last, marks=own)
+            return session.broker.extend(state.batch, start, part, nonce=nonce, last=last, marks=own)
 
         if not patiently(send):
             return  # canceled
@@ -117,7 +117,7 @@ def arrived(what: str, send: Callable[[], T]) -> T:
         raise NoServer(**(why.facts | {"remedy": remedy})) from why
 
 
-def _begin(watch: BatchState, work: Callable[[], None], *, daemon: bool) -> None:
+def _begin(state: BatchState, work: Callable[[], None], *, daemon: bool) -> None:
     """Runs `work` on a thread; its error is kept for those who wait.
 
     No daemon where the input is finite: a script that ends after `map` has still sent all its items.
@@ -127,20 +127,20 @@ def _begin(watch: BatchState, work: Callable[[], None], *, daemon: bool) -> None
         try:
             work()
         except BaseException as why:  # noqa: BLE001 - it is raised again by whoever waits
-            with watch.changed:
-                watch.error = why
-                watch.changed.notify_all()
+            with state.changed:
+                state.error = why
+                state.changed.notify_all()
 
-    threading.Thread(target=run, name=f"nbqueue upload of {watch.batch}", daemon=daemon).start()
+    threading.Thread(target=run, name=f"nbqueue upload of {state.batch}", daemon=daemon).start()
 
 
 class Upload:
     """An open upload. `add`, `tend` and `close` may be called from several threads."""
 
     def __init__(
-        self, session: Session, watch: BatchState, nonce: str, sent: int, marks: Callable[[int, int], bytes]
+        self, session: Session, state: BatchState, nonce: str, sent: int, marks: Callable[[int, int], bytes]
     ) -> None:
-        self._session, self._watch, self._nonce, self._sent, self._marks = session, watch, nonce, sent, marks
+        self._session, self._state, self._nonce, self._sent, self._marks = session, state, nonce, sent, marks
         self._lock = threading.Lock()
         self._buffer: list[bytes] = []
         self._bytes = 0
@@ -184,26 +184,26 @@ class Upload:
             self._lock.release()
 
     def _send(self, *, last: bool, patience: float = PATIENCE) -> None:
-        watch, start, buffer = self._watch, self._sent, self._buffer
-        sealed = self._session.sealer.seal_all(wire.ARGUMENTS, watch.batch, start, buffer)
+        state, start, buffer = self._state, self._sent, self._buffer
+        sealed = self._session.sealer.seal_all(wire.ARGUMENTS, state.batch, start, buffer)
 
         def extend() -> bool:
             marks = self._marks(start, start + len(buffer))
-            return self._session.broker.extend(watch.batch, start, sealed, nonce=self._nonce, last=last, marks=marks)
+            return self._session.broker.extend(state.batch, start, sealed, nonce=self._nonce, last=last, marks=marks)
 
         if self.canceled:
             return
-        with watch.changed:
-            watch.reach(start + len(buffer))
+        with state.changed:
+            state.reach(start + len(buffer))
         self.canceled = not patiently(extend, patience)
         if self.canceled:
-            with watch.changed:
-                watch.reach(start)
+            with state.changed:
+                state.reach(start)
         else:
-            self._session.spool.arguments(watch, start, sealed)
-            self._session.spool.marks(watch, start, self._marks(start, start + len(buffer)))
-        with watch.changed:
-            watch.remember(buffer)
+            self._session.spool.arguments(state, start, sealed)
+            self._session.spool.marks(state, start, self._marks(start, start + len(buffer)))
+        with state.changed:
+            state.remember(buffer)
         self._sent += len(buffer)
         self._buffer, self._bytes, self._flushed = [], 0, time.monotonic()
 
@@ -217,7 +217,7 @@ class IteratorReader:
         self._here = threading.Event()  # the first item, the end, or an error is there
         self._upload = threading.Event()  # the batch is made: what is read may be sent
         self._target: Upload | None = None
-        self._watch: BatchState | None = None
+        self._state: BatchState | None = None
         self._taken = False
         self._error: BaseException | None = None
         self._lock = threading.Lock()
@@ -238,9 +238,9 @@ class IteratorReader:
         """Nothing will be sent: the thread ends."""
         self._upload.set()
 
-    def drain(self, upload: Upload, watch: BatchState) -> None:
+    def drain(self, upload: Upload, state: BatchState) -> None:
         """From now on, what is read is sent."""
-        self._target, self._watch = upload, watch
+        self._target, self._state = upload, state
         self._upload.set()
 
     def _run(self) -> None:
@@ -273,11 +273,11 @@ class IteratorReader:
 
     def _fail(self, why: BaseException) -> None:
         self._upload.wait()
-        if self._target is None or self._watch is None:
+        if self._target is None or self._state is None:
             return  # abandoned
-        with self._watch.changed:
-            self._watch.error = why
-            self._watch.changed.notify_all()
+        with self._state.changed:
+            self._state.error = why
+            self._state.changed.notify_all()
         if not isinstance(why, NoServer):
             # Refused again: the store closes it when its lease has ended. Or it is gone, which was told.
             with contextlib.suppress(NbqueueError):
