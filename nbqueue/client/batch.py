@@ -176,15 +176,15 @@ class Batch(Sequence[Job[R]], Generic[R]):
         state, place, seen = self.ref.state, 0, set[int]()
 
         def news() -> bool:
-            return len(state.ended) > place or state.settled
+            return len(state.outcomes.ended) > place or state.settled
 
-        while not (state.settled and place >= len(state.ended)):
+        while not (state.settled and place >= len(state.outcomes.ended)):
             start = place
             if not waiting.until(self.ref, news, timeout, arrived=True, bar=display.in_terminal):
                 raise waiting.not_done(self.ref, f"Batch {self.id}", timeout)
-            place = len(state.ended)
+            place = len(state.outcomes.ended)
             for index in state.ends(start, place):
-                if index not in seen and state.has(index):
+                if index not in seen and index in state.outcomes:
                     seen.add(index)
                     yield Job(self.ref, index)
         waiting.raise_error(self.ref)

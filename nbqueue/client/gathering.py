@@ -39,7 +39,7 @@ def until(chosen: Sequence[Job[Any]], timeout: float | None) -> None:
     _follow(chosen)
     for job in chosen:
         if not _await(job, end):
-            left = sum(not one.batch.state.has(one.index) for one in chosen)
+            left = sum(one.index not in one.batch.state.outcomes for one in chosen)
             raise waiting.not_done(
                 job.batch, f"{left:,} of {len(chosen):,} jobs, {job.id} among them,", timeout, job.index
             )
@@ -49,7 +49,7 @@ def _follow(jobs: Sequence[Job[Any]]) -> None:
     """Lets the collector bring what is missing: all together, not one after the other as each is waited for."""
     for job in jobs:
         state = job.batch.state
-        if not state.followed and not job.batch.inline and not state.has(job.index):
+        if not state.followed and not job.batch.inline and job.index not in state.outcomes:
             job.batch.session.collector.follow(state)
 
 
@@ -57,4 +57,4 @@ def _await(job: Job[Any], end: float | None) -> bool:
     """Whether the job has ended before `end`. Raises Expired or LostByServer where it is not there any more."""
     state = job.batch.state
     left = None if end is None else max(0.0, end - time.monotonic())
-    return waiting.until(job.batch, lambda: state.has(job.index) or state.settled, left, index=job.index)
+    return waiting.until(job.batch, lambda: job.index in state.outcomes or state.settled, left, index=job.index)

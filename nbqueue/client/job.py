@@ -32,7 +32,7 @@ class Job(Facts[R]):
         return self.id
 
     def __repr__(self) -> str:
-        state = self.batch.state.state_of(self.index) or (
+        state = self.batch.state.outcomes.state(self.index) or (
             State.CREATED if self.batch.unsent is not None else "not done"
         )
         return f"<Job {self.id}: {state}{f', {line}' if (line := told(self)[1]) else ''}>"
@@ -105,7 +105,7 @@ class Job(Facts[R]):
         lookup.fill_in(self)
         if self.batch.state.gone:
             raise waiting.absence_of(self)
-        return self.batch.state.state_of(self.index) or State.QUEUED  # on its way to the store
+        return self.batch.state.outcomes.state(self.index) or State.QUEUED  # on its way to the store
 
     def get_status(self, refresh: bool = True) -> State | str:
         """As `status`; with `refresh` the store is asked in any case."""
@@ -151,7 +151,7 @@ class Job(Facts[R]):
             with contextlib.suppress(SetupError):  # the collector goes on trying
                 await asyncio.to_thread(lookup.fill_in, self)  # it asks the server, which may be slow
         await awaiting.until(self.batch, partial(waiting.ended, self), index=self.index, bar=display.in_terminal)
-        if not self.batch.state.has(self.index):
+        if self.index not in self.batch.state.outcomes:
             raise waiting.absence_of(self)
         return self._value()
 
@@ -160,7 +160,7 @@ class Job(Facts[R]):
         """None until it has ended, then as `wait()`."""
         state = self.batch.state
         lookup.fill_in(self)
-        if not state.has(self.index):
+        if self.index not in state.outcomes:
             if state.gone or state.settled:
                 raise waiting.absence_of(self)
             return None
@@ -171,7 +171,7 @@ class Job(Facts[R]):
         if refresh:
             self.refresh()
         lookup.fill_in(self)
-        finished = self.batch.state.state_of(self.index) is State.FINISHED
+        finished = self.batch.state.outcomes.state(self.index) is State.FINISHED
         return self.wait() if finished else None
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -201,14 +201,14 @@ class Job(Facts[R]):
         lookup.read(batch, self.index)
         if state.gone:
             raise waiting.absence_of(self)
-        if state.followed and not state.has(self.index):
+        if state.followed and self.index not in state.outcomes:
             with state.changed:
                 state.reopen()
             batch.session.collector.follow(state)
 
     def _stored(self) -> bytes | None:
         try:
-            return self.batch.state.stored(self.index)
+            return self.batch.state.outcomes.stored(self.index)
         except BadSignature:
             return None  # the spool has lost it
 

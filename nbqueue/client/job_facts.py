@@ -307,7 +307,7 @@ class Facts(JobRef, Generic[R]):
     def results(self) -> list[Run]:
         """All runs that have ended, the latest first: retries and repeats too."""
         found, batch = self.outcome, self.batch
-        before = batch.state.past.get(self.index, [])
+        before = batch.state.inline.earlier.get(self.index, [])
         if not batch.inline:
             blob = spooled.asked(batch, RecordType.PASTS, self.index)
             before = [opened(batch.session.sealer, batch.id, self.index, one) for one in past(blob or b"") if one]
@@ -316,7 +316,7 @@ class Facts(JobRef, Generic[R]):
     def latest_result(self, timeout: float | None = None) -> Run | None:
         """The latest run that has ended; with `timeout` the end of a first one is waited for, so many seconds."""
         if timeout:
-            waiting.until(self.batch, lambda: self.batch.state.has(self.index), timeout, index=self.index)
+            waiting.until(self.batch, lambda: self.index in self.batch.state.outcomes, timeout, index=self.index)
         with within(timeout):
             return next(iter(self.results()), None)
 
@@ -325,7 +325,7 @@ class Facts(JobRef, Generic[R]):
         """What became of its callbacks and of the workers' exception handlers. Raises BadSignature."""
         batch = self.batch
         if batch.inline:
-            return batch.state.echoes.get(self.index, [])
+            return batch.state.inline.echoes.get(self.index, [])
         blob = batch.session.ask(lambda broker: broker.echoes(batch.id, [self.index]))[0]
         return [] if not blob else echoes_in(batch.session.sealer.unseal(wire.ECHO, batch.id, self.index, blob))
 
@@ -372,7 +372,7 @@ class Facts(JobRef, Generic[R]):
             Notes(job_meta.plain(self.meta), None if self._notes is None else self._notes.progress),
         )
         if batch.inline:
-            batch.state.notes[self.index] = found
+            batch.state.inline.notes[self.index] = found
             return
         blob = job_meta.sealed(batch.session.sealer, batch.id, self.index, found.meta, found.progress)
         batch.session.ask(lambda broker: broker.save(batch.id, self.index, blob))
@@ -393,7 +393,7 @@ class Facts(JobRef, Generic[R]):
     def _read_notes(self) -> Notes:
         batch = self.batch
         if batch.inline:
-            found = batch.state.notes.get(self.index)
+            found = batch.state.inline.notes.get(self.index)
             return found or job_meta.opened(batch.session.sealer, batch.spec, batch.id, self.index, None)
         blob = spooled.asked(batch, RecordType.METAS, self.index)
         return job_meta.opened(batch.session.sealer, batch.spec, batch.id, self.index, blob)

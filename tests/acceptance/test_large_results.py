@@ -177,7 +177,7 @@ def test_prune_removes_what_nobody_has_any_more(session, fleet, root, monkeypatc
     assert "the spill" not in prune(session)  # server and spool have both
     session.broker.forget(batch.id)
     assert "the spill" not in prune(session)  # the spool has it
-    session.spool.forget(batch.ref.state.birth)
+    session.spool.forget(batch.ref.state.on_disk.header)
     assert f"spill   {batch.id}  2.0 MB in {root}, written 40 days ago" in prune(session, "--dry-run")
     assert len(files(root)) == 2
     assert "the spill" not in prune(session, "--older", "50d")

@@ -48,7 +48,7 @@ def redraws(n: int) -> tuple[float, list[float], list[float]]:
     def end(start: int, stop: int) -> None:
         nonlocal failed
         for index in range(start, stop):
-            state.put_opened(index, outcome(index))
+            state.put(index, outcome(index))
             failed += index % EVERY == 0
         state.tally = Tally(n=n + 1, finished=stop - failed, failed=failed, queued=n + 1 - stop)
 

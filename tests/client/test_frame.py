@@ -209,8 +209,8 @@ def test_a_result_that_cannot_be_opened_costs_one_cell():
     batch = collect(lambda x: x, [1, 2])
     import msgspec
 
-    opened = batch.ref.state._opened
-    opened[0] = msgspec.structs.replace(opened[0], value=b"garbage")
+    outcomes = batch.ref.state.outcomes
+    outcomes.put(0, msgspec.structs.replace(outcomes.unsealed(0), value=b"garbage"))
     found = batch.to_frame()
     assert "cannot be opened here" in found["result"][0]
     assert found["result"][1] == 2

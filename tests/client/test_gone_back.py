@@ -29,7 +29,7 @@ def test_a_log_that_was_written_anew_in_another_order_leaves_out_no_outcome(sess
     hands.work(1)
     kept = snapshot(session.broker)
     hands.work(1)
-    wait_until(lambda: batch.ref.state.position == 2)
+    wait_until(lambda: batch.ref.state.cursor.position == 2)
     go_back(session.broker, kept)
     run = hands._run
     monkeypatch.setattr(hands, "_run", lambda grant: run(grant)[::-1])

@@ -139,7 +139,7 @@ def test_a_look_costs_what_is_new_and_not_what_there_is():
     for index in range(N):
         failure = Failure("KeyError", f"row {index}", trace)
         outcome = Outcome(State.FAILED, Cause.ERROR, 1, 0, 0, failure=failure)
-        batch.ref.state.put_opened(index, outcome)
+        batch.ref.state.put(index, outcome)
     batch.ref.state.tally = Tally(n=N, failed=N)
     groups = FailureGroups(line_of)
     groups.add(batch.ref)

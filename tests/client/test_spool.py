@@ -92,8 +92,8 @@ def test_results_outlive_their_time_to_live_and_big_ones_lie_on_disk(session, ha
     batch = nbqueue.map(work, range(6), result_ttl=1, failure_ttl=1)
     hands.work()
     assert batch.wait(10)
-    assert isinstance(batch.ref.state._blobs[4], int)
-    assert batch.ref.state.weight < 5 * spool.SMALL
+    assert isinstance(batch.ref.state.outcomes.get(4), int)
+    assert batch.ref.state.outcomes.weight < 5 * spool.SMALL
     wait_until(lambda: session.broker.promote() is None or session.broker.view(batch.id) is None, 15)
     assert batch[4].result == BIG
     assert nbqueue.attach(batch.id).results(errors="skip") == [0, 1, 4, BIG, 25]
@@ -118,7 +118,7 @@ def test_what_one_session_had_copied_another_need_not_copy_again(server, session
     wait_until(lambda: positions() == [4])
     new = another_kernel(server, session)
     attached = nbqueue.attach("half")
-    assert attached.ref.state.recalled
+    assert attached.ref.state.on_disk.recalled
     assert attached.ref.state.collected == 4
     hands.work()
     assert attached.results(errors="skip", timeout=10) == [0, 1, 4, BIG, 25]
@@ -144,7 +144,7 @@ def test_two_notebooks_follow_one_batch_and_a_retry(server, session, hands):
     hands.work()
     assert batch.wait(10)
     other.collector.follow(follower.ref.state)
-    wait_until(lambda: follower.done and follower.ref.state.state_of(3) == "finished")
+    wait_until(lambda: follower.done and follower.ref.state.outcomes.state(3) == "finished")
     assert len(files(session)) == 2
     flush(session)
     other.collector.stop()
@@ -181,7 +181,7 @@ def test_a_withdrawn_outcome_is_not_brought_back_by_a_file_that_lags(server, ses
     new = another_kernel(server, session)
     again = nbqueue.attach(batch.id)
     assert again.to_frame(wait=False)["status"].tolist()[:3] == ["finished"] * 3
-    assert again.ref.state.state_of(3) is None
+    assert again.ref.state.outcomes.state(3) is None
     with pytest.raises(LostByServer):
         again.wait(5)
     new.collector.stop()

@@ -79,7 +79,7 @@ def test_a_single_outcome_that_was_read_while_the_collector_looked_is_in_the_spo
     monkeypatch.setattr(Broker, "follow", ends_meanwhile)
     jobs.append(job := nbqueue.submit(abs, -2))
     assert job.wait(20) == 2
-    wait_until(lambda: job.batch.state.spooled)
+    wait_until(lambda: job.batch.state.on_disk.has_outcome)
     session.collector.stop()
     session.collector._thread.join(20)
     assert read == [2]
@@ -91,18 +91,18 @@ def test_an_outcome_that_a_retry_withdrew_on_its_way_is_withdrawn_in_the_spool(s
     hands.work()
     assert job.wait(20) == 2
     state = job.batch.state
-    wait_until(lambda: state.spooled)
+    wait_until(lambda: state.on_disk.has_outcome)
     session.collector.stop()
     session.collector._thread.join(20)
-    blob, generation = state.stored(0), state.generation
+    blob, generation = state.outcomes.stored(0), state.cursor.generation
     with state.changed:
         state.withdraw(0)
-        state.taken_back.clear()
+        state.on_disk.withdrawn.clear()
         state.reopen()
         assert not state.put_single(blob, generation)
     session.spool.keep(state, ())
     entry = SpoolFile(files(session)[0]).entries[job.id]
-    assert (entry.outcomes, state.spooled) == ({}, False)
+    assert (entry.outcomes, state.on_disk.has_outcome) == ({}, False)
     session.spool.keep_singles([(state, blob, ())])  # it stands after all
     assert list(SpoolFile(files(session)[0]).entries[job.id].outcomes) == [0]
 
@@ -149,7 +149,7 @@ def test_what_ends_while_a_batch_is_brought_back_is_copied_by_those_who_attach(s
     found = book.entries[batch.id].outcomes[0]
     with session.spool._lock:
         session.spool._pen.note(
-            batch.ref.state.birth, records.RecordType.BACK, records.Withdrawals([0], [book.check(found)])
+            batch.ref.state.on_disk.header, records.RecordType.BACK, records.Withdrawals([0], [book.check(found)])
         )
     flush(session)
     new = nbqueue.connect(server.url, namespace=session.settings.namespace)
@@ -168,5 +168,5 @@ def test_what_ends_while_a_batch_is_brought_back_is_copied_by_those_who_attach(s
     nbqueue.connect(server.url, namespace=session.settings.namespace)
     state = nbqueue.attach("x").ref.state
     wait_until(lambda: state.collected == 5)
-    assert state.has(0)
+    assert 0 in state.outcomes
     quick.work()

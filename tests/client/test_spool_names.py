@@ -134,8 +134,8 @@ def test_update_runs_what_failed_again(session, hands, forgotten):
     new = forgotten(session)
     again = nbqueue.map(square, [1, -2, 3], name="x", update=True)
     assert new.broker.view(again.id).tally.queued == 1
-    assert again.ref.state.state_of(1) is None
-    assert nbqueue.attach("x").ref.state.state_of(1) is None
+    assert again.ref.state.outcomes.state(1) is None
+    assert nbqueue.attach("x").ref.state.outcomes.state(1) is None
     assert Hands(new).work() == 1
     assert again.wait(10)
     assert again.tally.failed == 1
@@ -158,7 +158,7 @@ def test_a_single_job_with_a_name(session, hands, forgotten):
     job = nbqueue.options(name="one").submit(square, 7)
     hands.work()
     assert job.wait(10) == 49
-    wait_until(lambda: job.batch.state.spooled)
+    wait_until(lambda: job.batch.state.on_disk.has_outcome)
     new = forgotten(session)
     again = nbqueue.options(name="one").submit(square, 7)
     assert (again.id, again.wait(5)) == (job.id, 49)

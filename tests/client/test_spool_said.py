@@ -72,7 +72,7 @@ def test_earlier_runs_are_there_too_also_of_single_jobs(server, session, hands):
     for _ in range(2):
         hands.work()
     assert batch.wait(10)
-    wait_until(lambda: job.batch.state.spooled)
+    wait_until(lambda: job.batch.state.on_disk.has_outcome)
     batch.retry([1], func=lambda x: x * 7)
     hands.work()
     assert batch.results(timeout=10) == [0, 7]
@@ -124,7 +124,7 @@ def test_the_bytes_of_a_forgotten_single_job_go_with_prune(server, session, hand
     job = nbqueue.submit(work, 7)
     hands.work()
     assert job.wait(10) == 7
-    wait_until(lambda: job.batch.state.spooled)
+    wait_until(lambda: job.batch.state.on_disk.has_outcome)
     Batch(job.batch).forget()
     assert [file.stat().st_size > 100 for file in directory.single_files(session.spool.folder)] == [True]
     monkeypatch.setenv("NBQUEUE_URL", session.settings.url)
@@ -137,7 +137,7 @@ def test_the_bytes_of_a_forgotten_single_job_go_with_prune(server, session, hand
     hands.work()
     assert more.wait(10) == 8
     found = wait_until(lambda: directory.single_files(session.spool.folder))
-    wait_until(lambda: more.batch.state.spooled and list(SpoolFile(found[0]).entries) == [more.id])
+    wait_until(lambda: more.batch.state.on_disk.has_outcome and list(SpoolFile(found[0]).entries) == [more.id])
 
 
 def big(x):
@@ -147,8 +147,8 @@ def big(x):
 def test_big_results_of_single_jobs_lie_on_disk_and_so_do_all_once_memory_holds_enough(session, hands, monkeypatch):
     jobs = [nbqueue.submit(big, x) for x in range(5)]
     hands.work()
-    wait_until(lambda: all(job.batch.state.spooled and job.batch.state.settled for job in jobs))
-    assert [type(job.batch.state._blobs[0]) for job in jobs] == [int] * 5
+    wait_until(lambda: all(job.batch.state.on_disk.has_outcome and job.batch.state.settled for job in jobs))
+    assert [type(job.batch.state.outcomes.get(0)) for job in jobs] == [int] * 5
     assert [job.result for job in jobs] == [big(x) for x in range(5)]
     monkeypatch.setattr(spool, "HELD", 2_000)
     batch = nbqueue.map(work, range(2, 200))
@@ -156,7 +156,7 @@ def test_big_results_of_single_jobs_lie_on_disk_and_so_do_all_once_memory_holds_
     wait_until(lambda: batch.ref.state.collected == 100)
     hands.work()
     assert batch.results(timeout=10) == list(range(2, 200))
-    assert batch.ref.state.weight < 98 * 300  # those of the second half are on disk
+    assert batch.ref.state.outcomes.weight < 98 * 300  # those of the second half are on disk
 
 
 def test_memory_that_is_over_its_bound_is_told_where_there_is_no_disk(server, session, hands, monkeypatch, capsys):
@@ -242,5 +242,5 @@ def test_a_disk_that_does_not_answer_holds_up_no_listing(session, hands, monkeyp
     monkeypatch.setattr(directory, "kept", lambda _: pytest.fail("the disk was read by who asked"))
     session.spool.desk.patience = 0.2
     assert list(nbqueue.batches()["id"]) == [batch.id]
-    assert archive.tale(session.spool, batch.ref.state.birth) is None
+    assert archive.tale(session.spool, batch.ref.state.on_disk.header) is None
     free.set()

@@ -104,7 +104,7 @@ def test_all_of_one_failed_job_is_told_and_arguments_only_on_request(session, ha
     assert told.traceback.endswith("ValueError: <img src=x onerror=alert(1)>\n")
     assert told.log == "said something\n"
     assert job_details.arguments(batch.ref, 0) == "x = 1"
-    batch.ref.state.payloads = None  # as after attach: the store has them
+    batch.ref.state.arguments.sent = None  # as after attach: the store has them
     assert job_details.arguments(batch.ref, 0) == "x = 1"
     assert "x = 1" not in html.told(told)
 
@@ -238,7 +238,7 @@ def test_running_jobs_say_how_far_they_are_a_handful_at_most_and_keep_their_line
     def ends(*numbers):
         for n in numbers:
             (tmp_path / f"go{n}").touch()
-        wait_until(lambda: all(batch.ref.state.has(n) for n in numbers), 20)
+        wait_until(lambda: all(n in batch.ref.state.outcomes for n in numbers), 20)
         heights.add(len(model.look([batch.ref], RateEstimator(), FailureGroups(str), (), rounds.going).going))
 
     ends(1)
@@ -272,7 +272,7 @@ def test_a_view_of_many_jobs_costs_no_more_than_one_of_few():
     batch.ref.state = BatchState("big", "default", "", Spec(label="f"))
     for index in range(N):
         outcome = Outcome(State.FAILED, Cause.ERROR, 1, 0, 0, failure=Failure("KeyError", f"'{index % 3}'"))
-        batch.ref.state.put_opened(index, outcome)
+        batch.ref.state.put(index, outcome)
     batch.ref.state.tally = Tally(n=N + 1, failed=N, queued=1)
     groups, pace = FailureGroups(str), RateEstimator()
     groups.add(batch.ref)

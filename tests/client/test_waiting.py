@@ -364,7 +364,7 @@ def test_a_forged_outcome_is_never_opened(session, hands):
     assert batch.wait(10)
     bad = session.sealer.seal(OUTCOME, batch.id, 1, encode(Outcome(State.FINISHED, None, 1, 1, 1, value=b"x")), 1)
     with batch.ref.state.changed:
-        batch.ref.state._blobs[0] = b"F\x00\x01" + bad
+        batch.ref.state.outcomes.put(0, b"F\x00\x01" + bad)
     with pytest.raises(BadSignature):
         batch[0].wait()
     frame = batch.to_frame(meta=True)
@@ -480,11 +480,11 @@ def test_a_retry_of_nothing_changes_nothing(session, hands):
     batch = nbqueue.map(abs, [1, 2])
     hands.work()
     assert batch.wait(5)
-    expires, generation = batch.ref.state.expires_us, batch.ref.state.generation
+    expires, generation = batch.ref.state.expires_us, batch.ref.state.cursor.generation
     batch.retry()
     batch.retry([])
     assert batch.done
-    assert (batch.ref.state.expires_us, batch.ref.state.generation) == (expires, generation)
+    assert (batch.ref.state.expires_us, batch.ref.state.cursor.generation) == (expires, generation)
     assert str(batch.tally) == "2 finished"
 
 
@@ -492,7 +492,7 @@ def test_arguments_that_have_expired_say_so(session, hands):
     job = nbqueue.submit(abs, 1)
     hands.work()
     assert job.wait(5) == 1
-    job.batch.state.payloads, job.batch.state.birth = None, None
+    job.batch.state.arguments.sent, job.batch.state.on_disk.header = None, None
     session.broker.forget(job.id)
     with pytest.raises(Expired, match="arguments"):
         _ = job.args
@@ -505,7 +505,7 @@ def test_a_job_that_ended_twice_is_counted_once(session, hands):
     hands.claims += 1
     batch[2].cancel()
     assert batch.cancel(running=False) == 2
-    wait_until(lambda: batch.tally.canceled == 3 and batch.ref.state.has(1) and batch.ref.state.has(2))
+    wait_until(lambda: batch.tally.canceled == 3 and 1 in batch.ref.state.outcomes and 2 in batch.ref.state.outcomes)
     assert (batch.ref.state.collected, batch.ref.state.whole, batch.done) == (3, False, False)
     hands.broker.release(hands.id, [Lease(batch.id, 0, held.grants[0].token)])
     hands.work()

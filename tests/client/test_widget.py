@@ -83,7 +83,7 @@ def test_retry_runs_what_failed_and_says_that_the_function_has_changed(session, 
     assert shown.batch.wait(20)
     shown.draw().buttons["Retry 3 failed"].click()
     wait_until(lambda: "3 run again. halves has changed since" in shown.note)
-    wait_until(lambda: shown.batch.ref.state.attempt(1) == 2 and shown.batch.done)
+    wait_until(lambda: shown.batch.ref.state.outcomes.attempt(1) == 2 and shown.batch.done)
 
 
 def test_a_kind_opens_shows_the_next_job_and_arguments_only_on_request(session, busy):

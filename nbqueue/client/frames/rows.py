@@ -130,7 +130,7 @@ def _states(jobs: list[JobRef]) -> list[State]:
 
 def _noted(batch: BatchRef, indexes: Sequence[int]) -> list[Notes]:
     if batch.inline:
-        return [batch.state.notes.get(index, Notes()) for index in indexes]
+        return [batch.state.inline.notes.get(index, Notes()) for index in indexes]
     try:
         blobs = (
             spooled.said(batch, RecordType.METAS, indexes)

@@ -25,8 +25,8 @@ def payload(batch: BatchRef, index: int) -> bytes | None:
     if batch.unsent is not None:
         return perform.pack(batch.unsent.args, batch.unsent.kwargs, None)
     with state.changed:
-        if state.payloads is not None and index < len(state.payloads):
-            return state.payloads[index]
+        if state.arguments.sent is not None and index < len(state.arguments.sent):
+            return state.arguments.sent[index]
     return None if batch.inline else _fetched(batch, [index], _checked)[0]
 
 
@@ -37,7 +37,7 @@ def payloads_of(jobs: Sequence[JobRef]) -> list[bytes | None]:
     asked: list[JobRef] = []
     for job in kept:
         state = job.batch.state
-        if state.payloads is not None or state.gone or job.batch.spec.source:
+        if state.arguments.sent is not None or state.gone or job.batch.spec.source:
             with contextlib.suppress(BadSignature):  # as in _unsealed
                 found[id(job)] = payload(job.batch, job.index)
         else:
@@ -53,7 +53,9 @@ def payloads(batch: BatchRef, n: int) -> list[bytes | None]:
     """The arguments of all jobs as they were sent; None for those that neither memory nor the store has."""
     state = batch.state
     with state.changed:
-        found: list[bytes | None] = [*((state.payloads if state.given is None else state.given) or [])]
+        found: list[bytes | None] = [
+            *((state.arguments.sent if state.arguments.named is None else state.arguments.named) or [])
+        ]
     del found[n:]
     if batch.inline:
         return found + [None] * (n - len(found))

@@ -56,15 +56,19 @@ def _handle(session: Session, view: BatchView, spec: Spec) -> BatchRef:
 def known(session: Session, view: BatchView, spec: Spec) -> Iterator[BatchState]:
     """What this session knows of the batch by other handles: a second state would be polled, copied, spooled again."""
     for each in session.collector.known(view.id):
-        same = each.birth is not None and each.birth.nonce == view.nonce and each.restored == spec.restored
+        same = (
+            each.on_disk.header is not None
+            and each.on_disk.header.nonce == view.nonce
+            and each.restored == spec.restored
+        )
         if same and not each.gone and not each.fault:
             yield each
 
 
 def _new(session: Session, view: BatchView, spec: Spec) -> BatchState:
     state = BatchState(view.id, view.queue, "", spec)
-    state.payloads, state.foreign = None, view.session != session.id
-    state.birth = _birth(session, view, spec) if view.signer in session.sealer.keyring.ids else None
+    state.arguments.sent, state.foreign = None, view.session != session.id
+    state.on_disk.header = _birth(session, view, spec) if view.signer in session.sealer.keyring.ids else None
     state.known, state.tally, state.created_us = True, view.tally, view.created_us
     state.open, state.cut, state.expires_us = view.open, view.cut, view.expires_us
     return state

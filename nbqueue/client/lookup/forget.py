@@ -16,8 +16,8 @@ def forget(batch: BatchRef) -> None:
     session.collector.drop(state)
     state.hold()
     state.gone = "forgotten"
-    if state.birth is not None:
-        session.spool.forget(state.birth)
+    if state.on_disk.header is not None:
+        session.spool.forget(state.on_disk.header)
     if not batch.inline:
         _forget_spilled(batch)
 
@@ -36,7 +36,7 @@ def _roots(batch: BatchRef) -> set[str]:
     needle = f"/{batch.id}/".encode()  # in the name of a file of it: cheaper to look for than a signature to check
     roots = {batch.spec.spill, batch.session.settings.spill or ""}
     for index in batch.indexes:
-        blob = batch.state.in_memory(index)
+        blob = batch.state.outcomes.in_memory(index)
         if blob is not None and needle in blob:
             try:
                 found = batch.state.outcome(index, batch.session.sealer)

@@ -32,7 +32,7 @@ def look(jobs: Sequence[JobRef], *, afresh: bool = False, canceled: bool = False
 
     With `canceled` it also asks for the ends of those that were canceled before anyone took them: these have no record.
     """
-    asked = [job for job in jobs if not job.batch.inline and (afresh or not job.batch.state.has(job.index))]
+    asked = [job for job in jobs if not job.batch.inline and (afresh or job.index not in job.batch.state.outcomes)]
     for session, some, pairs in by_session(asked):
         blobs = session.ask(Broker.outcomes_of, pairs)
         for job, blob in zip(some, blobs, strict=True):
@@ -68,11 +68,11 @@ def reconsider_all(batch: BatchRef) -> None:
         return
     if batch.single:
         moved = view.tally != state.tally
-    elif view.log_length - state.position in range(1, PART):
-        answer = batch.session.glance(lambda broker: broker.follow([(batch.id, state.position)], PART))
+    elif view.log_length - state.cursor.position in range(1, PART):
+        answer = batch.session.glance(lambda broker: broker.follow([(batch.id, state.cursor.position)], PART))
         moved = answer is not None and any(map(state.concerns, answer[0][1]))
     else:
-        moved = view.log_length != state.position
+        moved = view.log_length != state.cursor.position
     if moved:
         reopen(batch, [0] if batch.single else [])
 
@@ -108,7 +108,7 @@ def states(jobs: Sequence[JobRef]) -> list[State | None]:
     """Where jobs are: from memory where they have ended there, else from the store. None: not there."""
     reconsider(jobs)
     kept = list(jobs)
-    found = {id(job): job.batch.state.state_of(job.index) for job in kept}
+    found = {id(job): job.batch.state.outcomes.state(job.index) for job in kept}
     for session, some, pairs in by_session(job for job in kept if found[id(job)] is None and not job.batch.inline):
         found.update(zip(map(id, some), session.ask(Broker.states_of, pairs), strict=True))
     return [found[id(job)] for job in kept]
@@ -134,7 +134,7 @@ def fill_in(job: JobRef) -> None:
     if state.followed and job.batch.session.collector.outage is not None:
         return  # memory is what there is, until the collector reaches the server again
     reconsider([job])
-    if not state.has(job.index):
+    if job.index not in state.outcomes:
         read(job.batch, job.index)
 
 
@@ -146,7 +146,7 @@ def failed(batch: BatchRef) -> list[JobRef]:
         return [
             batch.job(index)
             for index in batch.indexes
-            if state.state_of(index) is State.FAILED or (lost and not state.has(index))
+            if state.outcomes.state(index) is State.FAILED or (lost and index not in state.outcomes)
         ]
     named = set(batch.session.ask(lambda broker: broker.failed(batch.id)))
     found = [batch.job(index) for index in batch.indexes if index in named]

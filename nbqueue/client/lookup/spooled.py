@@ -84,16 +84,16 @@ def batch(session: Session, found: SpooledBatch, gone: str, rows: Sequence[int] 
         return None
     facts = birth.batch, birth.queue, birth.epoch, spec
     state = BatchState(*facts) if rows is None else Selection(*facts, rows, whole=Tally(n=found.n))
-    state.birth, state.payloads, state.created_us = birth, None, birth.created_us
+    state.on_disk.header, state.arguments.sent, state.created_us = birth, None, birth.created_us
     state.known, state.followed, state.gone, state.foreign = True, True, gone, True
-    state.again = session.again
+    state.refetch = session.again
     archive.fill(session.spool, state, found)
     archive.count(state, found)
     state.over = state.whole
     made: BatchRef = BatchRef(session, state, spec, name=birth.name)
     made.shown_in = None
     if not state.over and not gone:
-        state.position = 0 if found.damaged else found.position
+        state.cursor.position = 0 if found.damaged else found.position
         session.collector.follow(state)
     return made
 
@@ -138,20 +138,20 @@ def resume(batch: BatchRef, view: BatchView) -> None:
     """Takes from the spool what need not be copied again. The log is then read from where the spool ends."""
     state = batch.state
     state.epoch = batch.session.ask(lambda broker: broker.epoch())
-    if batch.single or state.birth is None or batch.session.spool.folder is None:
+    if batch.single or state.on_disk.header is None or batch.session.spool.folder is None:
         return
     batch.session.spool.drain()
-    found = archive.tale(batch.session.spool, state.birth)
+    found = archive.tale(batch.session.spool, state.on_disk.header)
     if batch.session.spool.on and not batch.spec.source:
         there = set() if found is None else found.argued()
-        state.lacks = [index for index in range(view.n) if index not in there]
-        state.lacks_facts = found is None or found.function() is None
+        state.on_disk.lacks_arguments = [index for index in range(view.n) if index not in there]
+        state.on_disk.lacks_function = found is None or found.function() is None
     if found is None or found.damaged or not 0 < found.position <= view.log_length:
         return
     standing = found.standing
     if standing is not None and standing.epoch in {"", state.epoch} and standing.restored == batch.spec.restored:
         archive.fill(batch.session.spool, state, found)
-        state.position = found.position
+        state.cursor.position = found.position
 
 
 # ---------------------------------------------------------------- arguments and outcomes, one by one
@@ -205,17 +205,17 @@ def function(batch: BatchRef) -> bytes | None:
 def _told(batch: BatchRef, ask: Callable[[SpooledBatch], list[bytes | None]]) -> list[bytes | None]:
     """What the spool's tale of a batch answers; where that lacks something, the files are read again if they grew."""
     state, spool = batch.state, batch.session.spool
-    if state.birth is None or spool.folder is None:
+    if state.on_disk.header is None or spool.folder is None:
         return []
-    known = state.tale
+    known = state.on_disk.read
     found: list[bytes | None] = [None] if known is None else ask(known)
     if None in found:
         if not spool.answers():
             return found
         spool.drain()
-        written = sum(path.stat().st_size for path in archive.paths(spool.folder, state.birth))
+        written = sum(path.stat().st_size for path in archive.paths(spool.folder, state.on_disk.header))
         if known is None or known.size != written:
-            known = state.tale = archive.tale(batch.session.spool, state.birth)
+            known = state.on_disk.read = archive.tale(batch.session.spool, state.on_disk.header)
             if known is not None and not state.single:
                 known.keep_arguments()
             found = [] if known is None else ask(known)

@@ -102,20 +102,20 @@ def for_job(job: JobRef, timeout: float | None, *, bar: Bar = no_bar) -> None:
     met = until(job.batch, partial(ended, job), timeout, index=job.index, first=first, bar=bar)
     if not met:
         raise not_done(job.batch, f"Job {job.id}", timeout, job.index)
-    if not job.batch.state.has(job.index):
+    if job.index not in job.batch.state.outcomes:
         raise absence_of(job)
 
 
 def unsure(job: JobRef) -> bool:
     """Whether the store must be asked before anyone waits: the collector does not bring what it has, or would."""
     state = job.batch.state
-    missing = not state.has(job.index) and (state.settled or not state.followed)
+    missing = job.index not in state.outcomes and (state.settled or not state.followed)
     return not (job.batch.inline or state.gone) and (missing or state.barred(job.index))
 
 
 def ended(job: JobRef) -> bool:
     """Whether its outcome is here, or will never be."""
-    return job.batch.state.has(job.index) or job.batch.state.settled
+    return job.index in job.batch.state.outcomes or job.batch.state.settled
 
 
 def absence_of(job: JobRef) -> NbqueueError:

@@ -100,14 +100,14 @@ class FailureGroups:
                 for member in [member for member in self._of if member[0] == place]:
                     self._drop(member)
             with state.changed:
-                ended, undone = state.ended[read[0] : read[0] + most], state.undone[read[1] :]
+                ended, undone = state.outcomes.ended[read[0] : read[0] + most], state.outcomes.withdrawn[read[1] :]
             read[0] += len(ended)
             read[1] += len(undone)
             most -= len(ended)
             for index in undone:
                 self._drop((place, index))
             for entry in ended:  # ranges were canceled, not run
-                if isinstance(entry, int) and state.state_of(entry) is State.FAILED:
+                if isinstance(entry, int) and state.outcomes.state(entry) is State.FAILED:
                     self._place((place, entry), batch)
             if most <= 0:
                 return False

@@ -205,7 +205,7 @@ def safety(state: BatchState, missing: int, why: str = "") -> str:
         until = f"until {_day(state.expires_us)}"
     if missing:
         return f"{counted(missing, 'result')} not saved here yet: on the server {until}"
-    spooled = state.birth is not None and not why
+    spooled = state.on_disk.header is not None and not why
     what = "Results" if state.expires_us is None and not state.gone else "All results"
     saved = f"{what} saved" if spooled else f"{what} in memory here{f' only ({why})' if why else ''}"
     if state.gone:

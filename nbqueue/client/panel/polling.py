@@ -89,7 +89,7 @@ class _Said(NamedTuple):
 
     @property
     def ended(self) -> bool:
-        return self.batch.state.has(self.row)
+        return self.row in self.batch.state.outcomes
 
 
 def _read(batch: BatchRef, index: int, blob: bytes) -> _Said | None:

@@ -74,12 +74,12 @@ def _read(path: Path) -> SpoolFile | None:
 def fill(spool: Spool, state: BatchState, found: SpooledBatch) -> None:
     """Takes over outcomes that are not here, and how the batch stood."""
     with state.changed:
-        if found.position >= state.position:
+        if found.position >= state.cursor.position:
             state.recall(found.standing)
         for index, path, each in found.outcomes():
-            if not state.has(index) and (state.rows is None or state.holds(index)):
+            if index not in state.outcomes and (state.rows is None or state.holds(index)):
                 light = each.blob if each.blob is not None and spool.light(each.blob) else None
-                place = light or records.place(state.shelf(path), each.offset, each.size, each.head)
+                place = light or records.place(state.outcomes.file_number(path), each.offset, each.size, each.head)
                 state.put(index, place)
 
 
@@ -92,7 +92,7 @@ def count(state: BatchState, found: SpooledBatch) -> None:
 
 def mend(spool: Spool, state: BatchState) -> None:
     """Takes from the spool what another session has copied of a batch that is gone, and this one has not."""
-    if state.birth is None or state.whole or (found := tale(spool, state.birth)) is None:
+    if state.on_disk.header is None or state.whole or (found := tale(spool, state.on_disk.header)) is None:
         return
     fill(spool, state, found)
     with state.changed:

@@ -102,7 +102,7 @@ class Collector:
         """Follows `state` from now on (again, after a retry)."""
         with self._lock:
             state.followed = True
-            state.again = self._session.again
+            state.refetch = self._session.again
             if state.single:
                 self._singles.add(state)
             else:
@@ -211,8 +211,8 @@ class Collector:
         for state in states:
             if state.upload is not None:
                 self._tend(state, state.upload)
-        generations = [state.generation for state in states]
-        answers = broker.follow([(state.batch, state.position) for state in states], PART) if states else []
+        generations = [state.cursor.generation for state in states]
+        answers = broker.follow([(state.batch, state.cursor.position) for state in states], PART) if states else []
         for state, generation, (view, entries) in zip(states, generations, answers, strict=True):
             try:
                 if view is None:
@@ -262,10 +262,12 @@ class Collector:
             strangers = self._singles.some(STRANGERS, foreign=True)
         self._named = dict.fromkeys(list(self._named)[PART:])
         asked = list(dict.fromkeys([*named, *few, *strangers]))
-        generations = [state.generation for state in asked]
+        generations = [state.cursor.generation for state in asked]
         blobs = broker.outcomes_of([(state.batch, 0) for state in asked]) if asked else []
         ended = [(state, blob) for state, blob in zip(asked, blobs, strict=True) if blob is not None]
-        fresh = [(state, blob) for state, blob in ended if not state.spooled] if self._session.spool.on else []
+        fresh = (
+            [(state, blob) for state, blob in ended if not state.on_disk.has_outcome] if self._session.spool.on else []
+        )
         said = broker.said_of([state.batch for state, _ in fresh])
         places = self._session.spool.keep_singles(
             [(*each, _of_one(parts)) for each, parts in zip(fresh, said, strict=True)]
@@ -301,18 +303,21 @@ class Collector:
         with state.changed:
             for entry in entries:
                 state.enter(entry)
-            state.position += len(entries)
-            if generation == state.generation:
+            state.cursor.position += len(entries)
+            if generation == state.cursor.generation:
                 state.see(view, caught_up=caught_up, slots=slots)
             # Who waits may have read the outcome while this look was on its way: then the spool lacks it.
-            lacked = not state.has(0) or not (state.spooled or view.cuts)
-            if state.single and state.over and lacked and not state.behind:
+            lacked = 0 not in state.outcomes or not (state.on_disk.has_outcome or view.cuts)
+            if state.single and state.over and lacked and not state.cursor.uncopied:
                 # A batch of one writes no log of its own; canceled before it was taken, it has no record either.
                 state.enter(b"c0-1" if view.cuts else b"0")
-            wanted = [state.behind[place] for place in range(min(state.portion(PART), len(state.behind)))]
-        if wanted or state.taken_back:
+            wanted = [
+                state.cursor.uncopied[place]
+                for place in range(min(state.cursor.portion(PART), len(state.cursor.uncopied)))
+            ]
+        if wanted or state.on_disk.withdrawn:
             self._copy(broker, state, wanted)
-        if state.lacks or state.lacks_facts:
+        if state.on_disk.lacks_arguments or state.on_disk.lacks_function:
             self._copy_arguments(broker, state)
         self._session.spool.stands(state)
         self._limit(broker, state)
@@ -322,42 +327,42 @@ class Collector:
         settled = state.settled
         self._show(state, last=settled)
         with state.changed:
-            if state.settled and not state.lacks:  # still: a retry may have reopened it this moment
+            if state.settled and not state.on_disk.lacks_arguments:  # still: a retry may have reopened it this moment
                 self.drop(state)
-        return bool(state.lacks) or (not settled and (not caught_up or bool(state.behind)))
+        return bool(state.on_disk.lacks_arguments) or (not settled and (not caught_up or bool(state.cursor.uncopied)))
 
     def _copy(self, broker: Broker, state: BatchState, wanted: list[int]) -> None:
-        generation = state.generation
+        generation = state.cursor.generation
         blobs, said = self._read(broker, state, wanted)
         pairs = [(index, blob) for index, blob in zip(wanted, blobs, strict=True) if blob is not None]
         places = self._session.spool.keep(state, pairs, [(KINDS[part], each) for part, each in said.items()])
         if pairs:
-            state.typical = max(1, sum(len(blob) for _, blob in pairs) // len(pairs))
+            state.cursor.typical = max(1, sum(len(blob) for _, blob in pairs) // len(pairs))
         with state.changed:
-            if state.single and generation != state.generation:
+            if state.single and generation != state.cursor.generation:
                 for index, blob in pairs:  # withdrawn meanwhile, which no log says of a batch of one
-                    state.passed_over(places.get(index, blob))
+                    state.on_disk.withdraw(index, places.get(index, blob))
                 pairs = []
             for index, blob in pairs:  # None: a retry has just withdrawn it, and the log says so next
                 state.put(index, places.get(index, blob))
             for _ in wanted:  # last: with nothing behind, it counts as settled
-                state.behind.popleft()  # others only append
+                state.cursor.uncopied.popleft()  # others only append
             state.changed.notify_all()
 
     def _read(self, broker: Broker, state: BatchState, wanted: list[int]) -> tuple[list[bytes | None], Parts]:
         """Outcomes, and what goes into the spool with them."""
-        if state.birth is None or not self._session.spool.on:
+        if state.on_disk.header is None or not self._session.spool.on:
             return broker.outcomes(state.batch, wanted), {}
         return broker.landed(state.batch, wanted)
 
     def _copy_arguments(self, broker: Broker, state: BatchState) -> None:
         """Those of a batch that another session submitted: its frame is to outlive the server, too."""
         spool = self._session.spool
-        if state.lacks_facts:
-            state.lacks_facts = False
+        if state.on_disk.lacks_function:
+            state.on_disk.lacks_function = False
             spool.function(state, broker.function(state.batch) or b"")
             spool.marks(state, 0, broker.marks(state.batch))
-        part, state.lacks = state.lacks[:FEW], state.lacks[FEW:]
+        part, state.on_disk.lacks_arguments = state.on_disk.lacks_arguments[:FEW], state.on_disk.lacks_arguments[FEW:]
         pairs = zip(part, broker.arguments(state.batch, part), strict=True)
         spool.keep_arguments(state, [(index, blob) for index, blob in pairs if blob is not None])
 
@@ -387,7 +392,7 @@ class Collector:
             state.gone = state.gone or why  # what this process removed meanwhile was not lost
             state.recount()
             state.over = state.over or state.whole  # what nobody can ask for any more is all here
-            state.behind = deque() if state.whole else state.behind
+            state.cursor.uncopied = deque() if state.whole else state.cursor.uncopied
             state.changed.notify_all()
         self._show(state, last=True)
 

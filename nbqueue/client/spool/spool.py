@@ -24,7 +24,7 @@ import msgspec
 from nbqueue.checks import size_text
 from nbqueue.client.spool import directory, records
 from nbqueue.client.spool.io_thread import IoThread, IoTimeout
-from nbqueue.client.spool.reader import SpoolFile
+from nbqueue.client.spool.reader import SpooledBatch, SpoolFile
 from nbqueue.client.spool.records import BatchHeader, Checkpoint, RecordType, Withdrawals
 from nbqueue.client.spool.writer import SpoolWriter
 from nbqueue.errors import BadSignature
@@ -41,29 +41,67 @@ PART = 4 << 20  # bytes of arguments in a record
 FUNCTION = 64 << 20  # bytes of a function that is worth copying
 
 
+class SpoolCopy:
+    """What a session knows of the copy of one batch in the spool."""
+
+    def __init__(self) -> None:
+        self.header: BatchHeader | None = None  # None: it is not copied
+        self.checkpoint: Checkpoint | None = None  # how the batch stood there
+        self.recalled = False  # whether some of what is in memory came from it
+        self.has_outcome = False  # of a batch of one: whether its outcome was copied, which may have been read before
+        self.lacks_arguments: list[int] = []  # of a batch that another session submitted
+        self.lacks_function = False  # of such a batch, too
+        self.withdrawn: list[tuple[int, bytes | int]] = []  # outcomes that a retry withdrew; it is noted with the next
+        self.read: SpooledBatch | None = None  # what its files say, once they were read
+
+    def withdraw(self, index: int, found: bytes | int | None) -> None:
+        """A retry has withdrawn the outcome of a job."""
+        self.has_outcome = False
+        if found is not None and self.header is not None:
+            self.withdrawn.append((index, found))
+
+
+class Outcomes(Protocol):
+    """The outcomes of a batch, as far as the spool reads them."""
+
+    weight: int
+
+    def file_number(self, path: Path) -> int:
+        """The number of a file of the spool, as offsets tell it."""
+
+    def blob(self, found: bytes | int) -> bytes:
+        """An outcome as it lay in the store. Raises BadSignature."""
+
+
+class Cursor(Protocol):
+    """How far the log of a batch was read."""
+
+    uncopied: deque[int]
+
+
 class Memory(Protocol):
     """What a session knows of one batch, as far as the spool reads it and writes to it; `changed` guards it."""
 
     changed: threading.Condition
     batch: str
-    birth: BatchHeader | None
-    single: bool
     gone: str
     over: bool
-    weight: int
-    behind: deque[int]
-    stood: Checkpoint | None
-    spooled: bool
-    taken_back: list[tuple[int, bytes | int]]
+    on_disk: SpoolCopy
+
+    @property
+    def single(self) -> bool:
+        """Whether it is a batch of one made by `submit`."""
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """What has landed."""
+
+    @property
+    def cursor(self) -> Cursor:
+        """What has ended, but was not copied yet."""
 
     def standing(self, now: float) -> Checkpoint:
         """How it stands."""
-
-    def shelf(self, path: Path) -> int:
-        """The number of a file of the spool."""
-
-    def blob(self, found: bytes | int) -> bytes:
-        """An outcome as it lay in the store. Raises BadSignature."""
 
 
 M = TypeVar("M", bound=Memory)
@@ -84,7 +122,7 @@ class PendingWrite:
     def birth(self) -> BatchHeader | None:
         """Of which batch it is; None: it is held no more."""
         state = self.state()
-        return None if state is None else state.birth
+        return None if state is None else state.on_disk.header
 
     @property
     def indexes(self) -> list[int]:
@@ -126,17 +164,17 @@ class Spool:
 
     def arguments(self, state: Memory, start: int, sealed: Sequence[bytes]) -> None:
         """Arguments from `start` on, as they are sent. Only remembers them: `drain` writes."""
-        if self.on and state.birth is not None and sealed:
+        if self.on and state.on_disk.header is not None and sealed:
             self._waiting.append(PendingWrite(state, RecordType.ARGUMENTS, start, sealed))
 
     def function(self, state: Memory, function: bytes, spec: bytes = b"") -> None:
         """The sealed function (empty: the same), and the description where it is another now. Only remembers them."""
-        if self.on and state.birth is not None and len(function) <= FUNCTION:
+        if self.on and state.on_disk.header is not None and len(function) <= FUNCTION:
             self._waiting.append(PendingWrite(state, RecordType.FUNCTION, time.time_ns() // 1000, [function, spec]))
 
     def marks(self, state: Memory, start: int, marks: bytes) -> None:
         """The marks of a named batch, from a job on. Only remembers them."""
-        if self.on and state.birth is not None and marks:
+        if self.on and state.on_disk.header is not None and marks:
             self._waiting.append(PendingWrite(state, RecordType.MARKS, start, [marks]))
 
     def drain(self) -> None:
@@ -174,17 +212,17 @@ class Spool:
         """
         with self._lock:
             self._followed.add(state)
-            birth = state.birth
+            birth = state.on_disk.header
             if not self.on or birth is None or state.gone:
                 self._weigh(pairs)
                 return {}
             with state.changed:
-                taken_back, state.taken_back = state.taken_back, []
-            if taken_back:
-                self._guarded(lambda: self._write_back(state, birth, taken_back))
+                withdrawn, state.on_disk.withdrawn = state.on_disk.withdrawn, []
+            if withdrawn:
+                self._guarded(lambda: self._write_back(state, birth, withdrawn))
             if not pairs:
                 return {}
-            state.spooled = state.single
+            state.on_disk.has_outcome = state.single
             if state.single:
                 self._drain_loose()
             self._write_said(birth, said)
@@ -199,13 +237,17 @@ class Spool:
         places: dict[M, int] = {}
         with self._lock:
             # One that was forgotten while its outcome was on its way must not come back.
-            fresh = [each for each in found if each[0].birth and not each[0].spooled and not each[0].gone]
+            fresh = [
+                each
+                for each in found
+                if each[0].on_disk.header and not each[0].on_disk.has_outcome and not each[0].gone
+            ]
             for state, _, _ in fresh:
                 self.keep(state, ())
-                state.spooled = True
+                state.on_disk.has_outcome = True
             if fresh and self.on:
                 self._drain_loose()
-                births = [state.birth for state, _, _ in fresh if state.birth is not None]
+                births = [state.on_disk.header for state, _, _ in fresh if state.on_disk.header is not None]
                 for birth, (_, _, said) in zip(births, fresh, strict=True):
                     self._write_said(birth, said)
                 blobs = [blob for _, blob, _ in fresh]
@@ -223,20 +265,20 @@ class Spool:
     def keep_arguments(self, state: Memory, pairs: Sequence[tuple[int, bytes]]) -> None:
         """Writes arguments that were read from the store."""
         with self._lock:
-            if pairs and self.on and state.birth is not None:
+            if pairs and self.on and state.on_disk.header is not None:
                 indexes, blobs = zip(*pairs, strict=True)
-                self._write(state.birth, RecordType.ARGUMENTS, indexes, blobs)
+                self._write(state.on_disk.header, RecordType.ARGUMENTS, indexes, blobs)
 
     def keep_said(self, state: Memory, said: Said) -> None:
         """Writes what jobs wrote or said, apart from their outcomes."""
         with self._lock:
-            if self.on and state.birth is not None:
-                self._write_said(state.birth, said)
+            if self.on and state.on_disk.header is not None:
+                self._write_said(state.on_disk.header, said)
 
     def restored(self, state: Memory, made: Sequence[tuple[int, bytes]], standing: Checkpoint) -> None:
         """Notes that a batch is on a server again, and outcomes that were made for it."""
         with self._lock:
-            if self.on and (birth := state.birth) is not None:
+            if self.on and (birth := state.on_disk.header) is not None:
                 if made:
                     self._write(birth, RecordType.OUTCOMES, [index for index, _ in made], [blob for _, blob in made])
                 self._guarded(lambda: self._pen.note(birth, RecordType.STATE, standing))
@@ -244,10 +286,10 @@ class Spool:
     def stands(self, state: Memory) -> None:
         """Notes how a batch stands, now and then, and at its end. Nothing of it may wait to be copied."""
         with self._lock:
-            birth = state.birth
-            if not self.on or birth is None or state.single or state.behind:
+            birth = state.on_disk.header
+            if not self.on or birth is None or state.single or state.cursor.uncopied:
                 return
-            last, now = self._stood.get(state.batch, state.stood), time.time()
+            last, now = self._stood.get(state.batch, state.on_disk.checkpoint), time.time()
             if last is not None and last.over == state.over and now - last.told < STEP:
                 return
             with state.changed:
@@ -277,7 +319,7 @@ class Spool:
 
     def _over(self) -> bool:
         if self._held > HELD:  # by what came; some of it has gone since
-            self._held = sum(state.weight for state in self._followed)
+            self._held = sum(state.outcomes.weight for state in self._followed)
         return self._held > HELD
 
     def _weigh(self, pairs: Sequence[tuple[int, bytes]]) -> None:
@@ -404,7 +446,7 @@ class Spool:
             self._held += sum(len(blob) for _, blob in pairs)
             return {}
         return {
-            index: records.place(state.shelf(path), offset, len(blob), blob)
+            index: records.place(state.outcomes.file_number(path), offset, len(blob), blob)
             for (index, blob), offset in zip(pairs, offsets, strict=True)
             if not self.light(blob)
         }
@@ -413,7 +455,7 @@ class Spool:
         checks = []
         for _, found in taken:
             try:
-                checks.append(zlib.crc32(state.blob(found)))
+                checks.append(zlib.crc32(state.outcomes.blob(found)))
             except BadSignature:
                 checks.append(0)  # it cannot be read, so that no reader will take it either
         names = [birth.batch] * len(taken) if birth.single else []

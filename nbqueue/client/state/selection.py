@@ -135,7 +135,7 @@ class Selection(BatchState):
         self._count(index)
 
     def _count(self, index: int) -> None:
-        before, after = self._states.pop(index, None), self.state_of(index)
+        before, after = self._states.pop(index, None), self.outcomes.state(index)
         if before is not None:
             self._counts[before] -= 1
         if after is not None and index in self._own:

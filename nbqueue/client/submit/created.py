@@ -44,7 +44,7 @@ def created(
     )
     state = BatchState(said.job_id or new_id(label, 8), origin, "", spec)
     state.created_us, state.expected = time.time_ns() // 1000, 1
-    state.notes[0] = Notes(job_meta.plain(said.meta or {}))
+    state.inline.notes[0] = Notes(job_meta.plain(said.meta or {}))
     batch = BatchRef(session, state, spec, function=call, inline="collect")
     batch.unsent = Prepared(func, options.positionals(args), options.keywords(kwargs), {**given, "ttl": said.ttl})
     return batch

@@ -72,7 +72,7 @@ class InlineRun:
         """Ends jobs as canceled, since what they depend on did not finish."""
         self._begin(payloads)
         for index in indexes:
-            self.state.put_opened(index, Outcome(State.CANCELED, Cause.DEPENDENCY, 0, _now_us(), 0))
+            self.state.put(index, Outcome(State.CANCELED, Cause.DEPENDENCY, 0, _now_us(), 0))
         self._end()
 
     def after(self, found: Sequence[Outcome]) -> None:
@@ -80,23 +80,23 @@ class InlineRun:
         self._begin([perform.handed_on(outcome) or b"" for outcome in found])
         lost = [index for index, outcome in enumerate(found) if outcome.state is not State.FINISHED]
         for index in lost:
-            self.state.put_opened(index, Outcome(State.CANCELED, Cause.DEPENDENCY, 0, _now_us(), 0))
+            self.state.put(index, Outcome(State.CANCELED, Cause.DEPENDENCY, 0, _now_us(), 0))
         self.these(sorted(set(range(len(found))) - set(lost)))
 
     def _begin(self, payloads: list[bytes]) -> None:
         state = self.state
-        state.payloads, state.created_us, state.known = payloads, _now_us(), True
+        state.arguments.sent, state.created_us, state.known = payloads, _now_us(), True
 
     def _end(self) -> None:
-        assert self.state.payloads is not None
-        n = len(self.state.payloads)
+        assert self.state.arguments.sent is not None
+        n = len(self.state.arguments.sent)
         self.state.tally = _tally(self.state, n)
         self.state.over = True
 
     def these(self, indexes: Iterable[int]) -> None:
         """Runs the jobs at these positions."""
-        assert self.state.payloads is not None
-        allowed = _allowed(self.state, len(self.state.payloads))
+        assert self.state.arguments.sent is not None
+        allowed = _allowed(self.state, len(self.state.arguments.sent))
         failed = 0
         for index in indexes:
             if allowed is not None and failed > allowed:
@@ -104,7 +104,7 @@ class InlineRun:
             else:
                 outcome = self._job(index)
             failed += outcome.state is State.FAILED
-            self.state.put_opened(index, outcome)
+            self.state.put(index, outcome)
         self._end()
 
     # ------------------------------------------------------------ one job
@@ -121,10 +121,10 @@ class InlineRun:
                 repeated, retried = repeated + 1, 0
             else:
                 return outcome
-            self.state.past.setdefault(index, []).append(outcome)
+            self.state.inline.earlier.setdefault(index, []).append(outcome)
 
     def _run(self, index: int, attempt: int, retried: int, repeated: int) -> tuple[Outcome, Rerun | None]:
-        spec, payloads = self.spec, self.state.payloads
+        spec, payloads = self.spec, self.state.arguments.sent
         assert payloads is not None
         left = runs_left(spec.retry, retried), runs_left(spec.repeat, repeated)
         began = time.time()
@@ -140,7 +140,7 @@ class InlineRun:
                 description=spec.description,
                 queue=self.state.queue,
                 timeout=spec.timeout,
-                meta=current.pack_meta(notes.meta) if (notes := self.state.notes.get(index)) else spec.meta,
+                meta=current.pack_meta(notes.meta) if (notes := self.state.inline.notes.get(index)) else spec.meta,
                 left=left,
                 worker="inline",
                 began=began,
@@ -148,7 +148,7 @@ class InlineRun:
             )
 
         def note(kind: int, payload: bytes) -> None:
-            self.state.notes[index] = noted(self.state.notes.get(index), kind, payload, spec.meta)
+            self.state.inline.notes[index] = noted(self.state.inline.notes.get(index), kind, payload, spec.meta)
 
         with sown(spec.seed, index), current.inside(job, spec.seed, index, present, note):
             if self.mode is True:
@@ -156,8 +156,8 @@ class InlineRun:
             return self._collected(index, attempt, job, retried)
 
     def _straight(self, index: int, attempt: int) -> Outcome:
-        assert self.state.payloads is not None
-        args, kwargs, _ = perform.unpack(self.state.payloads[index])
+        assert self.state.arguments.sent is not None
+        args, kwargs, _ = perform.unpack(self.state.arguments.sent[index])
         begun_us, begun = _now_us(), time.monotonic()
         value = self.function(*args, **kwargs)
         if isinstance(value, CoroutineType):
@@ -170,8 +170,8 @@ class InlineRun:
         )
 
     def _collected(self, index: int, attempt: int, job: str, retried: int) -> tuple[Outcome, Rerun | None]:
-        assert self.state.payloads is not None
-        function, payload, begun_us = self.function, self.state.payloads[index], _now_us()
+        assert self.state.arguments.sent is not None
+        function, payload, begun_us = self.function, self.state.arguments.sent[index], _now_us()
 
         def ride() -> Ride:
             return perform.perform(function, payload, job=job, max_result=self.spec.max_result)
@@ -185,7 +185,7 @@ class InlineRun:
     def _respond(self, index: int, hook: str, ending: callbacks.Ending) -> None:
         echoes: list[Echo] = callbacks.respond(callbacks.steps_for(hook, self.hooks), ending)
         if echoes:
-            self.state.echoes[index] = echoes
+            self.state.inline.echoes[index] = echoes
 
 
 def finished(one: JobRef | BatchRef, *, allow_failure: bool) -> bool:
@@ -193,7 +193,7 @@ def finished(one: JobRef | BatchRef, *, allow_failure: bool) -> bool:
     jobs = [one] if isinstance(one, JobRef) else [one.job(index) for index in one.indexes]
     for job in jobs:
         waiting.for_job(job, None)
-    return allow_failure or all(job.batch.state.state_of(job.index) is State.FINISHED for job in jobs)
+    return allow_failure or all(job.batch.state.outcomes.state(job.index) is State.FINISHED for job in jobs)
 
 
 def again(batch: BatchRef, indexes: list[int], func: Callable[..., Any] | str | None, spec: Spec) -> None:
@@ -224,7 +224,7 @@ def _allowed(state: BatchState, n: int) -> float | None:
 
 
 def _tally(state: BatchState, n: int) -> Tally:
-    states = [state.state_of(index) for index in range(n)]
+    states = [state.outcomes.state(index) for index in range(n)]
     counts = {str(each): states.count(each) for each in (State.FINISHED, State.FAILED, State.CANCELED)}
     return Tally(n=n, **counts)
 

@@ -183,7 +183,7 @@ class Reattach:
             self._session.spool.function(batch.state, *self._replaced)
         if source.state.rows is not None:
             state = Selection(batch.id, batch.queue, "", batch.spec, source.state.rows, whole=self._view.tally)
-            state.payloads = None
+            state.arguments.sent = None
             _fill(state, self._session, self._view)
             batch.state = state
         batch.source, batch.function, batch.shown_in = source, self._asked.function.call, kernel.cell()
@@ -269,7 +269,10 @@ class Reattach:
         state = Selection(
             view.id, view.queue, epoch, spec, argument_hashes.shortened(rows), whole=whole, max_failed=most
         )
-        state.payloads, state.given = None, payloads if sum(map(len, payloads)) <= KEPT_ARGUMENTS else None
+        state.arguments.sent, state.arguments.named = (
+            None,
+            payloads if sum(map(len, payloads)) <= KEPT_ARGUMENTS else None,
+        )
         state.tally = Tally(n=len(rows), queued=len(rows)) if state.others or self._new else view.tally
         _fill(state, self._session, view)
         return state
@@ -283,7 +286,7 @@ class Reattach:
 
     def _look_at(self, state: Selection, rows: list[int]) -> None:
         """Reads the ends of a few jobs where there are others, since the counts of the whole say nothing of these."""
-        asked = [row for row in rows if not state.has(row)]
+        asked = [row for row in rows if row not in state.outcomes]
         if state.others and len(asked) <= FEW:
             blobs = self._session.ask(lambda broker: broker.outcomes(state.batch, asked))
             for row, blob in zip(asked, blobs, strict=True):
@@ -341,5 +344,5 @@ def _limit(spec: Spec, view: BatchView, limit: str) -> Any:
 def _fill(state: BatchState, session: Any, view: BatchView) -> None:
     """What the store has told of the batch."""
     known = find.handle(session, view).state
-    state.birth, state.foreign, state.created_us = known.birth, known.foreign, known.created_us
+    state.on_disk.header, state.foreign, state.created_us = known.on_disk.header, known.foreign, known.created_us
     state.known = True

@@ -15,7 +15,8 @@ from nbqueue.client.session import archive
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.spool import records
 from nbqueue.client.spool.records import Checkpoint
-from nbqueue.client.state.batch_state import BatchState, header, opened
+from nbqueue.client.state.batch_state import BatchState, opened
+from nbqueue.client.state.outcome_table import header
 from nbqueue.client.state.selection import Selection
 from nbqueue.errors import BadSignature, InUse
 from nbqueue.model import Cause, FunctionRecord, Outcome, State, Tally, decode, encode
@@ -145,7 +146,7 @@ class Restoring:
         birth, spool = self._birth, self._session.spool
         tally = Tally(n=n, **{str(each): count for each, count in self._tally.items()})
         state = BatchState(birth.batch, birth.queue, epoch, self.spec)
-        state.birth, state.taken_back = birth, self._withdrawn
+        state.on_disk.header, state.on_disk.withdrawn = birth, self._withdrawn
         now = time.time()
         spool.function(state, b"", spec)
         spool.drain()
@@ -163,10 +164,10 @@ def revived(batch: BatchRef) -> list[int] | None:
     Answers the jobs of which the spool has no outcome; None where that cannot be done.
     """
     session, state = batch.session, batch.state
-    if state.gone not in {"lost", "expired"} or state.birth is None or batch.single or batch.spec.source:
+    if state.gone not in {"lost", "expired"} or state.on_disk.header is None or batch.single or batch.spec.source:
         return None
     session.spool.drain()
-    if not session.spool.on or (found := archive.tale(session.spool, state.birth)) is None:
+    if not session.spool.on or (found := archive.tale(session.spool, state.on_disk.header)) is None:
         return None
     try:
         kept = Restoring(session, found)
@@ -187,9 +188,13 @@ def _look_again(batch: BatchRef) -> None:
     state = found.state
     if before.rows is not None:
         state = Selection(batch.id, view.queue, "", found.spec, before.rows, whole=view.tally)
-        state.payloads, state.birth, state.foreign = None, found.state.birth, found.state.foreign
+        state.arguments.sent, state.on_disk.header, state.foreign = (
+            None,
+            found.state.on_disk.header,
+            found.state.foreign,
+        )
         state.created_us, state.known, state.tally = found.state.created_us, True, before.tally
-    state.given, state.bars, state.payloads = before.given, before.bars, before.payloads
+    state.arguments, state.bars = before.arguments, before.bars
     batch.state = state
     mine = {name: getattr(batch.spec, name) for name in ("columns", "labeled", "index_names")}
     batch.spec = msgspec.structs.replace(found.spec, **mine)

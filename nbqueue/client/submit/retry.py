@@ -58,7 +58,7 @@ def retry(
     spec, changes = _changes(batch, func, spec, queue)
     if state.gone:
         raise waiting.absence(state, session, batch.id)
-    seen = [(index, state.attempt(index)) for index in indexes]
+    seen = [(index, state.outcomes.attempt(index)) for index in indexes]
     nonce = new_id("retry", 12)
     session.attend()
     count = session.ask(lambda broker: broker.retry(batch.id, seen, nonce=nonce, front=front, **changes))
@@ -86,7 +86,9 @@ def _take_in(batch: BatchRef, seen: list[tuple[int, int]], count: int, queue: st
     for state in collector.known(batch.id) if count else ():
         if state is batch.state or state.gone:
             continue
-        ended = [index for index, attempt in seen if state.has(index) and state.attempt(index) == attempt]
+        ended = [
+            index for index, attempt in seen if index in state.outcomes and state.outcomes.attempt(index) == attempt
+        ]
         _withdrawn(state, ended, moved, known=known)
         if state.followed:
             collector.follow(state)
@@ -100,7 +102,7 @@ def _withdrawn(state: BatchState, indexes: list[int], queue: str | None, *, know
             state.queue = queue
         if known or not state.followed:
             # The log says so too, but `job.wait()` right after this must not find the old outcome.
-            before, tally = Counter(state.state_of(index) for index in indexes), state.tally
+            before, tally = Counter(state.outcomes.state(index) for index in indexes), state.tally
             for index in indexes:
                 state.withdraw(index)
             if known and state.tally is tally:  # else it has counted these itself
@@ -213,7 +215,7 @@ def chosen(batch: BatchRef, rows: Any) -> list[int]:
     found = sorted({_position(batch, row) for row in rows})
     if not state.followed:
         refresh.look([JobRef(batch, index) for index in found], canceled=True)
-    running = [index for index in found if not state.has(index)]
+    running = [index for index in found if index not in state.outcomes]
     if running:
         first = JobRef(batch, running[0]).id
         raise BadInput(message=f"{first} has not ended yet; retry it when it has, or cancel() it first.")

@@ -90,7 +90,7 @@ class Remembered:
         batch.spec = msgspec.structs.replace(spec, **mine)
         batch.name, batch.function, batch.source = asked.options.name, asked.function.call, asked.source
         if payloads is not None:
-            batch.state.given = payloads
+            batch.state.arguments.named = payloads
         batch.note = (
             f"{len(rows):,} of {len(rows):,} jobs were in the spool, and {session.server} has them no more; "
             "nothing new runs"

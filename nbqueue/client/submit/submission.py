@@ -194,7 +194,7 @@ class SubmitPlan:
             rows = Sent(0 if told is None else told.n) if self._packed is None else range(len(self._packed))
         state = BatchState(*facts, max_failed=most) if rows is None else Selection(*facts, rows, max_failed=most)
         if told is not None:
-            state.birth = self._birth(batch, told)
+            state.on_disk.header = self._birth(batch, told)
             state.tally = Tally(n=told.n, **{str(told.state): told.n})
         return state
 
@@ -208,7 +208,7 @@ class SubmitPlan:
         state = self._new_state(self.options.job_id or new_id(self.function.label))
         run = in_process.InlineRun(state, self.spec, self.function.call, self.mode, self.function.record.hooks)
         if self.options.meta:
-            state.notes = {index: Notes(job_meta.plain(self.options.meta)) for index in range(len(payloads))}
+            state.inline.notes = {index: Notes(job_meta.plain(self.options.meta)) for index in range(len(payloads))}
         if self._allowed():
             run.all(payloads)
         else:
@@ -260,7 +260,7 @@ class SubmitPlan:
         if len(payloads) != state.tally.n:
             state.tally = Tally(n=len(payloads), **{str(present): len(payloads)})
         with state.changed:
-            state.remember(payloads)
+            state.arguments.add(payloads)
         return self._batch(state)
 
     def _spooled(self, state: BatchState, sealed: list[list[bytes]]) -> None:
@@ -370,7 +370,7 @@ class SubmitPlan:
         if self.mode:
             return self._inline_after(source)
         state, _ = self._submit(lambda _: [[]], last=True, own=self.options.job_id)
-        state.payloads = None
+        state.arguments.sent = None
         state.expected, state.open = source.state.expected, source.state.open
         self._spooled(state, [])
         batch = self._batch(state)

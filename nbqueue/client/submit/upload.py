@@ -203,7 +203,7 @@ class Upload:
             self._session.spool.arguments(state, start, sealed)
             self._session.spool.marks(state, start, self._marks(start, start + len(buffer)))
         with state.changed:
-            state.remember(buffer)
+            state.arguments.add(buffer)
         self._sent += len(buffer)
         self._buffer, self._bytes, self._flushed = [], 0, time.monotonic()
 
