@@ -1,5 +1,6 @@
 """The rules of the state machine that are about batches."""
 
+import msgspec
 from helpers import new_batch
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
@@ -151,6 +152,26 @@ class BatchRules:
             new = batch.new
             if not new.source:
                 assert not self.broker.extend(new.id, len(batch.jobs), [b"x"], nonce=new.nonce, last=True)
+        self.world.react()
+
+    @precondition(lambda self: any(batch.jobs for batch in self.batches.values()))
+    @rule(choice=CHOICE, pick=CHOICE)
+    def cancel_alone(self, choice, pick):
+        batch = some([batch for batch in self.batches.values() if batch.jobs], choice)
+        index = pick % len(batch.jobs)
+        job = batch.jobs[index]
+        hit = job.waits or job.state is State.STARTED
+        assert self.broker.cancel_alone(batch.new.id, index) == hit
+        named = {index, None} if len(batch.jobs) == 1 and not batch.open else {index}
+        for child in self.batches.values():
+            needs = {}
+            for need in child.new.needs:
+                mine = need.batch == batch.new.id and need.index in named
+                now = need._replace(allow_failure=True) if mine else need
+                needs[now] = child.stand[now] = child.stand.get(need, "o")
+            child.new = msgspec.structs.replace(child.new, needs=tuple(needs))
+        if hit:
+            self.conclude(batch, index, State.CANCELED)
         self.world.react()
 
     def bring_forward(self, item):

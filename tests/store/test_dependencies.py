@@ -254,6 +254,20 @@ def test_what_had_fallen_with_a_failure_rises_when_that_is_canceled_alone(broker
         broker.cancel_alone("nothing", 0)
 
 
+def test_a_need_that_was_there_in_both_ways_counts_as_the_one_that_allows_a_failure(broker):
+    join(broker)
+    submit(broker, "b1", n=2)
+    both = [Need("b1", 0), Need("b1", 0, True)]
+    child(broker, "fallen", n=1, on=both)
+    child(broker, "bound", n=1, on=[*both, Need("b1", 1)])
+    settle(broker, State.FAILED)
+    assert states(broker, "fallen", "bound") == [State.CANCELED] * 2
+    assert broker.cancel_alone("b1", 0) == 0
+    assert states(broker, "fallen", "bound") == [State.QUEUED, State.DEFERRED]
+    settle(broker)
+    assert states(broker, "bound") == [State.QUEUED]
+
+
 def test_a_running_job_is_canceled_alone_however_many_depend_on_it(broker):
     join(broker)
     submit(broker, "b1", n=1)

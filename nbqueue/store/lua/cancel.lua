@@ -104,12 +104,12 @@ local function forgive(selector)
     local waits, need = part(child, 'waits'), selector .. ':1:' .. batch
     local is = call('HGET', waits, from .. batch)
     call('ZADD', list, 0, selector .. ':1:' .. child)
-    if is and call('HSETNX', waits, need, is) == 0 and is ~= 'm' then -- it had both: the other one counts
-      call('HINCRBY', K.b(child), is == 'o' and 'nopen' or 'nbad', -1)
-    end
+    local both = is and call('HSETNX', waits, need, is) == 0
+    if both and is ~= 'm' then call('HINCRBY', K.b(child), is == 'o' and 'nopen' or 'nbad', -1) end
     call('HDEL', waits, from .. batch)
     call('ZREM', list, member)
     look(f, selector .. ':1:' .. child)
+    if both then decide(child) end -- the need that is left may stand as it did, and the other one held the child
   end
   return #members < MOST.children
 end
