@@ -59,7 +59,7 @@ class Facts(JobRef, Generic[R]):
     def origin(self, name: str) -> None:
         if self.batch.unsent is None:
             raise BadInput(message=f"{self.id} is in {self.origin}: batch.retry(queue=...) moves what has ended.")
-        self.batch.state.queue = name
+        self.batch.state.move(name)
 
     @property
     def func_name(self) -> str:
@@ -243,9 +243,9 @@ class Facts(JobRef, Generic[R]):
     def created_at(self) -> datetime | None:
         """When it was submitted."""
         state = self.batch.state
-        if not state.created_us and (view := self._view()) is not None:
-            state.created_us = view.created_us
-        return utc(state.created_us) if state.created_us else None
+        view = None if state.created_us else self._view()
+        created_us = state.created_us if view is None else view.created_us
+        return utc(created_us) if created_us else None
 
     @property
     def due_at(self) -> datetime | None:

@@ -55,6 +55,28 @@ def test_heavy_libraries_are_imported_when_used(path):
     assert not top & NEVER_AT_MODULE_LEVEL
 
 
+def assigned(text):
+    """`state.x` where an attribute of something called `state` is assigned."""
+    for node in ast.walk(ast.parse(text)):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) else ():
+            for each in target.elts if isinstance(target, ast.Tuple) else [target]:
+                if isinstance(each, ast.Attribute):
+                    of = each.value
+                    if getattr(of, "id", getattr(of, "attr", "")).lstrip("_") == "state":
+                        yield f"state.{each.attr}"
+
+
+def test_what_is_known_of_a_batch_is_assigned_in_its_own_room_only():
+    assert list(assigned("def f(batch):\n    n, batch.state.over = 1, True\n    self._state.awaited += 1\n")) == [
+        "state.over",
+        "state.awaited",
+    ]
+    rooms = [path for path in SOURCES if "client" in path.parts and path.parent.name != "state"]
+    assert rooms
+    assert {str(path): found for path in rooms if (found := list(assigned(path.read_text())))} == {}
+
+
 # ---------------------------------------------------------------- the rooms of the client
 
 

@@ -67,10 +67,8 @@ def known(session: Session, view: BatchView, spec: Spec) -> Iterator[BatchState]
 
 def _new(session: Session, view: BatchView, spec: Spec) -> BatchState:
     state = BatchState(view.id, view.queue, "", spec)
-    state.arguments.sent, state.foreign = None, view.session != session.id
-    state.on_disk.header = _birth(session, view, spec) if view.signer in session.sealer.keyring.ids else None
-    state.known, state.tally, state.created_us = True, view.tally, view.created_us
-    state.open, state.cut, state.expires_us = view.open, view.cut, view.expires_us
+    header = _birth(session, view, spec) if view.signer in session.sealer.keyring.ids else None
+    state.found(view, header, foreign=view.session != session.id)
     return state
 
 

@@ -15,7 +15,7 @@ def forget(batch: BatchRef) -> None:
         raise BadInput(message=f"{batch.id} still runs ({batch.tally}): wait for it, or cancel() it, then forget it.")
     session.collector.drop(state)
     state.hold()
-    state.gone = "forgotten"
+    state.close("forgotten")
     if state.on_disk.header is not None:
         session.spool.forget(state.on_disk.header)
     if not batch.inline:

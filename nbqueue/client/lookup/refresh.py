@@ -164,10 +164,10 @@ def read(batch: BatchRef, index: int) -> None:
     view = session.ask(lambda broker: broker.view(batch.id))
     if view is None or view.expired:
         if not state.followed:  # if it is, the collector knows whether it expired or was lost
-            state.gone = "expired"
+            state.close("expired")
         return
     if not state.followed:
-        state.tally = view.tally
+        state.count(view.tally)
     end = _end(view, index)
     if end is not None and session.ask(lambda broker: broker.states(batch.id, [index]))[0] is State.CANCELED:
         state.keep(index, end)

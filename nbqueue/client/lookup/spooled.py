@@ -84,12 +84,11 @@ def batch(session: Session, found: SpooledBatch, gone: str, rows: Sequence[int] 
         return None
     facts = birth.batch, birth.queue, birth.epoch, spec
     state = BatchState(*facts) if rows is None else Selection(*facts, rows, whole=Tally(n=found.n))
-    state.on_disk.header, state.arguments.sent, state.created_us = birth, None, birth.created_us
-    state.known, state.followed, state.gone, state.foreign = True, True, gone, True
-    state.refetch = session.again
+    state.recalled(birth, gone)
+    state.follow(session.again)
     archive.fill(session.spool, state, found)
     archive.count(state, found)
-    state.over = state.whole
+    state.judge()
     made: BatchRef = BatchRef(session, state, spec, name=birth.name)
     made.shown_in = None
     if not state.over and not gone:
@@ -137,7 +136,7 @@ def _earliest(session: Session, found: SpooledBatch) -> float:
 def resume(batch: BatchRef, view: BatchView) -> None:
     """Takes from the spool what need not be copied again. The log is then read from where the spool ends."""
     state = batch.state
-    state.epoch = batch.session.ask(lambda broker: broker.epoch())
+    state.seen_in(batch.session.ask(lambda broker: broker.epoch()))
     if batch.single or state.on_disk.header is None or batch.session.spool.folder is None:
         return
     batch.session.spool.drain()

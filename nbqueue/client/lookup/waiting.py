@@ -131,8 +131,6 @@ def prepare(batch: BatchRef, met: Callable[[], bool]) -> None:
     refuse_unsent(batch)
     state = batch.state
     if state.fault is not None and not batch.inline:
-        with state.changed:
-            state.fault = None
         batch.session.collector.follow(state)
     if not (met() or batch.state.followed or batch.inline):
         batch.session.attend()
@@ -158,12 +156,12 @@ def awaiting(state: BatchState, index: int | None) -> Iterator[None]:
     """Says that somebody waits for one job: the collector then looks without a pause."""
     by = int(index is not None)
     with state.changed:
-        state.awaited += by
+        state.awaits(by)
     try:
         yield
     finally:
         with state.changed:
-            state.awaited -= by
+            state.awaits(-by)
 
 
 def raise_trouble(batch: BatchRef, index: int | None = None, *, arrived: bool = False) -> None:

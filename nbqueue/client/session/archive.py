@@ -86,7 +86,7 @@ def fill(spool: Spool, state: BatchState, found: SpooledBatch) -> None:
 def count(state: BatchState, found: SpooledBatch) -> None:
     """Counts what is here of a batch that no server tells of."""
     if state.rows is None:
-        state.tally = Tally(n=max(found.n, state.tally.n))
+        state.count(Tally(n=max(found.n, state.tally.n)))
     state.recount()
 
 

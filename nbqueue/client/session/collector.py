@@ -11,7 +11,6 @@ import contextlib
 import threading
 import time
 import weakref
-from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from nbqueue.client.session import archive
@@ -101,8 +100,7 @@ class Collector:
     def follow(self, state: BatchState) -> None:
         """Follows `state` from now on (again, after a retry)."""
         with self._lock:
-            state.followed = True
-            state.refetch = self._session.again
+            state.follow(self._session.again)
             if state.single:
                 self._singles.add(state)
             else:
@@ -195,9 +193,7 @@ class Collector:
     def _fail(self, states: list[BatchState], why: Exception) -> None:
         for state in states:
             self.drop(state)
-            with state.changed:
-                state.fault = why
-                state.changed.notify_all()
+            state.break_off(following=why)
 
     # ------------------------------------------------------------ one turn
 
@@ -237,9 +233,7 @@ class Collector:
             return  # for the moment: it is tried again
         except Exception as why:  # noqa: BLE001 - it is raised again by whoever waits
             upload.canceled = True
-            with state.changed:
-                state.error = state.error or why
-                state.changed.notify_all()
+            state.break_off(upload=why)
 
     # ------------------------------------------------------------ batches of one
 
@@ -374,7 +368,7 @@ class Collector:
         if 0 < allowed < 1:
             allowed = allowed * state.n
         if tally.failed > allowed:
-            state.max_failed = None  # once: a retry of the rest is the user's will
+            state.lift_limit()  # once: a retry of the rest is the user's will
             if state.upload is not None:
                 state.upload.stop(wait=False)
             broker.cancel(state.batch, state.chosen)
@@ -389,10 +383,7 @@ class Collector:
         self.drop(state)
         archive.mend(self._session.spool, state)
         with state.changed:
-            state.gone = state.gone or why  # what this process removed meanwhile was not lost
-            state.recount()
-            state.over = state.over or state.whole  # what nobody can ask for any more is all here
-            state.cursor.uncopied = deque() if state.whole else state.cursor.uncopied
+            state.lose(why)  # what this process removed meanwhile was not lost
             state.changed.notify_all()
         self._show(state, last=True)
 

@@ -21,7 +21,9 @@ from nbqueue.store.decoding import entry_of
 from nbqueue.store.records import Stored
 
 if TYPE_CHECKING:
+    from nbqueue.client.spool.records import BatchHeader
     from nbqueue.store.decoding import Progress
+    from nbqueue.store.records import BatchView
 
 _log = logging.getLogger(__name__)
 PORTION = 16 << 20  # bytes of outcomes to copy at a time
@@ -91,12 +93,14 @@ class InlineRecords:
 
 
 class BatchState:
-    """The memory of a batch. Written by the collector, read by everyone; `changed` guards it and tells of changes.
+    """The memory of a batch. Its fields are assigned here only; `changed` guards them and tells of changes.
 
-    Nothing here is unpickled or even unsealed before someone asks for it.
+    Nothing is unpickled or even unsealed before someone asks for it.
     """
 
-    def __init__(self, batch: str, queue: str, epoch: str, spec: Spec, *, max_failed: float | None = None) -> None:
+    def __init__(
+        self, batch: str, queue: str, epoch: str, spec: Spec, *, max_failed: float | None = None, created_us: int = 0
+    ) -> None:
         self.batch, self.queue, self.epoch, self.spec = batch, queue, epoch, spec
         self.rows: Sequence[int] | None = None  # the jobs of one call, in its order; None: all, in theirs
         self.max_failed = max_failed
@@ -107,7 +111,7 @@ class BatchState:
         self.followed = False  # whether the collector brings what is new; else whoever wants to know must poll
         self.foreign = False  # of another session, whose log it is that names its end
         self.open = self.cut = self.over = False
-        self.created_us = 0
+        self.created_us = created_us  # 0: not known
         self.expires_us: int | None = None
         self.gone = ""  # "expired", "lost" or "forgotten": the store has it no more
         self.error: BaseException | None = None  # what stopped the upload; what arrived goes on
@@ -229,7 +233,95 @@ class BatchState:
                 with contextlib.suppress(ValueError):
                     self.bars.remove(bar)
 
-    # ------------------------------------------------------------ writing (hold `changed`)
+    # ------------------------------------------------------------ writing: how it is found, and what becomes of it
+
+    def submitted(self, header: BatchHeader, tally: Tally) -> None:
+        """The store has taken it in."""
+        self.on_disk.header, self.tally = header, tally
+
+    def found(self, view: BatchView, header: BatchHeader | None, *, foreign: bool) -> None:
+        """The store knows it: another session, or an earlier call, submitted it."""
+        self.on_disk.header, self.arguments.sent, self.foreign = header, None, foreign
+        self.known, self.tally, self.created_us = True, view.tally, view.created_us
+        self.open, self.cut, self.expires_us = view.open, view.cut, view.expires_us
+
+    def shares(self, other: BatchState) -> None:
+        """It is of the same batch as `other`."""
+        self.on_disk.header, self.foreign, self.created_us = other.on_disk.header, other.foreign, other.created_us
+        self.known, self.arguments.sent = True, None
+
+    def replaces(self, before: BatchState) -> None:
+        """It stands where `before` did: whoever showed that is told of this, and arguments are at hand."""
+        self.arguments, self.bars = before.arguments, before.bars
+
+    def recalled(self, header: BatchHeader, gone: str) -> None:
+        """The spool has it. `gone` says why the server has it no more; empty: it cannot be asked at the moment."""
+        self.on_disk.header, self.arguments.sent, self.created_us = header, None, header.created_us
+        self.known, self.followed, self.foreign, self.gone = True, True, True, gone
+
+    def begin_inline(self, payloads: list[bytes], created_us: int) -> None:
+        """It runs in this process."""
+        self.arguments.sent, self.created_us, self.known = payloads, created_us, True
+
+    def expect(self, n: int | None, *, still_open: bool = False) -> None:
+        """So many jobs are on their way; None: nobody knows yet."""
+        self.expected, self.open, self.over = n, still_open, n == 0 and not still_open
+
+    def send(self, upload: Sending) -> None:
+        """Its items are still read."""
+        self.upload, self.open = upload, True
+
+    def count(self, tally: Tally) -> None:
+        """Its jobs stand like this."""
+        self.tally = tally
+
+    def end(self) -> None:
+        """Every job has ended."""
+        self.over = True
+
+    def judge(self) -> None:
+        """Nobody tells whether every job has ended: they have where all outcomes are here."""
+        self.over = self.whole
+
+    def close(self, gone: str) -> None:
+        """The store has it no more: it "expired", is "lost", or "forgotten"; what was forgotten is not lost."""
+        self.gone = self.gone if self.gone == "forgotten" else gone
+
+    def lose(self, gone: str) -> None:
+        """As close; what is here is all that there will be."""
+        self.close(self.gone or gone)
+        self.recount()
+        if self.whole:
+            self.over = True
+            self.cursor.uncopied.clear()
+
+    def seen_in(self, epoch: str) -> None:
+        """The server has it in this epoch of its data."""
+        self.epoch = epoch
+
+    def awaits(self, by: int) -> None:
+        """So many threads more wait for one job of it."""
+        self.awaited += by
+
+    def move(self, queue: str) -> None:
+        """It is in another queue."""
+        self.queue = queue
+
+    def lift_limit(self) -> None:
+        """However many fail from now on, the rest runs."""
+        self.max_failed = None
+
+    def follow(self, refetch: Callable[[str, int], bytes | None]) -> None:
+        """From now on the collector brings what is new; `refetch` asks the store for an outcome."""
+        self.followed, self.refetch, self.fault = True, refetch, None
+
+    def break_off(self, *, upload: BaseException | None = None, following: BaseException | None = None) -> None:
+        """Its upload, or the collector, has met an error, which is raised by those who wait."""
+        with self.changed:
+            self.error, self.fault = self.error or upload, self.fault or following
+            self.changed.notify_all()
+
+    # ------------------------------------------------------------ writing what the store tells (hold `changed`)
 
     def reach(self, n: int) -> None:
         """So many calls have been read of an iterator, and are sent next."""

@@ -42,8 +42,8 @@ def created(
         repeat=options.rerun(said.repeat),
         depends_on=options.parents(said),
     )
-    state = BatchState(said.job_id or new_id(label, 8), origin, "", spec)
-    state.created_us, state.expected = time.time_ns() // 1000, 1
+    state = BatchState(said.job_id or new_id(label, 8), origin, "", spec, created_us=time.time_ns() // 1000)
+    state.expect(1)
     state.inline.notes[0] = Notes(job_meta.plain(said.meta or {}))
     batch = BatchRef(session, state, spec, function=call, inline="collect")
     batch.unsent = Prepared(func, options.positionals(args), options.keywords(kwargs), {**given, "ttl": said.ttl})

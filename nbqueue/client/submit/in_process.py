@@ -84,14 +84,13 @@ class InlineRun:
         self.these(sorted(set(range(len(found))) - set(lost)))
 
     def _begin(self, payloads: list[bytes]) -> None:
-        state = self.state
-        state.arguments.sent, state.created_us, state.known = payloads, _now_us(), True
+        self.state.begin_inline(payloads, _now_us())
 
     def _end(self) -> None:
         assert self.state.arguments.sent is not None
         n = len(self.state.arguments.sent)
-        self.state.tally = _tally(self.state, n)
-        self.state.over = True
+        self.state.count(_tally(self.state, n))
+        self.state.end()
 
     def these(self, indexes: Iterable[int]) -> None:
         """Runs the jobs at these positions."""

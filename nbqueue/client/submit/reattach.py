@@ -20,7 +20,7 @@ from nbqueue.client.lookup import find, spooled
 from nbqueue.client.session import kernel
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.session import tell
-from nbqueue.client.state.batch_state import KEPT_ARGUMENTS, BatchState
+from nbqueue.client.state.batch_state import KEPT_ARGUMENTS
 from nbqueue.client.state.selection import Selection
 from nbqueue.client.submit import spoolnames, upload
 from nbqueue.client.submit.options import spill_folder
@@ -183,8 +183,7 @@ class Reattach:
             self._session.spool.function(batch.state, *self._replaced)
         if source.state.rows is not None:
             state = Selection(batch.id, batch.queue, "", batch.spec, source.state.rows, whole=self._view.tally)
-            state.arguments.sent = None
-            _fill(state, self._session, self._view)
+            state.shares(find.handle(self._session, self._view).state)
             batch.state = state
         batch.source, batch.function, batch.shown_in = source, self._asked.function.call, kernel.cell()
         batch.note = self._updated(len(rows)) if told else "it was there already; nothing new runs"
@@ -269,12 +268,9 @@ class Reattach:
         state = Selection(
             view.id, view.queue, epoch, spec, argument_hashes.shortened(rows), whole=whole, max_failed=most
         )
-        state.arguments.sent, state.arguments.named = (
-            None,
-            payloads if sum(map(len, payloads)) <= KEPT_ARGUMENTS else None,
-        )
-        state.tally = Tally(n=len(rows), queued=len(rows)) if state.others or self._new else view.tally
-        _fill(state, self._session, view)
+        state.shares(find.handle(self._session, view).state)
+        state.arguments.named = payloads if sum(map(len, payloads)) <= KEPT_ARGUMENTS else None
+        state.count(Tally(n=len(rows), queued=len(rows)) if state.others or self._new else view.tally)
         return state
 
     def _known(self, spec: Spec, rows: list[int]) -> Selection | None:
@@ -339,10 +335,3 @@ class Reattach:
 
 def _limit(spec: Spec, view: BatchView, limit: str) -> Any:
     return view.queue if limit == "queue" else getattr(spec, limit)
-
-
-def _fill(state: BatchState, session: Any, view: BatchView) -> None:
-    """What the store has told of the batch."""
-    known = find.handle(session, view).state
-    state.on_disk.header, state.foreign, state.created_us = known.on_disk.header, known.foreign, known.created_us
-    state.known = True

@@ -188,17 +188,13 @@ def _look_again(batch: BatchRef) -> None:
     state = found.state
     if before.rows is not None:
         state = Selection(batch.id, view.queue, "", found.spec, before.rows, whole=view.tally)
-        state.arguments.sent, state.on_disk.header, state.foreign = (
-            None,
-            found.state.on_disk.header,
-            found.state.foreign,
-        )
-        state.created_us, state.known, state.tally = found.state.created_us, True, before.tally
-    state.arguments, state.bars = before.arguments, before.bars
+        state.shares(found.state)
+        state.count(before.tally)
+    state.replaces(before)
     batch.state = state
     mine = {name: getattr(batch.spec, name) for name in ("columns", "labeled", "index_names")}
     batch.spec = msgspec.structs.replace(found.spec, **mine)
     spooled.resume(batch, view)
     with state.changed:
-        state.over = state.whole
+        state.judge()
     session.collector.follow(state)

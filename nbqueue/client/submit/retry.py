@@ -99,7 +99,7 @@ def _withdrawn(state: BatchState, indexes: list[int], queue: str | None, *, know
     with state.changed:
         state.reopen()
         if queue is not None:
-            state.queue = queue
+            state.move(queue)
         if known or not state.followed:
             # The log says so too, but `job.wait()` right after this must not find the old outcome.
             before, tally = Counter(state.outcomes.state(index) for index in indexes), state.tally
@@ -114,7 +114,7 @@ def _moved(state: BatchState, before: Counter[State | None]) -> None:
     tally = state.tally
     counts = {str(each): max(0, getattr(tally, each) - number) for each, number in before.items() if each}
     left = tally.n - sum(counts.get(str(each), getattr(tally, each)) for each in State if each is not State.QUEUED)
-    state.tally = msgspec.structs.replace(tally, queued=max(0, left), **counts)
+    state.count(msgspec.structs.replace(tally, queued=max(0, left), **counts))
 
 
 def idle(batch: BatchRef) -> str:

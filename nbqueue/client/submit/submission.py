@@ -194,8 +194,7 @@ class SubmitPlan:
             rows = Sent(0 if told is None else told.n) if self._packed is None else range(len(self._packed))
         state = BatchState(*facts, max_failed=most) if rows is None else Selection(*facts, rows, max_failed=most)
         if told is not None:
-            state.on_disk.header = self._birth(batch, told)
-            state.tally = Tally(n=told.n, **{str(told.state): told.n})
+            state.submitted(self._birth(batch, told), Tally(n=told.n, **{str(told.state): told.n}))
         return state
 
     def _birth(self, batch: str, told: Submitted) -> BatchHeader:
@@ -242,9 +241,8 @@ class SubmitPlan:
 
         own = self._own_id(payloads)
         state, sealed = self._submit(seal, last=len(cuts) < 2, own=own)
-        state.expected = len(payloads)
+        state.expect(len(payloads))
         batch = self._held(state, payloads)
-        state.over = not payloads  # an empty batch is done from the start
         self._spooled(state, sealed)
         self.session.collector.follow(state)
         try:
@@ -258,7 +256,7 @@ class SubmitPlan:
     def _held(self, state: BatchState, payloads: list[bytes]) -> BatchRef:
         present = next((each for each in State if getattr(state.tally, each)), State.QUEUED)
         if len(payloads) != state.tally.n:
-            state.tally = Tally(n=len(payloads), **{str(present): len(payloads)})
+            state.count(Tally(n=len(payloads), **{str(present): len(payloads)}))
         with state.changed:
             state.arguments.add(payloads)
         return self._batch(state)
@@ -371,7 +369,7 @@ class SubmitPlan:
             return self._inline_after(source)
         state, _ = self._submit(lambda _: [[]], last=True, own=self.options.job_id)
         state.arguments.sent = None
-        state.expected, state.open = source.state.expected, source.state.open
+        state.expect(source.state.expected, still_open=source.state.open)
         self._spooled(state, [])
         batch = self._batch(state)
         self.session.collector.follow(state)
@@ -407,9 +405,8 @@ class SubmitPlan:
         except BaseException:
             reader.abandon()
             raise
-        state.open = True
         upload = uploader.Upload(self.session, state, self.nonce, len(first), self._span)
-        state.upload = upload
+        state.send(upload)
         self._spooled(state, sealed)
         batch = self._held(state, first)
         self.session.collector.follow(state)

@@ -127,9 +127,7 @@ def _begin(state: BatchState, work: Callable[[], None], *, daemon: bool) -> None
         try:
             work()
         except BaseException as why:  # noqa: BLE001 - it is raised again by whoever waits
-            with state.changed:
-                state.error = why
-                state.changed.notify_all()
+            state.break_off(upload=why)
 
     threading.Thread(target=run, name=f"nbqueue upload of {state.batch}", daemon=daemon).start()
 
@@ -275,9 +273,7 @@ class IteratorReader:
         self._upload.wait()
         if self._target is None or self._state is None:
             return  # abandoned
-        with self._state.changed:
-            self._state.error = why
-            self._state.changed.notify_all()
+        self._state.break_off(upload=why)
         if not isinstance(why, NoServer):
             # Refused again: the store closes it when its lease has ended. Or it is gone, which was told.
             with contextlib.suppress(NbqueueError):
