@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import leaks
+from helpers import flush, leaks
 from hypothesis import HealthCheck, settings
 
 from nbqueue.client.batch import Batch
@@ -89,8 +89,7 @@ def broker(connection: Connection) -> Iterator[Broker]:
     found = Broker(connection, f"t{secrets.token_hex(6)}")
     yield found
     left = leaks(found)
-    if keys := list(found.client.scan_iter(match=found.keys.prefix + "*", count=1000)):
-        found.client.unlink(*keys)
+    flush(found)
     assert left == []
 
 

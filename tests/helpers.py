@@ -99,6 +99,12 @@ def expire(broker: Broker, worker: str) -> None:
     broker.client.eval(text, 2, broker.keys.at("workers"), broker.keys.at("room"), worker)
 
 
+def flush(broker: Broker) -> None:
+    """Removes all keys of the namespace, as a server does that forgets."""
+    if keys := list(broker.client.scan_iter(match=broker.keys.prefix + "*", count=1000)):
+        broker.client.unlink(*keys)
+
+
 def leaks(broker: Broker) -> list[str]:
     """Keys of the namespace that would stay for ever."""
     prefix = broker.keys.prefix

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from nbqueue.client import gathering
 from nbqueue.client.batch import Batch
 from nbqueue.client.calls import dataframes, items
 from nbqueue.client.calls.function import DescribedFunction, label_of
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.frames import batches_frame
 from nbqueue.client.job import Job
+from nbqueue.client.jobs import Jobs
 from nbqueue.client.lookup import find
 from nbqueue.client.session import kernel, session
 from nbqueue.client.session.local_mode import LocalServer
@@ -24,7 +24,7 @@ from nbqueue.client.session.session import Session
 from nbqueue.client.submit import options as terms
 from nbqueue.client.submit import reattach
 from nbqueue.client.submit.submission import SubmitPlan, refuse_inside
-from nbqueue.errors import BadOption
+from nbqueue.errors import BadInput, BadOption
 from nbqueue.model import Options
 
 if TYPE_CHECKING:
@@ -185,7 +185,10 @@ def gather(
     job. NotDone after `timeout` seconds.
     """
     refuse_inside("gather")
-    return gathering.gather(jobs, timeout, meta=meta, args=args)
+    chosen: list[Job[Any]] = [jobs] if isinstance(jobs, Job) else list(jobs)
+    if strange := [one for one in chosen if not isinstance(one, Job)]:
+        raise BadInput(message=f"gather() takes Jobs, not {strange[0]!r}: Job.fetch(id) gives the Job of an id.")
+    return Jobs(chosen, "gathered jobs").to_frame(meta=meta, args=args, timeout=timeout)
 
 
 def attach(name: str | None = None) -> Batch[Any]:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, SupportsIndex, TypeVar,
 from nbqueue.checks import brief, check_errors, warn
 from nbqueue.client.frames import concat, frame
 from nbqueue.client.job import Job
-from nbqueue.client.jobs import Jobs
+from nbqueue.client.jobs import Jobs, jobs_of, values
 from nbqueue.client.lookup import awaiting, forget, refresh, results, waiting
 from nbqueue.client.panel import display
 from nbqueue.client.session import kernel
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.session import within
 from nbqueue.client.submit import following, retry
-from nbqueue.errors import LostByServer
+from nbqueue.errors import LostByServer, NotDone
 from nbqueue.model import Spec, Tally
 
 if TYPE_CHECKING:
@@ -151,20 +151,10 @@ class Batch(Sequence[Job[R]], Generic[R]):
         arrived, with a warning. NotDone after `timeout` seconds.
         """
         check_errors(errors)
-        if not (self.wait(timeout) if errors == "raise" else self._arrived(timeout)):
-            raise waiting.not_done(self.ref, f"Batch {self.id}", timeout)
+        self._ended(timeout, strict=errors == "raise")
         if errors == "raise" and self.tally.finished < len(self):
             raise results.complaint(self.ref)
-        found: list[Any] = []
-        for index in self.ref.indexes:
-            value, error = results.value_or_error(self.ref, index)
-            if error is None:
-                found.append(value)
-            elif errors == "return":
-                found.append(error)
-            elif errors == "raise":
-                raise error
-        return found
+        return values(map(self.ref.job, self.ref.indexes), errors)
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Job[R]]:
         """Yields each Job when it has ended, earlier ones first. NotDone after `timeout` seconds without one.
@@ -181,7 +171,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         while not (state.settled and place >= len(state.outcomes.ended)):
             start = place
             if not waiting.until(self.ref, news, timeout, arrived=True, bar=display.in_terminal):
-                raise waiting.not_done(self.ref, f"Batch {self.id}", timeout)
+                raise self._not_done(timeout)
             place = len(state.outcomes.ended)
             for index in state.ends(start, place):
                 if index not in seen and index in state.outcomes:
@@ -200,8 +190,8 @@ class Batch(Sequence[Job[R]], Generic[R]):
         `wait=False` shows what there is. `meta=True` adds causes, times (UTC), CPU seconds, MB of memory, host and
         worker. `args=True` shows arguments over 1 kB whole. NotDone after `timeout` seconds.
         """
-        if wait and not self._arrived(timeout):
-            raise waiting.not_done(self.ref, f"Batch {self.id}", timeout)
+        if wait:
+            self._ended(timeout)
         return frame.build(self.ref, meta=meta, args=args)
 
     def concat(self, *, wait: bool = True, args: bool = False, timeout: float | None = None) -> pd.DataFrame:
@@ -211,31 +201,37 @@ class Batch(Sequence[Job[R]], Generic[R]):
         not finish is left out, with a warning. Raises BadInput where a result is of another kind, NotDone after
         `timeout` seconds.
         """
-        if wait and not self._arrived(timeout):
-            raise waiting.not_done(self.ref, f"Batch {self.id}", timeout)
+        if wait:
+            self._ended(timeout)
         return concat.stack(self.ref, args=args)
 
-    def _arrived(self, timeout: float | None) -> bool:
-        """As wait; where the input broke off, or the server forgot, what had arrived is enough, with a warning."""
-        state = self.ref.state
+    def _ended(self, timeout: float | None, *, strict: bool = False) -> None:
+        """Waits. Raises NotDone, and where the server lost it or its input broke off: a warning unless `strict`."""
+        state, met = self.ref.state, None
         try:
-            return self.wait(timeout)
+            met = self.wait(timeout)
         except LostByServer as why:
-            warn(str(why))
-            return True
-        except BaseException as why:
-            if why is not state.error or not waiting.broke_off(state):
+            if strict:
                 raise
-        met = waiting.until(self.ref, lambda: state.settled, timeout, arrived=True, bar=display.in_terminal)
-        what = f"{type(state.error).__name__}: {state.error}"
-        warn(f"{self.id} has the {len(self):,} items that came before its input broke off ({what}).")
-        return met
+            warn(str(why))
+            return
+        except BaseException as why:
+            if strict or why is not state.error or not waiting.broke_off(state):
+                raise
+        if met is None:
+            met = waiting.until(self.ref, lambda: state.settled, timeout, arrived=True, bar=display.in_terminal)
+            what = f"{type(state.error).__name__}: {state.error}"
+            warn(f"{self.id} has the {len(self):,} items that came before its input broke off ({what}).")
+        if not met:
+            raise self._not_done(timeout)
+
+    def _not_done(self, timeout: float | None) -> NotDone:
+        return waiting.not_done(self.ref, f"Batch {self.id}", timeout)
 
     @property
     def failed(self) -> Jobs[R]:
         """The Jobs that failed so far, as a sequence with a table for a repr. Until all is here, the store is asked."""
-        failed = refresh.failed(self.ref)
-        return Jobs([Job(self.ref, job.index) for job in failed], f"failed jobs in {self.id}")
+        return jobs_of(refresh.failed(self.ref), f"failed jobs in {self.id}")
 
     # ------------------------------------------------------------ verbs
 

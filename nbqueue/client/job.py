@@ -14,6 +14,7 @@ from nbqueue.client.lookup import refresh as lookup
 from nbqueue.client.lookup.results import error_of, text_of, value_of
 from nbqueue.client.panel import display
 from nbqueue.client.session import session
+from nbqueue.client.session.batch_ref import JobRef
 from nbqueue.client.submit import created, following, in_process, retry, submission
 from nbqueue.errors import BadInput, BadSignature, NoSuchBatch, NoSuchWorker, NotThere, SetupError
 from nbqueue.model import Outcome, State
@@ -73,15 +74,14 @@ class Job(Facts[R]):
     def fetch(cls, id: str, connection: Any = None, *, namespace: str | None = None) -> Job[Any]:  # noqa: A002 - RQ's
         """The job with this id, of whatever session. Raises NoSuchJob, Expired, UnknownKey."""
         submission.refuse_inside("Job.fetch")
-        found = find.fetch(session.of(connection, namespace), id)
-        return Job(found.batch, found.index)
+        return job_of(find.fetch(session.of(connection, namespace), id))
 
     @classmethod
     def fetch_many(cls, job_ids: Iterable[str], connection: Any = None) -> list[Job[Any] | None]:
         """The jobs with these ids, 1,000 in a round trip; None for those that are not there."""
         submission.refuse_inside("Job.fetch_many")
         found = find.fetch_many(session.of(connection), job_ids)
-        return [None if isinstance(each, NotThere) else Job(each.batch, each.index) for each in found]
+        return [None if isinstance(each, NotThere) else job_of(each) for each in found]
 
     @classmethod
     def exists(cls, job_id: str, connection: Any = None) -> bool:
@@ -294,7 +294,12 @@ class Job(Facts[R]):
 
         Raises BadInput for a job of a batch of many: `batch.then(function)` takes all of its results.
         """
-        return Job(following.job(self, function, options).batch, 0)
+        return job_of(following.job(self, function, options))
+
+
+def job_of(found: JobRef) -> Job[Any]:
+    """A handle on a job."""
+    return Job(found.batch, found.index)
 
 
 def told(job: Job[Any]) -> tuple[str, str]:

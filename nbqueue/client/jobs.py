@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import html
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from nbqueue.checks import check_errors
-from nbqueue.client import gathering
-from nbqueue.client.job import Job, told
-from nbqueue.client.lookup import refresh, results
+from nbqueue.checks import check_errors, seconds
+from nbqueue.client.frames import frame
+from nbqueue.client.job import Job, job_of, told
+from nbqueue.client.lookup import refresh, results, waiting
+from nbqueue.client.session.batch_ref import JobRef
+from nbqueue.client.session.session import within
 from nbqueue.client.submit import retry
-from nbqueue.errors import BadOption, NotThere
+from nbqueue.errors import BadOption, NotThere, SetupError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,19 +111,30 @@ class Jobs(Sequence[Job[R]], Generic[R]):
         NotDone after `timeout` seconds.
         """
         check_errors(errors)
-        gathering.until(self._jobs, timeout)
-        found: list[Any] = []
-        for job in self._jobs:
-            value, error = results.value_or_error(job.batch, job.index)
-            if error is None or errors == "return":
-                found.append(value if error is None else error)
-            elif errors == "raise":
-                raise error
-        return found
+        self._wait(timeout)
+        return values(self._jobs, errors)
 
     def to_frame(self, *, meta: bool = False, args: bool = False, timeout: float | None = None) -> pd.DataFrame:
         """Waits, then the frame of these jobs, as `nbqueue.gather(jobs)`. NotDone after `timeout` seconds."""
-        return gathering.gather(self._jobs, timeout, meta=meta, args=args)
+        self._wait(timeout)
+        return frame.of(self._jobs, meta=meta, args=args)
+
+    def _wait(self, timeout: float | None) -> None:
+        """Waits for all. Raises NotDone after `timeout` seconds, Expired or LostByServer for what is gone."""
+        end = None if timeout is None else time.monotonic() + seconds("timeout", timeout)
+        with within(timeout), suppress(SetupError):  # where the store cannot be asked, the collector goes on trying
+            refresh.reconsider(self._jobs)
+            refresh.look(self._jobs)
+        for job in self._jobs:  # all are polled together, rather than each when its turn to be waited for comes
+            state = job.batch.state
+            if not (state.followed or job.batch.inline or state.has(job.index)):
+                job.batch.session.collector.follow(state)
+        for job in self._jobs:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            if not waiting.until(job.batch, partial(waiting.ended, job), left, index=job.index):
+                missing = sum(not one.batch.state.has(one.index) for one in self._jobs)
+                what = f"{missing:,} of {len(self):,} jobs, {job.id} among them,"
+                raise waiting.not_done(job.batch, what, timeout, job.index)
 
     # ------------------------------------------------------------ as a table
 
@@ -166,3 +182,20 @@ class Jobs(Sequence[Job[R]], Generic[R]):
         )
         head = "<tr>" + "".join(f"<th>{name}</th>" for name in heads) + "</tr>"
         return f"<table><thead>{head}</thead><tbody>{body}</tbody></table><p>{self._rest()}</p>"
+
+
+def jobs_of(found: Iterable[JobRef], which: str) -> Jobs[Any]:
+    """Handles on jobs."""
+    return Jobs(map(job_of, found), which)
+
+
+def values(jobs: Iterable[JobRef], errors: str) -> list[Any]:
+    """The values of jobs that have ended; what stands in place of one that there is not, `errors` says."""
+    found: list[Any] = []
+    for job in jobs:
+        value, error = results.value_or_error(job.batch, job.index)
+        if error is None or errors == "return":
+            found.append(value if error is None else error)
+        elif errors == "raise":
+            raise error
+    return found

@@ -14,7 +14,7 @@ from nbqueue.client.calls.function import DescribedFunction, describe
 from nbqueue.client.calls.items import Calls
 from nbqueue.client.frames import queue_frame
 from nbqueue.client.job import Job
-from nbqueue.client.jobs import Jobs
+from nbqueue.client.jobs import Jobs, jobs_of
 from nbqueue.client.lookup import queue_contents
 from nbqueue.client.session import session
 from nbqueue.client.session.batch_ref import JobRef, Prepared
@@ -317,7 +317,7 @@ class Queue:
     @property
     def jobs(self) -> Jobs[Any]:
         """The jobs that wait, in the order in which workers take them."""
-        return _jobs(queue_contents.waiting(self.session, self.name), f"waiting jobs in {self.name}")
+        return jobs_of(queue_contents.waiting(self.session, self.name), f"waiting jobs in {self.name}")
 
     def get_job_ids(self, offset: int = 0, length: int = -1) -> list[str]:
         """`length` ids (all: -1) from `offset` on."""
@@ -377,7 +377,7 @@ class Queue:
 
     def _in_state(self, find: Callable[[Session, str, State], list[JobRef]], state: State) -> Jobs[Any]:
         word = "running" if state is State.STARTED else state
-        return _jobs(find(self.session, self.name, state), f"{word} jobs in {self.name}")
+        return jobs_of(find(self.session, self.name, state), f"{word} jobs in {self.name}")
 
     # The same by RQ's names: as they are now, whenever they are asked for.
     failed_job_registry = failed
@@ -437,10 +437,6 @@ def _refuse_twice(ids: list[str]) -> None:
 
 def _submit_many(batches: list[tuple[Any, bytes]], broker: Broker) -> list[Any]:
     return broker.submit_many(batches)
-
-
-def _jobs(found: Iterable[JobRef], which: str) -> Jobs[Any]:
-    return Jobs([Job(one.batch, one.index) for one in found], which)
 
 
 def _window(offset: int, length: int) -> slice:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from nbqueue.checks import brief, check_name, check_queue, seconds, warn
-from nbqueue.client.job import Job
+from nbqueue.client.job import Job, job_of
 from nbqueue.client.lookup import find
 from nbqueue.client.session import session as sessions
 from nbqueue.client.session.session import Session
@@ -297,8 +297,7 @@ class WorkerHandle:
     def get_current_job(self) -> Job[Any] | None:
         """A job that it holds now; None if it holds none."""
         found = self.get_current_job_id()
-        job = None if found is None else find.fetch(self._session, found)
-        return None if job is None else Job(job.batch, job.index)
+        return None if found is None else job_of(find.fetch(self._session, found))
 
     def shutdown(self) -> None:
         """Tells it to finish what it runs and leave. Raises NoSuchWorker when it has left already."""

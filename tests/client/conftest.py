@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
+from fleet import Fleet
 from hands import Hands
-from helpers import leaks
+from helpers import flush, leaks
 
 import nbqueue
+from nbqueue import Queue
 from nbqueue.client.session import session as session_module
 from nbqueue.client.session.session import Session
 
@@ -31,8 +34,7 @@ def session(server):
     found.collector.stop()
     broker = found.broker
     left = leaks(broker)
-    if keys := list(broker.client.scan_iter(match=broker.keys.prefix + "*", count=1000)):
-        broker.client.unlink(*keys)
+    flush(broker)
     found.disconnect()
     assert not left
 
@@ -48,9 +50,21 @@ def other(session):
 
 @pytest.fixture
 def hands(session):
-    found = Hands(session)
+    found = Hands(session, ("default", "low"))
     yield found
     found.stop()
+
+
+@pytest.fixture
+def q(session):
+    return Queue("low")
+
+
+@pytest.fixture
+def fleet(server, session, tmp_path):
+    """Worker processes of the command, once they are started."""
+    with closing(Fleet(server.url, session.settings.namespace, tmp_path / "home")) as found:
+        yield found
 
 
 @pytest.fixture

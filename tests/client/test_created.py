@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hands import Hands
 
 from nbqueue import Callback, Job, Queue, Repeat, Retry, State, gather
 from nbqueue.errors import BadInput, BadItems, BadOption, InUse, NoSuchJob
@@ -11,18 +10,6 @@ from nbqueue.errors import BadInput, BadItems, BadOption, InUse, NoSuchJob
 
 def add(x, y=1):
     return x + y
-
-
-@pytest.fixture
-def q(session):
-    return Queue("low")
-
-
-@pytest.fixture
-def hands(session):
-    found = Hands(session, ("low",))
-    yield found
-    found.stop()
 
 
 def test_what_was_created_tells_of_itself_and_no_server_knows_it(session, q):

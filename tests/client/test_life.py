@@ -6,7 +6,6 @@ import time
 
 import pandas as pd
 import pytest
-from fleet import Fleet
 from helpers import wait_until
 
 import nbqueue
@@ -17,11 +16,9 @@ from nbqueue.model import Cause
 
 
 @pytest.fixture
-def q(server, session, tmp_path):
-    fleet = Fleet(server.url, session.settings.namespace, tmp_path / "home")
-    fleet.start("low", slots=2).up()
-    yield Queue("low")
-    fleet.close()
+def q(fleet):
+    fleet.start("low").up()
+    return Queue("low")
 
 
 def add(x, y=1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from helpers import wait_until
+from helpers import flush, wait_until
 
 import nbqueue
 from nbqueue.client.batch import Batch
@@ -30,7 +30,7 @@ def lost(request, server, session, hands):
     single = nbqueue.submit(work, 9)
     wait_until(lambda: single.batch.state.known)
     broker = session.broker
-    broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*", count=1000))
+    flush(broker)
     wait_until(lambda: batch.ref.state.gone and single.batch.state.gone, 20)
     return batch, single
 
@@ -99,7 +99,7 @@ def test_a_batch_that_is_gone_is_counted_by_what_is_here(session, hands):
     wait_until(lambda: batch.ref.state.collected == 3)
     assert batch.wait(10)
     broker = session.broker
-    broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*", count=1000))
+    flush(broker)
     with batch.ref.state.changed:
         batch.ref.state.over, batch.ref.state.tally = False, Tally(n=3, finished=2, queued=1)
     session.collector.follow(batch.ref.state)

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
-from hands import Hands
 from helpers import wait_until
 
 import nbqueue
@@ -38,18 +37,6 @@ def report(job, connection, result):
 
 def boom(x):
     raise ValueError(x)
-
-
-@pytest.fixture
-def q(session):
-    return Queue("low")
-
-
-@pytest.fixture
-def hands(session):
-    found = Hands(session, ("low",))
-    yield found
-    found.stop()
 
 
 @pytest.fixture

@@ -7,11 +7,9 @@ import random
 import subprocess
 import sys
 import traceback
-from contextlib import closing
 
 import numpy as np
 import pytest
-from fleet import Fleet
 
 import nbqueue
 from nbqueue import get_current_job
@@ -32,10 +30,9 @@ def outer(x):
 
 
 @pytest.fixture
-def fleet(server, session, tmp_path):
-    with closing(Fleet(server.url, session.settings.namespace, tmp_path / "home")) as found:
-        found.start().up()
-        yield found
+def fleet(fleet):
+    fleet.start().up()
+    return fleet
 
 
 @pytest.fixture

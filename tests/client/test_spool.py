@@ -14,7 +14,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from helpers import wait_until
+from helpers import flush, wait_until
 
 import nbqueue
 from nbqueue.client.batch import Batch
@@ -42,11 +42,6 @@ def another_kernel(server, session):
     return nbqueue.connect(server.url, namespace=session.settings.namespace)
 
 
-def flush(session):
-    broker = session.broker
-    broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*"))
-
-
 def files(session):
     return sorted(Path(session.spool.folder).iterdir())
 
@@ -67,7 +62,7 @@ def test_a_frame_is_whole_after_the_server_forgot_and_the_kernel_was_restarted(s
     hands.work()
     before = batch.to_frame(meta=True)
     settled(batch)
-    flush(session)
+    flush(session.broker)
     assert batch.to_frame().shape[0] == 6
     new = another_kernel(server, session)
     again = nbqueue.attach("six")
@@ -127,7 +122,7 @@ def test_what_one_session_had_copied_another_need_not_copy_again(server, session
     before = files(new)
     assert nbqueue.attach("half").wait(10)
     assert files(new) == before  # nothing was new
-    flush(new)
+    flush(new.broker)
     third = another_kernel(server, new)
     assert nbqueue.attach("half").results(errors="skip") == [0, 1, 4, BIG, 25]
     third.collector.stop()
@@ -146,7 +141,7 @@ def test_two_notebooks_follow_one_batch_and_a_retry(server, session, hands):
     other.collector.follow(follower.ref.state)
     wait_until(lambda: follower.done and follower.ref.state.outcomes.state(3) == "finished")
     assert len(files(session)) == 2
-    flush(session)
+    flush(session.broker)
     other.collector.stop()
     new = another_kernel(server, session)
     assert nbqueue.attach(batch.id).results() == [0, 1, 4, 103]
@@ -161,7 +156,7 @@ def test_another_machine_copies_arguments_too(server, session, hands, tmp_path, 
     other = another_kernel(server, session)
     assert nbqueue.attach(batch.id).wait(10)
     wait_until(lambda: not other.collector._followed)
-    flush(other)
+    flush(other.broker)
     third = another_kernel(server, other)
     assert nbqueue.attach(batch.id).to_frame()["x"].tolist() == list(range(120))
     third.collector.stop()
@@ -177,7 +172,7 @@ def test_a_withdrawn_outcome_is_not_brought_back_by_a_file_that_lags(server, ses
     copy.write_bytes(lagging.read_bytes())
     batch.retry()
     wait_until(lambda: any(3 in SpoolFile(each).entries[batch.id].withdrawn for each in files(session)))
-    flush(session)
+    flush(session.broker)
     new = another_kernel(server, session)
     again = nbqueue.attach(batch.id)
     assert again.to_frame(wait=False)["status"].tolist()[:3] == ["finished"] * 3
@@ -194,7 +189,7 @@ def test_many_single_jobs_make_one_file_and_come_back(server, session, hands):
     frame = nbqueue.gather(jobs)
     hands.stop()
     assert len(files(session)) == 1
-    flush(session)
+    flush(session.broker)
     new = another_kernel(server, session)
     found = nbqueue.Job.fetch_many([job.id for job in jobs])
     same(nbqueue.gather(found), frame)
@@ -231,7 +226,7 @@ def test_a_damaged_file_costs_what_was_damaged_and_no_more(server, session, hand
     new.collector.stop()
     for each in set(files(new)) - {file}:
         each.unlink()
-    flush(new)
+    flush(new.broker)
     third = another_kernel(server, new)
     states = nbqueue.attach("hurt").to_frame(wait=False)
     whole = 6 if harm == "noise" else 5 if harm == "blob" else 4
@@ -320,7 +315,7 @@ def test_without_a_spool_nothing_is_written(server, session, hands, monkeypatch,
     assert batch.results(timeout=10) == [1, BIG]
     assert not (tmp_path / "home" / "spool").exists()
     assert "in memory here only (the spool is switched off)" in model.safety(batch.ref.state, 0, new.spool.why)
-    flush(new)
+    flush(new.broker)
     new.collector.stop()
     last = nbqueue.connect(server.url, namespace=session.settings.namespace)
     with pytest.raises(NotThere):
@@ -338,7 +333,7 @@ def test_a_kernel_killed_and_a_server_flushed_leave_the_frame(server, session, t
     first += "hands.work()\nbatch.wait(20)\nos.kill(os.getpid(), signal.SIGKILL)\n"
     killed = subprocess.run([sys.executable, "-c", first], capture_output=True, text=True, timeout=60)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    flush(session)
+    flush(session.broker)
     second = first.partition("hands = ")[0] + "print(nbqueue.attach('next_day').to_frame()[['x', 'result']].values)"
     done = subprocess.run([sys.executable, "-c", second], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["[[1", "2]", "[2", "3]]"], done.stderr
@@ -454,7 +449,7 @@ def test_a_record_of_another_shape_damages_the_file_and_nothing_else(server, ses
     assert SpoolFile(file).damaged
     another_kernel(server, session)
     assert nbqueue.attach("odd").to_frame(timeout=10).equals(before)
-    flush(session)
+    flush(session.broker)
     assert nbqueue.attach("odd").to_frame(timeout=10)["status"].tolist() == before["status"].tolist()
 
 

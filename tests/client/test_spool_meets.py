@@ -61,7 +61,7 @@ def test_a_refreshed_job_is_still_in_the_spool(server, session, hands):
     hands.work()
     assert batch.wait(20)
     settled(batch)
-    flush(session)
+    flush(session.broker)
     another_kernel(server, session)
     assert nbqueue.attach(batch.id).results(errors="return") == [0, 1, 2, 3]
 
@@ -151,7 +151,7 @@ def test_what_ends_while_a_batch_is_brought_back_is_copied_by_those_who_attach(s
         session.spool._pen.note(
             batch.ref.state.on_disk.header, records.RecordType.BACK, records.Withdrawals([0], [book.check(found)])
         )
-    flush(session)
+    flush(session.broker)
     new = nbqueue.connect(server.url, namespace=session.settings.namespace)
     quick, restore = Hands(new), Broker.restore
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from hands import Hands
-from helpers import wait_until
+from helpers import flush, wait_until
 
 import nbqueue
 from nbqueue.client.panel.failures import FailureGroups
@@ -20,11 +20,6 @@ def square(x):
     return x * x
 
 
-def flush(session):
-    broker = session.broker
-    broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*"))
-
-
 def settled(batch):
     wait_until(lambda: any(each.done for each in directory.kept(batch.ref.session.spool.folder)))
 
@@ -36,7 +31,7 @@ def forgotten(server, session, request):
 
     def forget(now):
         now.collector.stop()
-        flush(session)
+        flush(session.broker)
         found.append(nbqueue.connect(server.url, namespace=session.settings.namespace))
         return found[-1]
 
@@ -186,7 +181,7 @@ def test_a_retry_brings_back_what_the_server_has_no_more(session, hands, forgott
     batch = nbqueue.map(failing, range(6))
     hands.work(4)
     wait_until(lambda: batch.ref.state.collected == 4)
-    flush(session)
+    flush(session.broker)
     wait_until(lambda: batch.ref.state.gone == "lost")
     assert batch.to_frame(wait=False)["status"].tolist() == ["finished", "failed"] * 2 + ["failed"] * 2
     batch.retry()  # what failed, and what was lost
@@ -231,7 +226,7 @@ def test_failures_of_a_batch_that_was_brought_back_are_those_that_it_has_now(ser
     assert len(groups) == 2
     for left in (2, 0):
         settled(batch)
-        flush(session)
+        flush(session.broker)
         with batch.ref.state.changed:
             batch.ref.state.over = False
         session.collector.follow(batch.ref.state)

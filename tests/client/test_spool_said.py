@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import wait_until
+from helpers import flush, wait_until
 
 import nbqueue
 from nbqueue import Retry
@@ -22,11 +22,6 @@ def work(x):
     if x == 1:
         raise ValueError(x)
     return x
-
-
-def flush(session):
-    broker = session.broker
-    broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*"))
 
 
 def another_kernel(server, session):
@@ -53,7 +48,7 @@ def test_logs_and_meta_are_there_after_the_server_forgot(server, session, hands)
     hands.work()
     assert batch.wait(10)
     copied(batch, 3)
-    flush(session)
+    flush(session.broker)
     wait_until(lambda: batch[0].log == "said something\n")
     new = another_kernel(server, session)
     again = nbqueue.attach(batch.id)
@@ -77,7 +72,7 @@ def test_earlier_runs_are_there_too_also_of_single_jobs(server, session, hands):
     hands.work()
     assert batch.results(timeout=10) == [0, 7]
     copied(batch, 2)
-    flush(session)
+    flush(session.broker)
     new = another_kernel(server, session)
     runs = nbqueue.attach(batch.id)[1].results()
     assert [(run.status, run.attempt) for run in runs] == [("finished", 3), ("failed", 2), ("failed", 1)]
@@ -95,7 +90,7 @@ def test_a_replay_after_all_is_gone_has_the_function_as_it_was_sent(server, sess
     hands.work()
     assert batch.wait(10)
     copied(batch, 2)
-    flush(session)
+    flush(session.broker)
     new = another_kernel(server, session)
     assert nbqueue.attach(batch.id)[1].replay() == 42
     new.collector.stop()
@@ -111,7 +106,7 @@ def test_a_single_job_whose_result_was_read_before_the_collector_came_is_copied_
     wait_until(lambda: directory.single_files(folder))
     wait_until(lambda: outcomes(directory.single_files(folder)[0], job.id), 20)
     new = another_kernel(server, session)
-    flush(new)
+    flush(new.broker)
     assert nbqueue.Job.fetch(job.id).result == 7
     new.collector.stop()
 

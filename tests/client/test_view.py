@@ -4,7 +4,6 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from fleet import Fleet
 from helpers import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
@@ -203,13 +202,6 @@ def test_nothing_is_loaded_from_the_network():
     assert "http" not in page
     assert "url(" not in page
     assert "src=" not in page
-
-
-@pytest.fixture
-def fleet(server, session, tmp_path):
-    started = Fleet(server.url, session.settings.namespace, tmp_path / "home")
-    yield started
-    started.close()
 
 
 def test_running_jobs_say_how_far_they_are_a_handful_at_most_and_keep_their_lines(session, fleet, tmp_path):

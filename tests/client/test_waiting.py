@@ -10,7 +10,7 @@ import time
 import traceback
 
 import pytest
-from helpers import wait_until
+from helpers import flush, wait_until
 
 import nbqueue
 from nbqueue import State
@@ -303,7 +303,7 @@ def test_a_server_that_forgot_is_named_and_nobody_waits_for_ever(session):
     batch = nbqueue.map(square, [1, 2])
     wait_until(lambda: batch.ref.state.known)
     broker = session.broker
-    broker.client.unlink(*broker.client.scan_iter(match=broker.keys.prefix + "*"))
+    flush(broker)
     with pytest.raises(LostByServer, match="has forgotten"):
         batch.wait(20)
     with pytest.raises(LostByServer):
