@@ -8,8 +8,8 @@ import threading
 
 import pytest
 from hands import Hands
-from helpers import wait_until
-from test_spool import another_kernel, files, flush, settled
+from helpers import flush, wait_until
+from test_spool import another_kernel, files, settled
 
 import nbqueue
 from nbqueue.client.spool import records

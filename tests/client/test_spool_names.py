@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hands import Hands
 from helpers import flush, wait_until
+from test_spool import settled
 
 import nbqueue
 from nbqueue.client.panel.failures import FailureGroups
@@ -18,10 +19,6 @@ def square(x):
     if x < 0:
         raise ValueError(x)
     return x * x
-
-
-def settled(batch):
-    wait_until(lambda: any(each.done for each in directory.kept(batch.ref.session.spool.folder)))
 
 
 @pytest.fixture

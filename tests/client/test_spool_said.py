@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import flush, wait_until
+from test_spool import another_kernel
 
 import nbqueue
 from nbqueue import Retry
@@ -22,11 +23,6 @@ def work(x):
     if x == 1:
         raise ValueError(x)
     return x
-
-
-def another_kernel(server, session):
-    session.collector.stop()
-    return nbqueue.connect(server.url, namespace=session.settings.namespace)
 
 
 def copied(batch, n):
