@@ -1,7 +1,7 @@
-"""The verbs of a notebook: `nbqueue.map(f, items)` and its kin.
+"""What a notebook calls: `nbqueue.map(f, items)` and the other functions of the package.
 
 All keywords of `submit` and `grid` are the function's; all keywords of `map` and `starmap` are nbqueue's.
-`options(timeout=60)` has every verb, so both can be said at once.
+`options(timeout=60)` has all four, so that both can be given at once.
 """
 
 from __future__ import annotations
@@ -35,49 +35,66 @@ R = TypeVar("R")
 
 
 class Verbs:
-    """The verbs under given options. Immutable: `options(...)` gives another one."""
+    """Functions that submit, under given options. Immutable: `options(...)` gives another one."""
 
     __slots__ = ("_options", "_typed")
+    _options: Options
+    _typed: frozenset[str]  # the names of the options that were given
 
     def __init__(self, options: Options, typed: frozenset[str] = frozenset()) -> None:
         object.__setattr__(self, "_options", options)
         object.__setattr__(self, "_typed", typed)
 
-    if TYPE_CHECKING:
-        _options: Options
-        _typed: frozenset[str]
-
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"options are immutable: say options({name}=...) for another set")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Verbs, (self._options, self._typed)
+
     def __repr__(self) -> str:
-        told = ", ".join(f"{name}={getattr(self._options, name)!r}" for name in sorted(self._typed))
-        return f"nbqueue.options({told})"
+        given = ", ".join(f"{name}={getattr(self._options, name)!r}" for name in sorted(self._typed))
+        return f"nbqueue.options({given})"
 
     def options(self, **changes: Any) -> Verbs:
-        """These options with some changed. Raises BadOption."""
+        """Options for what is submitted next: `nbqueue.options(timeout=60, queue="gpu").map(f, items)`.
+
+        Called on options, these with some changed. Raises BadOption.
+        """
         understood = terms.understood(changes)
         return Verbs(self._options.replaced(**understood), self._typed | understood.keys())
 
     def map(self, f: Callable[..., R] | str, *iterables: Any, **keywords: Any) -> Batch[R]:
-        """One job per item: `f(item)`. Several iterables are zipped; the rows of a DataFrame are keywords."""
+        """Runs `f(item)` for every item, on any number of machines; returns at once, and shows how it goes.
+
+        Several iterables are zipped strictly; the rows of a DataFrame are keywords. With `name=` the same call again,
+        also after a restart, finds its batch: only new arguments run, and Changed says what is different in the
+        function. Keywords are nbqueue's options: queue, name, update, fresh, timeout, grace, result_ttl, failure_ttl,
+        ttl, at_front, isolate, slice, preload, pin, max_result, spill, max_failed, seed, env, progress, inline,
+        description, meta, depends_on, retries (or retry), on_success, on_failure, on_stopped.
+        """
         return self._several("map", f, iterables, lambda function: items.mapped(function, iterables), keywords)
 
     def starmap(
         self, f: Callable[..., R] | str, iterable: Iterable[tuple[Any, ...] | Mapping[str, Any]], **keywords: Any
     ) -> Batch[R]:
-        """One job per item: `f(*item)` for tuples, `f(**item)` for dicts."""
+        """Runs `f(*item)` for tuples and `f(**item)` for dicts; keywords are nbqueue's options, as in `map`."""
         return self._several("starmap", f, (iterable,), lambda function: items.starmapped(function, iterable), keywords)
 
     def grid(self, f: Callable[..., R] | str, /, **axes: Any) -> Batch[R]:
-        """One job for every combination of the axes, the last keyword fastest; all keywords are the function's."""
+        """Runs `f` for every combination of the axes (lists, tuples, ranges, arrays, Series), the last keyword fastest.
+
+        All keywords are the function's; options stand before: `options(timeout=60).grid(f, lr=[.1, .01])`.
+        """
         refuse_inside("grid")
         terms.refuse_for_many(self._options, "grid")
         calls: Callable[[DescribedFunction], Calls] = lambda function: items.gridded(function, axes)  # noqa: E731
         return Batch.shown(reattach.submit(SubmitPlan(session.current(), self._options, f, calls)))
 
     def submit(self, f: Callable[P, R] | str, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
-        """One call: `f(*args, **kwargs)`; all keywords are the function's. Displays nothing."""
+        """Runs one call: `f(*args, **kwargs)`. Displays nothing.
+
+        All keywords are the function's; options stand before: `options(timeout=60).submit(f, 1)`.
+        """
         refuse_inside("submit")
 
         def calls(function: DescribedFunction) -> Calls:
@@ -128,43 +145,11 @@ def _refuse(verb: str, f: Callable[..., Any] | str, iterables: tuple[Any, ...], 
 
 
 _plain = Verbs(Options())
-
-
-def map(f: Callable[..., R] | str, *iterables: Any, **keywords: Any) -> Batch[R]:  # noqa: A001 - as executors call it
-    """Runs `f(item)` for every item, on any number of machines; returns at once, and shows how it goes.
-
-    Several iterables are zipped strictly; the rows of a DataFrame are keywords. With `name=` the same call again, also
-    after a restart, finds its batch: only new arguments run, and Changed says what is different in the function.
-    Keywords are nbqueue's options: queue, name, update, fresh, timeout, grace, result_ttl, failure_ttl, ttl, at_front,
-    isolate, slice, preload, pin, max_result, spill, max_failed, seed, env, progress, inline, description, meta,
-    depends_on, retries (or retry), on_success, on_failure, on_stopped.
-    """
-    return _plain.map(f, *iterables, **keywords)
-
-
-def starmap(
-    f: Callable[..., R] | str, iterable: Iterable[tuple[Any, ...] | Mapping[str, Any]], **keywords: Any
-) -> Batch[R]:
-    """Runs `f(*item)` for tuples and `f(**item)` for dicts; keywords are nbqueue's options, as in `map`."""
-    return _plain.starmap(f, iterable, **keywords)
-
-
-def grid(f: Callable[..., R] | str, /, **axes: Any) -> Batch[R]:
-    """Runs `f` for every combination of the axes (lists, tuples, ranges, arrays, Series), the last keyword fastest.
-
-    All keywords are the function's; options stand before: `options(timeout=60).grid(f, lr=[.1, .01])`.
-    """
-    return _plain.grid(f, **axes)
-
-
-def submit(f: Callable[P, R] | str, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
-    """Runs one call. All keywords are the function's; options stand before: `options(timeout=60).submit(f, 1)`."""
-    return _plain.submit(f, *args, **kwargs)
-
-
-def options(**changes: Any) -> Verbs:
-    """Options with every verb: `nbqueue.options(timeout=60, queue="gpu").map(f, items)`. Raises BadOption."""
-    return _plain.options(**changes)
+map = _plain.map  # noqa: A001 - as executors call it
+starmap = _plain.starmap
+grid = _plain.grid
+submit = _plain.submit
+options = _plain.options
 
 
 def connect(url: Any = None, *, namespace: str | None = None) -> Session:
