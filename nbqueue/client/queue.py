@@ -1,7 +1,8 @@
-"""A queue, as RQ's users know it: enqueue a call, look at what waits, at what failed, and at all that there is."""
+"""A queue with RQ's methods: enqueue a call, list the jobs that wait, that failed, and all others."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -33,34 +34,57 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-class Enqueuer:
-    """A queue with options said beforehand: all keywords of `enqueue` are then the function's."""
+class Enqueues:
+    """What a queue and `queue.options(...)` have in common."""
 
-    def __init__(self, queue: Queue, options: Options, typed: frozenset[str]) -> None:
-        self.queue, self.said, self._typed = queue, options, typed
-
-    def __repr__(self) -> str:
-        told = ", ".join(f"{name}={getattr(self.said, name)!r}" for name in sorted(self._typed))
-        return f"{self.queue!r}.options({told})"
-
-    def options(self, **changes: Any) -> Enqueuer:
-        """These options with some changed. Raises BadOption."""
-        found = terms.for_queue(self.queue.name, changes)
-        return Enqueuer(self.queue, self.said.replaced(**found), self._typed | found.keys())
+    @abstractmethod
+    def _enqueue(
+        self,
+        verb: str,
+        f: Callable[..., R] | str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        when: Schedule | None = None,
+    ) -> Job[R]:
+        """Enqueues one call as it was typed."""
 
     def enqueue(self, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
-        """One call: `f(*args, **kwargs)`. Raises InUse, NoSuchDependency, BadItems."""
-        return self.send("enqueue", f, args, kwargs)
+        """Enqueues the call `f(*args, **kwargs)`; `f` is a function or its dotted name.
+
+        `q.enqueue` takes out of the keywords, as options: timeout (or job_timeout), result_ttl, failure_ttl, ttl,
+        depends_on, job_id, at_front, meta, description, retry (or retries), repeat, on_success, on_failure, on_stopped,
+        unique; and `args=` with `kwargs=`, where the call is given that way. One that is also a parameter of `f` is an
+        error that names the way out. After `q.options(...)` all keywords are the function's.
+
+        Raises BadOption, BadInput, BadItems, InUse, NoSuchDependency.
+        """
+        return self._enqueue("enqueue", f, args, kwargs)
 
     def enqueue_at(self, when: datetime, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
-        """The same, not before a time; a datetime without a zone is local time."""
-        return self.send("enqueue_at", f, args, kwargs, Schedule(due_us=terms.due_us(when)))
+        """As enqueue, not before a time; a datetime without a zone is local time."""
+        return self._enqueue("enqueue_at", f, args, kwargs, Schedule(due_us=terms.due_us(when)))
 
     def enqueue_in(
         self, after: timedelta | float | str, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any
     ) -> Job[R]:
-        """The same, not before some time has passed: a timedelta, seconds, or text such as '5m'."""
-        return self.send("enqueue_in", f, args, kwargs, Schedule(delay=terms.delay(after)))
+        """As enqueue, not before some time has passed: a timedelta, seconds, or text such as '5m'."""
+        return self._enqueue("enqueue_in", f, args, kwargs, Schedule(delay=terms.delay(after)))
+
+
+class Enqueuer(Enqueues):
+    """A queue with options given before the call: all keywords of `enqueue` are then the function's."""
+
+    def __init__(self, queue: Queue, options: Options, typed: frozenset[str]) -> None:
+        self.queue, self.given, self._typed = queue, options, typed
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={getattr(self.given, name)!r}" for name in sorted(self._typed))
+        return f"{self.queue!r}.options({given})"
+
+    def options(self, **changes: Any) -> Enqueuer:
+        """These options with some changed. Raises BadOption."""
+        found = terms.for_queue(self.queue.name, changes)
+        return Enqueuer(self.queue, self.given.replaced(**found), self._typed | found.keys())
 
     def send(
         self,
@@ -69,11 +93,13 @@ class Enqueuer:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         when: Schedule | None = None,
-        given: Mapping[str, Any] | None = None,
+        taken: Mapping[str, Any] | None = None,
     ) -> Job[R]:
-        """Enqueues one call; `given` are the options among its keywords: none may be a parameter of the function."""
+        """Enqueues one call; `taken` are the options among its keywords: none may be a parameter of the function."""
         refuse_inside(f"Queue.{verb}")
-        return Job(reattach.submit(self.submission(verb, f, args, kwargs, when, given)), 0)
+        return Job(reattach.submit(self.submission(verb, f, args, kwargs, when, taken)), 0)
+
+    _enqueue = send
 
     def submission(
         self,
@@ -82,22 +108,24 @@ class Enqueuer:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         when: Schedule | None = None,
-        given: Mapping[str, Any] | None = None,
+        taken: Mapping[str, Any] | None = None,
     ) -> SubmitPlan:
         """The call, ready to be sent."""
 
         def calls(function: DescribedFunction) -> Calls:
-            terms.refuse_clash(verb, function, given or {}, queue=self.queue.name)
+            terms.refuse_clash(verb, function, taken or {}, queue=self.queue.name)
             return items.single(function, tuple(args), dict(kwargs))
 
         source = "" if "timeout" in self._typed else self.queue.timeout_from
-        said = self.said.replaced(pin=terms.pinned(self.said, f)) if not isinstance(f, DescribedFunction) else self.said
+        options = self.given
+        if not isinstance(f, DescribedFunction):
+            options = options.replaced(pin=terms.pinned(options, f))
         if when is not None and not self.queue.is_async and self.queue.connection is not None:
-            said = said.replaced(inline=False)  # as in RQ: what has its time waits for it, on the server
-        return SubmitPlan(self.queue.session, said, f, calls, single=True, when=when, timeout_from=source)
+            options = options.replaced(inline=False)  # as in RQ: what has its time waits for it, on the server
+        return SubmitPlan(self.queue.session, options, f, calls, single=True, when=when, timeout_from=source)
 
 
-class Queue:
+class Queue(Enqueues):
     """A named queue. `connection` is a `redis.Redis` or a URL; without one the session of this process is used.
 
     What is enqueued has a time limit of 180 s and keeps its result for 500 s, as in RQ, unless options say otherwise.
@@ -169,25 +197,17 @@ class Queue:
         """Options before the call: `q.options(timeout=5).enqueue(f, 1)`. Raises BadOption."""
         return Enqueuer(self, self._default, frozenset()).options(**changes)
 
-    def enqueue(self, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
-        """Enqueues the call `f(*args, **kwargs)`; `f` is a function or its dotted name.
-
-        Taken out of the keywords, as options: timeout (or job_timeout), result_ttl, failure_ttl, ttl, depends_on,
-        job_id, at_front, meta, description, retry (or retries), repeat, on_success, on_failure, on_stopped, unique; and
-        `args=` with `kwargs=`, where the call is given that way. One that is also a parameter of `f` is an error that
-        names the way out. Raises BadOption, BadInput, BadItems, InUse, NoSuchDependency.
-        """
-        return self._typed("enqueue", f, args, kwargs)
-
-    def enqueue_at(self, when: datetime, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
-        """As enqueue, not before a time; a datetime without a zone is local time."""
-        return self._typed("enqueue_at", f, args, kwargs, Schedule(due_us=terms.due_us(when)))
-
-    def enqueue_in(
-        self, after: timedelta | float | str, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any
+    def _enqueue(
+        self,
+        verb: str,
+        f: Callable[..., R] | str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        when: Schedule | None = None,
     ) -> Job[R]:
-        """As enqueue, not before some time has passed: a timedelta, seconds, or text such as '5m'."""
-        return self._typed("enqueue_in", f, args, kwargs, Schedule(delay=terms.delay(after)))
+        args, kwargs, options, taken = terms.split(args, kwargs)
+        terms.refuse_clash(verb, f, taken, queue=self.name)
+        return self._given(options).send(verb, f, args, kwargs, when, taken)
 
     def enqueue_call(
         self,
@@ -197,7 +217,7 @@ class Queue:
         **options: Any,
     ) -> Job[R]:
         """As enqueue, with the call in `args` and `kwargs`, and all other keywords as options."""
-        return self._given(options).send("enqueue_call", func, terms.positionals(args), terms.keywords(kwargs))
+        return self._given(options).send("enqueue_call", func, *terms.explicit(args, kwargs))
 
     def enqueue_job(self, job: Job[R], at_front: bool = False) -> Job[R]:
         """Enqueues what `Job.create` made; the same Job tells how it goes from then on.
@@ -239,7 +259,7 @@ class Queue:
         **options: Any,
     ) -> Prepared:
         """A call with its options, for `enqueue_many`."""
-        return Prepared(func, terms.positionals(args), terms.keywords(kwargs), options)
+        return Prepared(func, *terms.explicit(args, kwargs), options)
 
     def enqueue_many(self, calls: Iterable[Prepared]) -> list[Job[Any]]:
         """Enqueues many calls, 1,000 in a round trip. Nothing is sent if one of them is wrong.
@@ -248,45 +268,36 @@ class Queue:
         """
         refuse_inside("Queue.enqueue_many")
         known: dict[Any, tuple[list[Any], DescribedFunction]] = {}
-        ready = [self._prepared(call, known) for call in calls]
-        _refuse_twice([one.options.job_id for one in ready if one.options.job_id is not None])
+        ready = [self._plan(call, known) for call in calls]
+        ids = Counter(one.options.job_id for one in ready if one.options.job_id is not None)
+        if twice := next((name for name, count in ids.items() if count > 1), None):
+            raise BadOption(message=f"job_id={twice!r} is there more than once: each job has an id of its own.")
         if any(one.mode for one in ready):
             return [Job(reattach.submit(one), 0) for one in ready]
         sent = [one.prepared() for one in ready]
-        send = partial(self.session.ask, partial(_submit_many, [(new, args) for new, args, _ in sent]))
-        told = arrived(sent[0][0].id, send) if sent else []
+        send = partial(self.session.ask, Broker.submit_many, [(new, args) for new, args, _ in sent])
+        answers = arrived(sent[0][0].id, send) if sent else []
         return [
             Job(one.sent(new.id, payload, each), 0)
-            for one, (new, _, payload), each in zip(ready, sent, told, strict=True)
+            for one, (new, _, payload), each in zip(ready, sent, answers, strict=True)
         ]
 
-    def _prepared(self, call: Prepared, known: dict[Any, tuple[list[Any], DescribedFunction]]) -> SubmitPlan:
+    def _plan(self, call: Prepared, known: dict[Any, tuple[list[Any], DescribedFunction]]) -> SubmitPlan:
         if not isinstance(call, Prepared):
             raise BadOption(message=f"enqueue_many() takes what Queue.prepare_data(f, args) makes, not {brief(call)}.")
         enqueuer = self._given(call.options)
-        hooks = terms.hooks(enqueuer.said)
-        # The same function a thousand times is described once.
-        env, functions = enqueuer.said.env, [call.func, *(hook.func for hook in hooks.values())]
-        pin = terms.pinned(enqueuer.said, call.func)
-        key = (env, pin, *map(_same, functions), *((name, hook.timeout) for name, hook in hooks.items()))
+        options = enqueuer.given
+        hooks, pin = terms.hooks(options), terms.pinned(options, call.func)
+        # The same function a thousand times is described once. `known` holds the functions, so that their ids last.
+        functions = [call.func, *(hook.func for hook in hooks.values())]
+        same = (each if isinstance(each, str) else id(each) for each in functions)
+        key = (options.env, pin, *same, *((name, hook.timeout) for name, hook in hooks.items()))
         if key not in known:
             salt = self.session.sealer.keyring.key
-            inherited = {} if enqueuer.said.inline else self.session.environment()
-            described = describe(call.func, env=env, inherited=inherited, salt=salt, hooks=hooks, pin=pin)
+            inherited = {} if options.inline else self.session.environment()
+            described = describe(call.func, env=options.env, inherited=inherited, salt=salt, hooks=hooks, pin=pin)
             known[key] = functions, described
         return enqueuer.submission("enqueue_many", known[key][1], call.args, call.kwargs)
-
-    def _typed(
-        self,
-        verb: str,
-        f: Callable[..., R] | str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        when: Schedule | None = None,
-    ) -> Job[R]:
-        typed = terms.split(args, kwargs)
-        terms.refuse_clash(verb, f, typed.taken, queue=self.name)
-        return self._given(typed.options).send(verb, f, typed.args, typed.kwargs, when, typed.taken)
 
     def _given(self, given: Mapping[str, Any]) -> Enqueuer:
         """Options among the keywords: None stands for the default, as in RQ."""
@@ -422,21 +433,6 @@ class Queue:
             for job in listed
         ]
         return Jobs(found, f"to requeue in {self.name}").requeue()
-
-
-def _same(function: Any) -> Any:
-    """What is equal for the same function; its name, or its id while someone holds it."""
-    return function if isinstance(function, str) else id(function)
-
-
-def _refuse_twice(ids: list[str]) -> None:
-    twice = next((name for name, count in Counter(ids).items() if count > 1), None)
-    if twice is not None:
-        raise BadOption(message=f"job_id={twice!r} is there more than once: each job has an id of its own.")
-
-
-def _submit_many(batches: list[tuple[Any, bytes]], broker: Broker) -> list[Any]:
-    return broker.submit_many(batches)
 
 
 def _window(offset: int, length: int) -> slice:

@@ -46,5 +46,5 @@ def created(
     state.expect(1)
     state.inline.notes[0] = Notes(job_meta.plain(said.meta or {}))
     batch = BatchRef(session, state, spec, function=call, inline="collect")
-    batch.unsent = Prepared(func, options.positionals(args), options.keywords(kwargs), {**given, "ttl": said.ttl})
+    batch.unsent = Prepared(func, *options.explicit(args, kwargs), {**given, "ttl": said.ttl})
     return batch

@@ -35,7 +35,6 @@ OURS = frozenset(  # what enqueue takes out of the keywords
         *("description", "retry", "retries", "repeat", "on_success", "on_failure", "on_stopped", "unique"),
     )
 )
-_EXPLICIT = ("args", "kwargs")
 
 
 # ---------------------------------------------------------------- as they are typed
@@ -184,44 +183,33 @@ def for_queue(queue: str, typed: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-class Typed(NamedTuple):
-    """What stood in the parentheses: the call, the options, and the keywords that were taken for ours."""
+def split(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """(arguments, keywords, options, the keywords that a parameter must not be called) of `enqueue(f, ...)`.
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    options: dict[str, Any]
-    taken: dict[str, Any]
-
-
-def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Typed:
-    """The call and the options among its keywords. Raises BadOption."""
-    given = {name: value for name, value in kwargs.items() if name in OURS}
+    Raises BadOption.
+    """
+    options = {name: value for name, value in kwargs.items() if name in OURS}
     rest = {name: value for name, value in kwargs.items() if name not in OURS}
-    if not rest.keys() & set(_EXPLICIT):
-        return Typed(args, rest, given, given)
-    if args or rest.keys() - set(_EXPLICIT):
+    if not rest.keys() & {"args", "kwargs"}:
+        return args, rest, options, options
+    if args or rest.keys() - {"args", "kwargs"}:
         raise BadOption(
             message="enqueue() takes the call as it is, or all of it in args= and kwargs=, not both. "
             "For a function that has such parameters: q.options().enqueue(f, args=...)."
         )
-    # Said so, the call is in them and the other keywords are ours, as RQ's documentation advises: no clash.
-    return Typed(positionals(rest.get("args")), keywords(rest.get("kwargs")), given, rest)
+    # With args= and kwargs= all other keywords are ours, as RQ's documentation advises: they clash with no parameter.
+    return *explicit(rest.get("args"), rest.get("kwargs")), options, rest
 
 
-def positionals(args: Any) -> tuple[Any, ...]:
-    """The positional arguments in `args=`. Raises BadOption."""
-    if args is None:
-        return ()
-    if isinstance(args, str | bytes) or not isinstance(args, Iterable):
+def explicit(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call in `args=` and `kwargs=`, either of which may be None. Raises BadOption."""
+    if args is not None and (isinstance(args, str | bytes) or not isinstance(args, Iterable)):
         raise BadOption(message=f"args={brief(args)} must be a tuple or a list of the positional arguments.")
-    return tuple(args)
-
-
-def keywords(kwargs: Any) -> dict[str, Any]:
-    """The keyword arguments in `kwargs=`. Raises BadOption."""
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise BadOption(message=f"kwargs={brief(kwargs)} must be a dict of the keyword arguments.")
-    return dict(kwargs or {})
+    return () if args is None else tuple(args), dict(kwargs or {})
 
 
 def time_limit(option: str, value: Any) -> float | None:
