@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from nbqueue import perform, wire
 from nbqueue.client.calls.function import resolved
@@ -21,16 +21,26 @@ from nbqueue.client.submit import in_process
 from nbqueue.errors import BadInput, Expired
 from nbqueue.model import Cause, Echo, Notes, Outcome, Rerun, State, runs_left, utc
 from nbqueue.policies import Callback
+from nbqueue.store.broker import Broker
 from nbqueue.store.records import past
 
 if TYPE_CHECKING:
     from nbqueue.store.records import BatchView, Holder
 
+P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
-def _intervals(rerun: Rerun | None) -> list[float] | None:
-    return None if rerun is None else list(rerun.intervals)
+class _In(property):
+    """A property of a job: whether it is in a state."""
+
+    def __init__(self, state: State, doc: str) -> None:
+        super().__init__(lambda job: job.status is state, doc=doc)
+
+    if TYPE_CHECKING:
+
+        def __get__(self, job: Any, owner: type | None = None, /) -> bool: ...  # type: ignore[override]
 
 
 class Facts(JobRef, Generic[R]):
@@ -89,10 +99,9 @@ class Facts(JobRef, Generic[R]):
     @property
     def ttl(self) -> float | None:
         """After how many seconds of waiting it is canceled; None: it waits for ever. Asks the store."""
-        batch = self.batch
-        if batch.unsent is not None:
-            return batch.unsent.options["ttl"]  # type: ignore[no-any-return]
-        return None if batch.inline else batch.session.ask(lambda broker: broker.ttl(batch.id))
+        if self.batch.unsent is not None:
+            return self.batch.unsent.options["ttl"]  # type: ignore[no-any-return]
+        return self._ask(Broker.ttl, self.batch.id)
 
     def get_ttl(self) -> float | None:
         """As `ttl`."""
@@ -133,8 +142,7 @@ class Facts(JobRef, Generic[R]):
         return runs_left(rerun, 0 if rerun is None else self._used(mark))
 
     def _used(self, mark: str) -> int:
-        batch, field = self.batch, f"{mark}{self.index}"
-        return 0 if batch.inline else batch.session.ask(lambda broker: broker.used(batch.id, field))
+        return self._ask(Broker.used, self.batch.id, f"{mark}{self.index}") or 0
 
     @property
     def number_of_retries(self) -> int:
@@ -144,18 +152,17 @@ class Facts(JobRef, Generic[R]):
     @property
     def retry_intervals(self) -> list[float] | None:
         """Seconds before each run after a failure; None where it was submitted without retries."""
-        return _intervals(self.batch.spec.retry)
+        return None if (rerun := self.batch.spec.retry) is None else list(rerun.intervals)
 
     @property
     def repeat_intervals(self) -> list[float] | None:
         """Seconds before each run after a success; None where it does not repeat."""
-        return _intervals(self.batch.spec.repeat)
+        return None if (rerun := self.batch.spec.repeat) is None else list(rerun.intervals)
 
     @property
     def dependent_ids(self) -> list[str]:
         """Ids of the batches and single jobs that wait, or waited, for it, or for the whole of its batch."""
-        batch = self.batch
-        return [] if batch.inline else batch.session.ask(lambda broker: broker.dependents(batch.id, self.index))
+        return self._ask(Broker.dependents, self.batch.id, self.index) or []
 
     @property
     def func(self) -> Callable[..., R]:
@@ -196,46 +203,19 @@ class Facts(JobRef, Generic[R]):
 
     # ------------------------------------------------------------ where it is
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether it has finished."""
-        return self.status is State.FINISHED
-
-    @property
-    def is_failed(self) -> bool:
-        """Whether it has failed."""
-        return self.status is State.FAILED
-
-    @property
-    def is_canceled(self) -> bool:
-        """Whether it was canceled."""
-        return self.status is State.CANCELED
+    is_finished = _In(State.FINISHED, "Whether it has finished.")
+    is_failed = _In(State.FAILED, "Whether it has failed.")
+    is_canceled = _In(State.CANCELED, "Whether it was canceled.")
+    is_queued = _In(State.QUEUED, "Whether it waits for a worker.")
+    is_started = _In(State.STARTED, "Whether it runs.")
+    is_deferred = _In(State.DEFERRED, "Whether it waits for what it depends on.")
+    is_scheduled = _In(State.SCHEDULED, "Whether it waits for its time.")
 
     @property
     def is_stopped(self) -> bool:
         """Whether someone stopped it while it ran."""
         found = self.outcome
         return found is not None and found.cause is Cause.USER and bool(found.runtime_us)
-
-    @property
-    def is_queued(self) -> bool:
-        """Whether it waits for a worker."""
-        return self.status is State.QUEUED
-
-    @property
-    def is_started(self) -> bool:
-        """Whether it runs."""
-        return self.status is State.STARTED
-
-    @property
-    def is_deferred(self) -> bool:
-        """Whether it waits for what it depends on."""
-        return self.status is State.DEFERRED
-
-    @property
-    def is_scheduled(self) -> bool:
-        """Whether it waits for its time."""
-        return self.status is State.SCHEDULED
 
     # ------------------------------------------------------------ when and how it went
 
@@ -288,8 +268,7 @@ class Facts(JobRef, Generic[R]):
         found = self.outcome
         if found is not None:
             return found.attempt
-        batch = self.batch
-        return 0 if batch.inline else batch.session.ask(lambda broker: broker.attempts(batch.id, [self.index]))[0]
+        return (self._ask(Broker.attempts, self.batch.id, [self.index]) or [0])[0]
 
     @property
     def worker_name(self) -> str | None:
@@ -324,27 +303,26 @@ class Facts(JobRef, Generic[R]):
     def echoes(self) -> list[Echo]:
         """What became of its callbacks and of the workers' exception handlers. Raises BadSignature."""
         batch = self.batch
-        if batch.inline:
+        if (blobs := self._ask(Broker.echoes, batch.id, [self.index])) is None:
             return batch.state.inline.echoes.get(self.index, [])
-        blob = batch.session.ask(lambda broker: broker.echoes(batch.id, [self.index]))[0]
-        return [] if not blob else echoes_in(batch.session.sealer.unseal(wire.ECHO, batch.id, self.index, blob))
+        return echoes_in(batch.session.sealer.unseal(wire.ECHO, batch.id, self.index, blobs[0])) if blobs[0] else []
 
     def get_position(self) -> int | None:
         """How many jobs of its queue come before it; None if it does not wait there."""
-        if self.batch.inline:
-            return None
-        found = self.batch.session.ask(lambda broker: broker.queued(self.origin))
+        found = self._ask(Broker.queued, self.origin) or []
         waiting = [(one.view.id, index) for one in found for index in one.indexes]
         here = (self.batch.id, self.index)
         return waiting.index(here) if here in waiting else None
 
     def _view(self) -> BatchView | None:
-        batch = self.batch
-        return None if batch.inline else batch.session.ask(lambda broker: broker.view(batch.id))
+        return self._ask(Broker.view, self.batch.id)
 
     def _holder(self) -> Holder | None:
-        batch = self.batch
-        return None if batch.inline else batch.session.ask(lambda broker: broker.holders(batch.id, [self.index]))[0]
+        return (self._ask(Broker.holders, self.batch.id, [self.index]) or [None])[0]
+
+    def _ask(self, question: Callable[Concatenate[Broker, P], T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What the server answers; None for what ran in this process."""
+        return None if self.batch.inline else self.batch.session.ask(question, *args, **kwargs)
 
     # ------------------------------------------------------------ what it says of itself
 
@@ -367,10 +345,8 @@ class Facts(JobRef, Generic[R]):
 
     def save_meta(self) -> None:
         """Writes `meta`; a job that runs writes over it when it saves its own. Raises BadInput for odd data."""
-        batch, found = (
-            self.batch,
-            Notes(job_meta.plain(self.meta), None if self._notes is None else self._notes.progress),
-        )
+        batch, progress = self.batch, None if self._notes is None else self._notes.progress
+        found = Notes(job_meta.plain(self.meta), progress)
         if batch.inline:
             batch.state.inline.notes[self.index] = found
             return
