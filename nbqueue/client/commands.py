@@ -1,4 +1,4 @@
-"""RQ's functions on jobs and workers by their ids: cancel, requeue, stop, shut down; suspend and resume all."""
+"""RQ's functions that take the id of a job or a worker: cancel, requeue, stop, shut down; suspend and resume all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from nbqueue.client.session import session as sessions
 from nbqueue.client.submit.submission import refuse_inside
 from nbqueue.client.worker import Worker, WorkerHandle
 from nbqueue.errors import NoSuchWorker
+from nbqueue.store.broker import Broker
 
 
 def cancel_job(
@@ -55,15 +56,15 @@ def suspend(connection: Any = None, ttl: Any = None, *, namespace: str | None = 
     """Lets no worker begin another job, for `ttl` seconds or until `resume`; what runs, runs on. Raises BadOption."""
     refuse_inside("suspend")
     lasting = None if ttl is None else seconds("ttl", ttl)
-    sessions.of(connection, namespace).ask(lambda broker: broker.suspend(lasting))
+    sessions.of(connection, namespace).ask(Broker.suspend, lasting)
 
 
 def resume(connection: Any = None, *, namespace: str | None = None) -> None:
     """Lets the workers go on after `suspend`."""
     refuse_inside("resume")
-    sessions.of(connection, namespace).ask(lambda broker: broker.resume())
+    sessions.of(connection, namespace).ask(Broker.resume)
 
 
 def is_suspended(connection: Any = None, *, namespace: str | None = None) -> bool:
     """Whether the workers are suspended."""
-    return sessions.of(connection, namespace).ask(lambda broker: broker.suspended()) is not None
+    return sessions.of(connection, namespace).ask(Broker.suspended) is not None

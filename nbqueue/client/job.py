@@ -1,4 +1,4 @@
-"""A handle on one job: its value, or why there is none, and what may be done to it."""
+"""A handle on one job: its result or error, and what can be done with it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from nbqueue.client.session.batch_ref import JobRef
 from nbqueue.client.submit import created, following, in_process, retry, submission
 from nbqueue.errors import BadInput, BadSignature, NoSuchBatch, NoSuchWorker, NotThere, SetupError
 from nbqueue.model import Outcome, State
+from nbqueue.store.broker import Broker
 from nbqueue.worker import mail
 
 R = TypeVar("R")
@@ -36,7 +37,7 @@ class Job(Facts[R]):
         state = self.batch.state.outcomes.state(self.index) or (
             State.CREATED if self.batch.unsent is not None else "not done"
         )
-        return f"<Job {self.id}: {state}{f', {line}' if (line := told(self)[1]) else ''}>"
+        return f"<Job {self.id}: {state}{f', {line}' if (line := cause_and_error(self)[1]) else ''}>"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Job) and (other.batch.id, other.index) == (self.batch.id, self.index)
@@ -109,11 +110,8 @@ class Job(Facts[R]):
 
     def get_status(self, refresh: bool = True) -> State | str:
         """As `status`; with `refresh` the store is asked in any case."""
-        batch = self.batch
-        if not refresh or batch.inline:
-            return self.status
-        found = batch.session.ask(lambda broker: broker.states(batch.id, [self.index]))[0]
-        return found or self.status
+        found = self._ask(Broker.states, self.batch.id, [self.index]) if refresh else None
+        return (found and found[0]) or self.status
 
     @property
     def error(self) -> str:
@@ -126,21 +124,21 @@ class Job(Facts[R]):
         """The record of its run, signature checked; None until it has ended. Raises BadSignature."""
         return lookup.outcome_of(self)
 
-    def _known(self) -> Outcome | None:
-        return self.batch.state.outcome(self.index, self.batch.session.sealer)
-
     def wait(self, timeout: float | None = None) -> R:
         """Its value, when it has ended; or raises what the job raised, with the remote traceback as `__cause__`.
 
         JobFailed where the exception cannot be rebuilt, JobCanceled, NotDone after `timeout` seconds.
         """
-        self._await(timeout)
+        waiting.for_job(self, timeout, bar=display.in_terminal)
         return self._value()
 
     def _value(self) -> R:
-        found = self._known()
+        return value_of(self._ended(), self.id, self.dependency_ids)  # type: ignore[no-any-return]
+
+    def _ended(self) -> Outcome:
+        found = self.batch.state.outcome(self.index, self.batch.session.sealer)
         assert found is not None
-        return value_of(found, self.id, self.dependency_ids)  # type: ignore[no-any-return]
+        return found
 
     def __await__(self) -> Generator[Any, None, R]:
         """`await job` is as `wait()`; a notebook answers clicks and other tasks meanwhile."""
@@ -176,13 +174,8 @@ class Job(Facts[R]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What `wait` would raise, when it has ended; None if it finished."""
-        self._await(timeout)
-        found = self._known()
-        assert found is not None
-        return error_of(found, self.id, self.dependency_ids)
-
-    def _await(self, timeout: float | None) -> None:
         waiting.for_job(self, timeout, bar=display.in_terminal)
+        return error_of(self._ended(), self.id, self.dependency_ids)
 
     def refresh(self) -> None:
         """Forgets what this process knows of it, and asks the store: another session may have run it again.
@@ -193,9 +186,10 @@ class Job(Facts[R]):
         self._notes = None
         if batch.inline:
             return
-        found = batch.session.ask(lambda broker: broker.outcomes(batch.id, [self.index]))[0]
-        if found is not None and found == self._stored():
-            return  # withdrawn here, it would count as withdrawn in the spool, too
+        found = batch.session.ask(Broker.outcomes, batch.id, [self.index])[0]
+        with contextlib.suppress(BadSignature):  # the spool has lost it
+            if found is not None and found == state.stored(self.index):
+                return  # withdrawn here, it would count as withdrawn in the spool, too
         with state.changed:
             state.withdraw(self.index)
         lookup.read(batch, self.index)
@@ -205,12 +199,6 @@ class Job(Facts[R]):
             with state.changed:
                 state.reopen()
             batch.session.collector.follow(state)
-
-    def _stored(self) -> bytes | None:
-        try:
-            return self.batch.state.outcomes.stored(self.index)
-        except BadSignature:
-            return None  # the spool has lost it
 
     @property
     def log(self) -> str:
@@ -232,18 +220,13 @@ class Job(Facts[R]):
         What depends on it ends as canceled, too. With `enqueue_dependents` it runs all the same, also where this job
         had failed before; but for what was to get its result, by `then`.
         """
-        batch, index = self.batch, self.index
-        waiting.refuse_unsent(batch)
-        if batch.inline:
-            return False
+        waiting.refuse_unsent(self.batch)
         try:
             if enqueue_dependents:
-                count = batch.session.ask(lambda broker: broker.cancel_alone(batch.id, index, running=running))
-            else:
-                count = batch.session.ask(lambda broker: broker.cancel(batch.id, [index], running=running))
+                return bool(self._ask(Broker.cancel_alone, self.batch.id, self.index, running=running))
+            return bool(self._ask(Broker.cancel, self.batch.id, [self.index], running=running))
         except NoSuchBatch:
             return False  # it has expired, or was deleted
-        return bool(count)
 
     def stop(self) -> bool:
         """Tells the worker that runs it to stop it: it ends as canceled, and `on_stopped` is called.
@@ -253,9 +236,8 @@ class Job(Facts[R]):
         holder = self._holder()
         if holder is None:
             return False
-        session = self.batch.session
         try:
-            session.ask(lambda broker: mail.send(broker, session.sealer, holder.worker, mail.STOP, self.id))
+            self._ask(mail.send, self.batch.session.sealer, holder.worker, mail.STOP, self.id)
         except NoSuchWorker:
             return False  # it has just gone, and gave the job back
         return True
@@ -302,15 +284,10 @@ def job_of(found: JobRef) -> Job[Any]:
     return Job(found.batch, found.index)
 
 
-def told(job: Job[Any]) -> tuple[str, str]:
-    """(why it has no result, the same in a line); empty where nothing went wrong."""
-    # Of memory alone: a table must not ask the store once a row.
+def cause_and_error(job: Job[Any]) -> tuple[str, str]:
+    """Its cause and its error, in a line; empty where nothing went wrong. From memory: a table asks nothing a row."""
     outcome = job.batch.state.shown(job.index, job.batch.session.sealer)
     if outcome is None:
         return "", ""  # it has not ended, or a retry has withdrawn it since
-    return str(outcome.cause or ""), _line(text_of(outcome, job.dependency_ids))
-
-
-def _line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
+    line = " ".join(text_of(outcome, job.dependency_ids).split())
+    return str(outcome.cause or ""), line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."

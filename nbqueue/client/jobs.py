@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from nbqueue.checks import check_errors, seconds
 from nbqueue.client.frames import frame
-from nbqueue.client.job import Job, job_of, told
+from nbqueue.client.job import Job, cause_and_error, job_of
 from nbqueue.client.lookup import refresh, results, waiting
 from nbqueue.client.session.batch_ref import JobRef
 from nbqueue.client.session.session import within
@@ -141,7 +141,7 @@ class Jobs(Sequence[Job[R]], Generic[R]):
     def _rows(self) -> list[tuple[str, ...]]:
         """The header, and a row for each of the first jobs; columns in which nothing would stand are left out."""
         several = len({job.func_name for job in self._jobs[:SHOWN]}) > 1
-        rows = [(job.id, job.func_name if several else "", *told(job)) for job in self._jobs[:SHOWN]]
+        rows = [(job.id, job.func_name if several else "", *cause_and_error(job)) for job in self._jobs[:SHOWN]]
         heads = ("job", "function", "cause", "error")
         kept = [place for place in range(len(heads)) if any(row[place] for row in rows)]
         return [tuple(row[place] for place in kept) for row in (heads, *rows)]
@@ -149,7 +149,7 @@ class Jobs(Sequence[Job[R]], Generic[R]):
     @property
     def causes(self) -> Counter[str]:
         """How many ended without a result for which cause: errors, crashes and losses apart."""
-        found = Counter(told(job)[0] for job in self._jobs)
+        found = Counter(cause_and_error(job)[0] for job in self._jobs)
         del found[""]
         return found
 

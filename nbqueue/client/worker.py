@@ -1,4 +1,4 @@
-"""Workers in a script: `Worker(["high", "low"]).work()`, and handles on those that are up."""
+"""Workers in a script, `Worker(["high", "low"]).work()`, and handles on those that are running."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from nbqueue.client.session.session import Session
 from nbqueue.errors import BadInput, BadOption
 from nbqueue.model import BEAT, LEASE, WorkerInfo, new_id, utc, worker_info
 from nbqueue.settings import host
+from nbqueue.store.broker import Broker
 from nbqueue.worker import mail
 from nbqueue.worker.parent import Parent
 from nbqueue.worker.plan import ALL_QUEUES, Plan
@@ -26,7 +27,7 @@ from nbqueue.worker.score import Score
 from nbqueue.worker.simple import Simple
 
 Handlers = Handler | Iterable[Handler] | None
-RQS = {  # what RQ's workers can be told, by option or argument, and there is nothing to choose in; and why
+RQS = {  # options and arguments of RQ's workers that change nothing here, and why
     "with_scheduler": "every worker is a scheduler too",
     "results_ttl": "how long results are kept is said where a job is enqueued: result_ttl=",
     "default_result_ttl": "how long results are kept is said where a job is enqueued: result_ttl=",
@@ -40,7 +41,7 @@ RQS = {  # what RQ's workers can be told, by option or argument, and there is no
     "maintenance_interval": "what is to be tidied up is so when it is due",
 }
 GRACE = 5.0  # seconds that running jobs get at a SIGTERM
-_RQ_HOOKS = frozenset(  # methods that RQ's workers call, and ours do not have
+_RQ_HOOKS = frozenset(  # methods that RQ's workers call and ours do not
     (
         *("perform_job", "execute_job", "prepare_job_execution", "prepare_execution", "main_work_horse"),
         *("fork_work_horse", "monitor_work_horse", "kill_horse", "setup_work_horse_signals", "handle_exception"),
@@ -60,9 +61,9 @@ class Worker:
     worker does, make a subclass, and name it with `nbqueue worker --worker-class`.
     """
 
-    def __init_subclass__(cls, **facts: Any) -> None:
+    def __init_subclass__(cls, **keywords: Any) -> None:
         """Raises BadOption for a subclass with hooks of RQ's that nothing here would call."""
-        super().__init_subclass__(**facts)
+        super().__init_subclass__(**keywords)
         if idle := sorted(_RQ_HOOKS & vars(cls).keys()):
             raise BadOption(
                 message=f"{cls.__name__}.{idle[0]} would never be called: each job runs in a process of its "
@@ -90,20 +91,23 @@ class Worker:
     ) -> None:
         """`slots` is the number of jobs at a time: by default, the CPUs. `worker_ttl`: seconds, as `lease`.
 
-        What RQ's workers take besides, and what there is nothing to choose in here, is answered by a warning.
+        Other options of RQ's workers, which would choose nothing here, are answered by a warning.
         """
         for option, value in others.items():
             if option not in RQS:
                 raise BadOption(message=f"Worker() has no option {option!r}.")
             if value is not None:
                 warn(f"Worker({option}={brief(value)}) changes nothing here: {RQS[option]}.")
-        given = _listed(queues)
+        single = isinstance(queues, str) or hasattr(queues, "name") or not isinstance(queues, Iterable)
+        listed = [queues] if single else list(queues)
+        if not listed:
+            raise BadOption(message="Worker([]) would serve no queue: name at least one.")
         if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
             raise BadOption(message=f"slots={slots!r} must be a whole number of 1 or more.")
-        self.queues = tuple(dict.fromkeys(_queue(each) for each in given))
-        theirs = [each.session for each in given if isinstance(getattr(each, "session", None), Session)]
-        own = connection is None and url is None and namespace is None and theirs
-        self.session: Session = theirs[0] if own else sessions.of(url or connection, namespace)
+        self.queues = tuple(dict.fromkeys(_queue(each) for each in listed))
+        theirs = [each.session for each in listed if isinstance(getattr(each, "session", None), Session)]
+        unsaid = connection is None and url is None and namespace is None
+        self.session: Session = theirs[0] if theirs and unsaid else sessions.of(url or connection, namespace)
         self._name = check_name("worker", name) if name else ""
         self.id, self._worked = new_id(self._name or host()), False
         self.slots = slots or self.session.settings.slots or 0
@@ -151,7 +155,9 @@ class Worker:
             self.id = new_id(self._name or host())  # what one has left by is not joined again
         self._worked = True
         idle = None if max_idle_time is None else seconds("max_idle_time", max_idle_time)
-        return self._work(self.plan(burst=burst, max_jobs=max_jobs, max_idle=idle), _score(self.quiet, logging_level))
+        level = logging.getLevelName(logging_level.upper()) if isinstance(logging_level, str) else logging_level
+        score = Score(quiet=self.quiet or (isinstance(level, int) and level >= logging.WARNING))
+        return self._work(self.plan(burst=burst, max_jobs=max_jobs, max_idle=idle), score)
 
     def plan(self, *, burst: bool, max_jobs: int | None, max_idle: float | None) -> Plan:
         """How it is going to work."""
@@ -195,16 +201,13 @@ class Worker:
         """The workers that are up, of any host; of a `queue` (its name, or a Queue) those that serve it."""
         wanted = None if queue is None else _queue(queue)
         session = sessions.of(connection, namespace)
-        found = []
-        suspended = session.ask(lambda broker: broker.suspended()) is not None
-        for raw, left, held in session.ask(lambda broker: broker.workers()):
-            info = worker_info(raw)
-            if info is None or left <= 0:
-                continue  # someone else wrote there; or its lease has run out: others will take its jobs
-            if wanted is not None and wanted not in info.queues:
-                continue
-            found.append(WorkerHandle(session, info, lease_s=left, held=held, suspended=suspended))
-        return found
+        suspended = session.ask(Broker.suspended) is not None
+        return [
+            WorkerHandle(session, info, lease_s=left, held=held, suspended=suspended)
+            for raw, left, held in session.ask(Broker.workers)
+            if (info := worker_info(raw)) is not None and left > 0  # else others will take its jobs
+            if wanted is None or wanted in info.queues
+        ]
 
     @classmethod
     def count(cls, connection: Any = None, queue: Any = None, *, namespace: str | None = None) -> int:
@@ -215,8 +218,8 @@ class Worker:
 class SimpleWorker(Worker):
     """A Worker that makes every call in this very process and thread, one at a time: for tests, and for debugging.
 
-    A job that crashes takes this process along, and only Python code can be told of its time limit. Modules that it has
-    imported stay: after an edit, start it anew. Exception handlers may be any functions.
+    A job that crashes takes this process along, and a time limit ends Python code only. Modules that it has imported
+    stay: after an edit, start it anew. Exception handlers may be any functions.
     """
 
     def _handler_names(self) -> tuple[str, ...]:
@@ -224,14 +227,8 @@ class SimpleWorker(Worker):
 
     def _work(self, plan: Plan, score: Score) -> bool:
         session = self.session
-        worker = Simple(
-            session.fresh_broker(),
-            session.fresh_broker(),
-            session.sealer,
-            plan,
-            handlers=self.exception_handlers,
-            score=score,
-        )
+        brokers = session.fresh_broker(), session.fresh_broker()
+        worker = Simple(*brokers, session.sealer, plan, handlers=self.exception_handlers, score=score)
         worker.run()
         return worker.served > 0
 
@@ -241,8 +238,9 @@ class WorkerHandle:
 
     def __init__(self, session: Session, info: WorkerInfo, *, lease_s: float, held: int, suspended: bool) -> None:
         self._session = session
-        self.id, self.name, self.host, self.pid = info.id, info.name, info.host, info.pid
-        self.slots, self.queue_names, self.version = info.slots, list(info.queues), info.version
+        self.id, self.name, self.pid, self.slots, self.version = info.id, info.name, info.pid, info.slots, info.version
+        self.host = self.hostname = info.host
+        self.queues = self.queue_names = list(info.queues)  # in order of priority
         self.birth_date = utc(round(info.born * 1e6)) if info.born else None
         self.last_heartbeat = datetime.now(UTC) - timedelta(seconds=max(0.0, info.lease - lease_s))
         self.lease_s = lease_s  # seconds that its lease still lasts, unless it renews it
@@ -252,16 +250,6 @@ class WorkerHandle:
     def __repr__(self) -> str:
         return f"<Worker {self.id} on {self.host}, {self.state}: {self.held} of {self.slots} slots>"
 
-    @property
-    def queues(self) -> list[str]:
-        """The names of the queues that it serves, in order of priority."""
-        return self.queue_names
-
-    @property
-    def hostname(self) -> str:
-        """As `host`."""
-        return self.host
-
     def get_state(self) -> str:
         """`busy`, `idle` or `suspended`, as it was when it was asked for."""
         return self.state
@@ -269,7 +257,7 @@ class WorkerHandle:
     @property
     def job_ids(self) -> list[str]:
         """The ids of the jobs that it holds now: those that it runs, and a few ahead."""
-        return self._session.ask(lambda broker: broker.held_by(self.id))
+        return self._session.ask(Broker.held_by, self.id)
 
     @property
     def successful_job_count(self) -> int:
@@ -288,7 +276,7 @@ class WorkerHandle:
 
     @property
     def _work(self) -> tuple[int, int, float]:
-        return self._session.ask(lambda broker: broker.work_of(self.id))
+        return self._session.ask(Broker.work_of, self.id)
 
     def get_current_job_id(self) -> str | None:
         """The id of a job that it holds now; None if it holds none. `job_ids` are all."""
@@ -301,26 +289,17 @@ class WorkerHandle:
 
     def shutdown(self) -> None:
         """Tells it to finish what it runs and leave. Raises NoSuchWorker when it has left already."""
-        self._told(mail.SHUTDOWN)
+        self._send(mail.SHUTDOWN)
 
     def kill_horse(self) -> None:
         """Tells it to kill the processes of what runs there: it fails, as in a crash, and may be retried.
 
         A SimpleWorker has no process but its own, and kills nothing. Raises NoSuchWorker when it has left.
         """
-        self._told(mail.KILL)
+        self._send(mail.KILL)
 
-    def _told(self, verb: str) -> None:
-        sealer = self._session.sealer
-        self._session.ask(lambda broker: mail.send(broker, sealer, self.id, verb))
-
-
-def _listed(queues: Any) -> list[Any]:
-    single = isinstance(queues, str) or hasattr(queues, "name") or not isinstance(queues, Iterable)
-    found = [queues] if single else list(queues)
-    if not found:
-        raise BadOption(message="Worker([]) would serve no queue: name at least one.")
-    return found
+    def _send(self, verb: str) -> None:
+        self._session.ask(mail.send, self._session.sealer, self.id, verb)
 
 
 def _queue(queue: Any) -> str:
@@ -348,8 +327,3 @@ def _dotted(handler: Handler) -> str:
             "a function of a module. A SimpleWorker takes any function."
         )
     return f"{module}:{name}"
-
-
-def _score(quiet: bool, level: Any) -> Score:
-    number = logging.getLevelName(level.upper()) if isinstance(level, str) else level
-    return Score(quiet=quiet or (isinstance(number, int) and number >= logging.WARNING))
