@@ -188,7 +188,7 @@ class Job(Facts[R]):
             return
         found = batch.session.ask(Broker.outcomes, batch.id, [self.index])[0]
         with contextlib.suppress(BadSignature):  # the spool has lost it
-            if found is not None and found == state.stored(self.index):
+            if found is not None and found == state.outcomes.stored(self.index):
                 return  # withdrawn here, it would count as withdrawn in the spool, too
         with state.changed:
             state.withdraw(self.index)

@@ -127,12 +127,12 @@ class Jobs(Sequence[Job[R]], Generic[R]):
             refresh.look(self._jobs)
         for job in self._jobs:  # all are polled together, rather than each when its turn to be waited for comes
             state = job.batch.state
-            if not (state.followed or job.batch.inline or state.has(job.index)):
+            if not (state.followed or job.batch.inline or job.index in state.outcomes):
                 job.batch.session.collector.follow(state)
         for job in self._jobs:
             left = None if end is None else max(0.0, end - time.monotonic())
             if not waiting.until(job.batch, partial(waiting.ended, job), left, index=job.index):
-                missing = sum(not one.batch.state.has(one.index) for one in self._jobs)
+                missing = sum(one.index not in one.batch.state.outcomes for one in self._jobs)
                 what = f"{missing:,} of {len(self):,} jobs, {job.id} among them,"
                 raise waiting.not_done(job.batch, what, timeout, job.index)
 
