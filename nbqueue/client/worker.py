@@ -98,10 +98,7 @@ class Worker:
                 raise BadOption(message=f"Worker() has no option {option!r}.")
             if value is not None:
                 warn(f"Worker({option}={brief(value)}) changes nothing here: {RQS[option]}.")
-        single = isinstance(queues, str) or hasattr(queues, "name") or not isinstance(queues, Iterable)
-        listed = [queues] if single else list(queues)
-        if not listed:
-            raise BadOption(message="Worker([]) would serve no queue: name at least one.")
+        listed = _listed(queues)
         if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
             raise BadOption(message=f"slots={slots!r} must be a whole number of 1 or more.")
         self.queues = tuple(dict.fromkeys(_queue(each) for each in listed))
@@ -300,6 +297,13 @@ class WorkerHandle:
 
     def _send(self, verb: str) -> None:
         self._session.ask(mail.send, self._session.sealer, self.id, verb)
+
+
+def _listed(queues: Any) -> list[Any]:
+    single = isinstance(queues, str) or hasattr(queues, "name") or not isinstance(queues, Iterable)
+    if found := [queues] if single else list(queues):
+        return found
+    raise BadOption(message="Worker([]) would serve no queue: name at least one.")
 
 
 def _queue(queue: Any) -> str:
