@@ -35,6 +35,7 @@ VERSION = b"\x01"
 _HEAD = 21
 _LONGEST = 1 << 16  # bytes of a secret file
 _NUMBERS = struct.Struct(">qIQ")
+_MOST_BEGUN = 256  # HMACs of batches that are kept
 
 FUNCTION, SPEC, ARGUMENTS, OUTCOME, META, MAIL, TAIL, ECHO = (
     b"fn",
@@ -62,14 +63,11 @@ class Keyring:
         """The ids of all keys, in hexadecimal; the first signs."""
         return tuple(key.hex() for key in self._keys)
 
-    def find(self, key_id: bytes, what: str) -> bytes:
-        """The secret with this id, also where it was added to the file by now; raises UnknownKey."""
+    def find(self, key_id: bytes) -> bytes | None:
+        """The secret with this id, also where it was added to the file by now; None where there is none."""
         if key_id not in self._keys:
             self._look_again()
-        try:
-            return self._keys[key_id]
-        except KeyError:
-            raise UnknownKey(what=what, key=key_id.hex(), path=self.path) from None
+        return self._keys.get(key_id)
 
     def _look_again(self) -> None:
         """Takes in what was added to the file since it was read: a key is replaced while notebooks and workers run."""
@@ -175,46 +173,59 @@ class Sealer:
 
     def __init__(self, keyring: Keyring, namespace: str) -> None:
         # Imported here, since a stable imports this module to unpickle only, and forks faster without OpenSSL.
-        from hmac import compare_digest, digest
+        import hmac
 
-        self._digest, self._same = digest, compare_digest
+        self._new, self._same = hmac.new, hmac.compare_digest
         self.keyring = keyring
         self._namespace = namespace.encode()
+        self._begun: dict[tuple[bytes, bytes, str], Any] = {}  # see _begin
 
-    def _context(self, key_id: bytes, kind: bytes, batch: str) -> bytes:
-        name = batch.encode()
-        sizes = struct.pack(">HHH", len(self._namespace), len(kind), len(name))
-        return b"".join((VERSION, key_id, sizes, self._namespace, kind, name))
+    def _begin(self, key_id: bytes, key: bytes, kind: bytes, batch: str) -> Any:
+        """The HMAC of a batch's records of one kind, as far as it is the same for all of them; to be copied."""
+        place = key, kind, batch
+        if (found := self._begun.get(place)) is None:
+            name = batch.encode()
+            sizes = struct.pack(">HHH", len(self._namespace), len(kind), len(name))
+            context = b"".join((VERSION, key_id, sizes, self._namespace, kind, name))
+            if len(self._begun) >= _MOST_BEGUN:
+                self._begun.clear()
+            found = self._begun[place] = self._new(key, context, "sha256")
+        return found
 
     def seal(self, kind: bytes, batch: str, index: int, payload: bytes, attempt: int = 0) -> bytes:
         """`payload`, signed for this place and no other. An index of -1 stands for the whole batch."""
         ring = self.keyring
-        text = self._context(ring.current, kind, batch) + _NUMBERS.pack(index, attempt, len(payload)) + payload
-        return b"".join((VERSION, ring.current, self._digest(ring.key, text, "sha256")[:16], payload))
+        mac = self._begin(ring.current, ring.key, kind, batch).copy()
+        mac.update(_NUMBERS.pack(index, attempt, len(payload)))
+        mac.update(payload)
+        return b"".join((VERSION, ring.current, mac.digest()[:16], payload))
 
     def seal_all(self, kind: bytes, batch: str, start: int, payloads: list[bytes]) -> list[bytes]:
         """`payloads` signed for the indexes from `start` on."""
-        ring = self.keyring
-        context, head = self._context(ring.current, kind, batch), VERSION + ring.current
-        digest, numbers, key = self._digest, _NUMBERS.pack, ring.key
-        return [
-            head + digest(key, context + numbers(index, 0, len(payload)) + payload, "sha256")[:16] + payload
-            for index, payload in enumerate(payloads, start)
-        ]
+        return [self.seal(kind, batch, index, payload) for index, payload in enumerate(payloads, start)]
 
     def unseal(self, kind: bytes, batch: str, index: int, blob: bytes, attempt: int = 0) -> bytes:
         """The payload, if `blob` was sealed for just this place; raises BadSignature or UnknownKey."""
-        what = f"The {_WORDS.get(kind, 'record')} of {batch}" + (f":{index}" if index >= 0 else "")
         if len(blob) < _HEAD or blob[:1] != VERSION:
-            raise BadSignature(what=what, why="it is cut short or of another version")
+            raise BadSignature(what=_what(kind, batch, index), why="it is cut short or of another version")
         key_id, payload = blob[1:5], blob[_HEAD:]
-        key = self.keyring.find(key_id, what)
+        key = self.keyring.find(key_id)
+        if key is None:
+            raise UnknownKey(what=_what(kind, batch, index), key=key_id.hex(), path=self.keyring.path)
         if not (-1 <= index < 1 << 63 and 0 <= attempt < 1 << 32):
-            raise BadSignature(what=what, why="there is no such place")
-        text = self._context(key_id, kind, batch) + _NUMBERS.pack(index, attempt, len(payload)) + payload
-        if not self._same(self._digest(key, text, "sha256")[:16], blob[5:_HEAD]):
-            raise BadSignature(what=what, why="the signature does not fit the content and its place")
+            raise BadSignature(what=_what(kind, batch, index), why="there is no such place")
+        mac = self._begin(key_id, key, kind, batch).copy()
+        mac.update(_NUMBERS.pack(index, attempt, len(payload)))
+        mac.update(payload)
+        if not self._same(mac.digest()[:16], blob[5:_HEAD]):
+            why = "the signature does not fit the content and its place"
+            raise BadSignature(what=_what(kind, batch, index), why=why)
         return payload
+
+
+def _what(kind: bytes, batch: str, index: int) -> str:
+    """What was sealed, for messages."""
+    return f"The {_WORDS.get(kind, 'record')} of {batch}" + (f":{index}" if index >= 0 else "")
 
 
 _WORDS = {
