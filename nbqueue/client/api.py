@@ -60,8 +60,8 @@ class Verbs:
 
         Called on options, these with some changed. Raises BadOption.
         """
-        understood = terms.understood(changes)
-        return Verbs(self._options.replaced(**understood), self._typed | understood.keys())
+        parsed = terms.parse(changes)
+        return Verbs(self._options.replaced(**parsed), self._typed | parsed.keys())
 
     def map(self, f: Callable[..., R] | str, *iterables: Any, **keywords: Any) -> Batch[R]:
         """Runs `f(item)` for every item, on any number of machines; returns at once, and shows how it goes.
@@ -86,7 +86,7 @@ class Verbs:
         All keywords are the function's; options stand before: `options(timeout=60).grid(f, lr=[.1, .01])`.
         """
         refuse_inside("grid")
-        terms.refuse_for_many(self._options, "grid")
+        terms.check_for_many(self._options, "grid")
         calls: Callable[[DescribedFunction], Calls] = lambda function: items.gridded(function, axes)  # noqa: E731
         return Batch.shown(reattach.submit(SubmitPlan(session.current(), self._options, f, calls)))
 
@@ -111,14 +111,14 @@ class Verbs:
         keywords: dict[str, Any],
     ) -> Batch[Any]:
         refuse_inside(verb)
-        if keywords.keys() - terms.WORDS:
+        if keywords.keys() - terms.OPTION_NAMES:
             _refuse(verb, f, iterables, keywords)
-        terms.refuse_clash(verb, f, keywords)
-        options = self._options.replaced(**terms.understood(keywords))
-        terms.refuse_for_many(options, verb)
+        terms.check_clash(verb, f, keywords)
+        options = self._options.replaced(**terms.parse(keywords))
+        terms.check_for_many(options, verb)
 
         def checked(function: DescribedFunction) -> Calls:
-            terms.refuse_clash(verb, function, keywords)  # of a dotted name; the others were asked before
+            terms.check_clash(verb, function, keywords)  # of a dotted name; the others were asked before
             return calls(function)
 
         return Batch.shown(reattach.submit(SubmitPlan(session.current(), options, f, checked)))
@@ -127,8 +127,8 @@ class Verbs:
 def _refuse(verb: str, f: Callable[..., Any] | str, iterables: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     """Raises BadOption for the keywords that are no options."""
     label = (f if isinstance(f, str) else label_of(f)).rpartition(".")[2]
-    known = terms.WORDS - {*terms.SINGLE}
-    strange = sorted(keywords.keys() - terms.WORDS)
+    known = terms.OPTION_NAMES - {*terms.SINGLE_ONLY}
+    strange = sorted(keywords.keys() - terms.OPTION_NAMES)
     name = strange[0]
     message = f"{verb}() has no option {name!r}."
     near = get_close_matches(name, known, 1, 0.75)

@@ -241,7 +241,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         Also while the input is still read. Where a job fails, the one that waits for it ends as canceled. Keywords are
         nbqueue's options, as in `map`. Raises BadOption.
         """
-        return Batch.shown(following.batch(self.ref, function, options))
+        return Batch.shown(following.then(self.ref, function, options))
 
     def retry(self, rows: Any = None, func: Callable[..., Any] | str | None = None, **limits: Any) -> Batch[R]:
         """Runs rows again: the failed ones, or those named by position, Job, job id, or a frame with `job_id`.

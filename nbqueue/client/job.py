@@ -276,7 +276,11 @@ class Job(Facts[R]):
 
         Raises BadInput for a job of a batch of many: `batch.then(function)` takes all of its results.
         """
-        return job_of(following.job(self, function, options))
+        if not self.batch.single:
+            raise BadInput(
+                message=f"{self.id} is part of a batch: batch.then(f) runs f on the results of all of it, job by job."
+            )
+        return Job(following.then(self.batch, function, options), 0)
 
 
 def job_of(found: JobRef) -> Job[Any]:

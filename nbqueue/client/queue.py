@@ -83,7 +83,7 @@ class Enqueuer(Enqueues):
 
     def options(self, **changes: Any) -> Enqueuer:
         """These options with some changed. Raises BadOption."""
-        found = terms.for_queue(self.queue.name, changes)
+        found = terms.parse_for_queue(self.queue.name, changes)
         return Enqueuer(self.queue, self.given.replaced(**found), self._typed | found.keys())
 
     def send(
@@ -113,7 +113,7 @@ class Enqueuer(Enqueues):
         """The call, ready to be sent."""
 
         def calls(function: DescribedFunction) -> Calls:
-            terms.refuse_clash(verb, function, taken or {}, queue=self.queue.name)
+            terms.check_clash(verb, function, taken or {}, queue=self.queue.name)
             return items.single(function, tuple(args), dict(kwargs))
 
         source = "" if "timeout" in self._typed else self.queue.timeout_from
@@ -206,7 +206,7 @@ class Queue(Enqueues):
         when: Schedule | None = None,
     ) -> Job[R]:
         args, kwargs, options, taken = terms.split(args, kwargs)
-        terms.refuse_clash(verb, f, taken, queue=self.name)
+        terms.check_clash(verb, f, taken, queue=self.name)
         return self._given(options).send(verb, f, args, kwargs, when, taken)
 
     def enqueue_call(
@@ -248,7 +248,7 @@ class Queue(Enqueues):
     ) -> Job[R]:
         """What `.delay` of the decorator does: `given` are options that stood among the keywords."""
         refuse_inside("job.delay")
-        terms.refuse_clash("enqueue", func, given, queue=self.name)
+        terms.check_clash("enqueue", func, given, queue=self.name)
         return self._given({**options, **given}).send("delay", func, args, kwargs)
 
     @staticmethod

@@ -26,7 +26,7 @@ import nbqueue
 from nbqueue.checks import is_queue
 from nbqueue.cli.main import cli
 from nbqueue.client.spool.records import Appender, Block, RecordReader, RecordType
-from nbqueue.client.submit.options import WORDS
+from nbqueue.client.submit.options import OPTION_NAMES
 from nbqueue.errors import BadInput, BadName, BadOption, NbqueueError, NoServer
 from nbqueue.store import connection
 
@@ -151,7 +151,7 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("option", sorted(WORDS))
+@pytest.mark.parametrize("option", sorted(OPTION_NAMES))
 def test_an_option_of_any_value_is_taken_or_refused_in_words(home, option):
     for value in ODD:
         told = said(nbqueue.options, **{option: value})

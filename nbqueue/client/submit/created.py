@@ -30,7 +30,7 @@ def created(
     given = {name: value for name, value in typed.items() if value is not None}
     home = origin or DEFAULT_QUEUE
     default = Options().replaced(queue=home, timeout=options.TIMEOUT, result_ttl=options.RESULT_TTL)
-    said, (call, _, label) = default.replaced(**options.for_queue(home, given)), resolved(func)
+    said, (call, _, label) = default.replaced(**options.parse_for_queue(home, given)), resolved(func)
     spec = Spec(
         label=label,
         single=True,

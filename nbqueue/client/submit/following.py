@@ -8,45 +8,30 @@ from typing import Any
 from nbqueue.client.calls import items
 from nbqueue.client.calls.function import DescribedFunction
 from nbqueue.client.calls.items import Calls
-from nbqueue.client.session.batch_ref import BatchRef, JobRef
+from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.submit import options as terms
 from nbqueue.client.submit import reattach
 from nbqueue.client.submit.submission import SubmitPlan, refuse_inside
-from nbqueue.errors import BadInput, BadOption
+from nbqueue.errors import BadOption
 from nbqueue.model import Options
 
 
-def batch(source: BatchRef, function: Callable[..., Any] | str, typed: dict[str, Any]) -> BatchRef:
-    """One job for each job of `source`. Raises BadOption or BadInput."""
-    return _follow("then", source, function, typed, single=source.single)
-
-
-def job(source: JobRef, function: Callable[..., Any] | str, typed: dict[str, Any]) -> JobRef:
-    """One job for a single one. Raises BadOption or BadInput."""
-    if not source.batch.single:
-        raise BadInput(
-            message=f"{source.id} is part of a batch: batch.then(f) runs f on the results of all of it, job by job."
-        )
-    return _follow("then", source.batch, function, typed, single=True).job(0)
-
-
-def _follow(
-    verb: str, source: BatchRef, function: Callable[..., Any] | str, typed: dict[str, Any], *, single: bool
-) -> BatchRef:
-    refuse_inside(verb)
-    if strange := sorted(typed.keys() - terms.WORDS):
+def then(source: BatchRef, function: Callable[..., Any] | str, typed: dict[str, Any]) -> BatchRef:
+    """One job for each job of `source`; a single one for a single one. Raises BadOption or BadInput."""
+    refuse_inside("then")
+    if strange := sorted(typed.keys() - terms.OPTION_NAMES):
         raise BadOption(
-            message=f"{verb}() has no option {strange[0]!r}. A keyword for the function goes in with "
-            f"functools.partial: {verb}(functools.partial(f, {strange[0]}=...))."
+            message=f"then() has no option {strange[0]!r}. A keyword for the function goes in with "
+            f"functools.partial: then(functools.partial(f, {strange[0]}=...))."
         )
-    terms.refuse_clash(verb, function, typed)
-    options = Options(queue=source.queue).replaced(**terms.understood(typed))
-    if not single:
-        terms.refuse_for_many(options, f"batch.{verb}")
+    terms.check_clash("then", function, typed)
+    options = Options(queue=source.queue).replaced(**terms.parse(typed))
+    if not source.single:
+        terms.check_for_many(options, "batch.then")
 
     def calls(described: DescribedFunction) -> Calls:
-        terms.refuse_clash(verb, described, typed)
+        terms.check_clash("then", described, typed)
         names = items.positional(described) or ("arg_0",)
         return Calls((), None, names, source.spec.labeled, source.spec.index_names)
 
-    return reattach.submit(SubmitPlan(source.session, options, function, calls, single=single, source=source))
+    return reattach.submit(SubmitPlan(source.session, options, function, calls, single=source.single, source=source))

@@ -1,4 +1,4 @@
-"""What a user says of a job's life, understood before anything is sent: retries, repeats, callbacks, dependencies."""
+"""Submission options, parsed and checked before anything is sent: retries, repeats, callbacks, dependencies."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from nbqueue.policies import Callback, Dependency, Repeat, Retry
 from nbqueue.store.records import Need
 
 ALIASES = {"retries": "retry", "job_timeout": "timeout"}
-WORDS = frozenset({*Options.__struct_fields__, *ALIASES})  # all that may be said in options(...)
-SINGLE = ("job_id", "unique", "repeat")  # what only one call can have
+OPTION_NAMES = frozenset({*Options.__struct_fields__, *ALIASES})  # what options(...) accepts
+SINGLE_ONLY = ("job_id", "unique", "repeat")  # options of a single call only
 CALLBACKS = {  # option -> (name of the hook, what it is called with)
     "on_success": ("success", ("job", "connection", "result")),
     "on_failure": ("failure", ("job", "connection", "type", "value", "traceback")),
@@ -29,7 +29,7 @@ CALLBACKS = {  # option -> (name of the hook, what it is called with)
 
 TIMEOUT = 180.0  # seconds; RQ's defaults, for what is enqueued
 RESULT_TTL = 500.0
-OURS = frozenset(  # what enqueue takes out of the keywords
+ENQUEUE_OPTIONS = frozenset(  # the keywords of enqueue that are options
     (
         *("timeout", "job_timeout", "result_ttl", "failure_ttl", "ttl", "depends_on", "job_id", "at_front", "meta"),
         *("description", "retry", "retries", "repeat", "on_success", "on_failure", "on_stopped", "unique"),
@@ -37,11 +37,11 @@ OURS = frozenset(  # what enqueue takes out of the keywords
 )
 
 
-# ---------------------------------------------------------------- as they are typed
+# ---------------------------------------------------------------- parsing
 
 
-def check_name_again(options: Options) -> None:
-    """Raises BadOption for `update` and `fresh` that mean nothing."""
+def check_update_and_fresh(options: Options) -> None:
+    """Raises BadOption for `update` or `fresh` without a name, and for both."""
     for word in ("update", "fresh"):
         if getattr(options, word) and options.name is None:
             raise BadOption(message=f"{word}=True is for a batch with a name that is there already: give name= too.")
@@ -49,8 +49,8 @@ def check_name_again(options: Options) -> None:
         raise BadOption(message="update=True keeps the batch of this name, fresh=True makes another: give one of them.")
 
 
-def understood(typed: Mapping[str, Any]) -> dict[str, Any]:
-    """`typed` in the words of Options, with the policies made. Raises BadOption."""
+def parse(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords as fields of Options: aliases resolved, policies made. Raises BadOption."""
     found = dict(typed)
     for alias, name in ALIASES.items():
         if alias in found:
@@ -59,9 +59,9 @@ def understood(typed: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = found.pop(alias)
     if hasattr(found.get("queue"), "name"):
         found["queue"] = found["queue"].name
-    for name, judge in _JUDGES.items():
+    for name, parser in _PARSERS.items():
         if name in found and found[name] is not None:
-            found[name] = judge(name, found[name])
+            found[name] = parser(name, found[name])
     return found
 
 
@@ -96,7 +96,7 @@ def _check_signature(option: str, function: Callable[..., Any], given: tuple[str
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
-        return  # a builtin that tells none
+        return  # some builtins have none
     try:
         signature.bind(*given)
     except TypeError as why:
@@ -111,7 +111,7 @@ def _dependencies(option: str, value: Any) -> tuple[Dependency, ...]:
     for dependency in found:
         for one in _members(dependency):
             if isinstance(one, str):
-                check_name("depends_on", _parted(one)[0])
+                check_name("depends_on", _split_id(one)[0])
             elif not isinstance(one, JobRef | BatchRef):
                 raise BadOption(
                     message=f"{option}={brief(one)} names no job: give a Job, a Batch, an id, a list of them, or "
@@ -121,7 +121,7 @@ def _dependencies(option: str, value: Any) -> tuple[Dependency, ...]:
 
 
 def _each_dependency(value: Any) -> Iterator[Dependency]:
-    """A Dependency for whatever names one; what is listed together stays together."""
+    """Dependencies as given, and one for each job, batch, id or list that is none."""
     if isinstance(value, Dependency):
         yield value
     elif isinstance(value, Sequence | set | frozenset) and not isinstance(value, str) and _ref(value) is value:
@@ -134,7 +134,7 @@ def _each_dependency(value: Any) -> Iterator[Dependency]:
 
 
 def _members(dependency: Dependency) -> Iterator[Any]:
-    """What a dependency names: ids, JobRefs and BatchRefs."""
+    """The ids, JobRefs and BatchRefs of a dependency."""
     for one in map(_ref, dependency.jobs):
         if isinstance(one, Sequence) and not isinstance(one, str):
             yield from map(_ref, one)
@@ -143,11 +143,11 @@ def _members(dependency: Dependency) -> Iterator[Any]:
 
 
 def _ref(one: Any) -> Any:
-    """What is behind a Batch; all others as they are."""
+    """The BatchRef of a Batch; anything else as it is."""
     return getattr(one, "ref", one)
 
 
-_JUDGES: dict[str, Callable[[str, Any], Any]] = {
+_PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "retry": _retry,
     "repeat": _repeat,
     "depends_on": _dependencies,
@@ -155,9 +155,9 @@ _JUDGES: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
-def refuse_for_many(options: Options, verb: str) -> None:
-    """Raises BadOption for what only a single call can have."""
-    for name in SINGLE:
+def check_for_many(options: Options, verb: str) -> None:
+    """Raises BadOption for options of a single call."""
+    for name in SINGLE_ONLY:
         if getattr(options, name):
             raise BadOption(
                 message=f"{name}= is for one call (submit, enqueue), not for {verb}. "
@@ -165,17 +165,17 @@ def refuse_for_many(options: Options, verb: str) -> None:
             )
 
 
-# ---------------------------------------------------------------- what stands in the parentheses of enqueue
+# ---------------------------------------------------------------- the keywords of enqueue
 
 
-def pinned(said: Options, f: Callable[..., Any] | str) -> bool:
-    """Whether it runs with the code as it is now, or not at all. As in RQ, what a worker imports is not pinned."""
-    return not goes_by_name(f) if said.pin is None else said.pin
+def pinned(options: Options, f: Callable[..., Any] | str) -> bool:
+    """Whether only the code as it is now may run. As in RQ, a function that workers import is not pinned."""
+    return not goes_by_name(f) if options.pin is None else options.pin
 
 
-def for_queue(queue: str, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """Options for a queue as they were typed, in the words of Options. Raises BadOption."""
-    found = understood(typed)
+def parse_for_queue(queue: str, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """As `parse`, for a Queue: none may name another queue, and RQ's timeout=-1 means none. Raises BadOption."""
+    found = parse(typed)
     if found.get("queue", queue) != queue:
         raise BadOption(message=f"queue={found['queue']!r}: this is Queue({queue!r}). Make a Queue for the other.")
     if "timeout" in found:
@@ -190,8 +190,8 @@ def split(
 
     Raises BadOption.
     """
-    options = {name: value for name, value in kwargs.items() if name in OURS}
-    rest = {name: value for name, value in kwargs.items() if name not in OURS}
+    options = {name: value for name, value in kwargs.items() if name in ENQUEUE_OPTIONS}
+    rest = {name: value for name, value in kwargs.items() if name not in ENQUEUE_OPTIONS}
     if not rest.keys() & {"args", "kwargs"}:
         return args, rest, options, options
     if args or rest.keys() - {"args", "kwargs"}:
@@ -221,13 +221,13 @@ def time_limit(option: str, value: Any) -> float | None:
     return limit
 
 
-# ---------------------------------------------------------------- keywords between us and the function
+# ---------------------------------------------------------------- keywords that the function has too
 
 
-def refuse_clash(verb: str, function: object, given: Mapping[str, Any], *, queue: str | None = None) -> None:
-    """Raises BadOption where a keyword is an option of ours and a parameter of the function too.
+def check_clash(verb: str, function: object, given: Mapping[str, Any], *, queue: str | None = None) -> None:
+    """Raises BadOption where an option that was given is a parameter of the function too.
 
-    A dotted name tells nothing before it has been described.
+    The parameters of a dotted name are known only once it has been described.
     """
     if isinstance(function, DescribedFunction):
         label, signature = function.label, function.signature
@@ -237,62 +237,63 @@ def refuse_clash(verb: str, function: object, given: Mapping[str, Any], *, queue
         return
     parameters = signature.parameters.values() if signature is not None else ()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    for name in given:
-        if name in named:
-            value = brief(given[name])
-            if name in {"args", "kwargs"}:
-                raise BadOption(
-                    message=f"{name}= is taken for the arguments of the call, and it is a parameter of {label} too. "
-                    f"Say which is meant: q.options().{verb}({label}, {name}={value})."
-                )
-            if verb == "then":
-                mine = f"then(functools.partial({label}, {name}={value}))"
-                ours = f"then(lambda result: {label}(result), {name}={value})"
-            elif queue is None:
-                mine = f"{verb}(functools.partial({label}, {name}={value}), ...)"
-                ours = f"nbqueue.options({name}={value}).{verb}({label}, ...)"
-            else:
-                mine = f"q.options().{verb}({label}, ..., {name}={value})"
-                ours = f"q.options({name}={value}).{verb}({label}, ...)"
-                ours += f". For both: q.{verb}({label}, args=(...), kwargs={{{name!r}: ...}}, {name}={value})"
-            raise BadOption(
-                message=f"{name!r} is an option of nbqueue and a parameter of {label}. "
-                f"For the function: {mine}. For nbqueue: {ours}."
-            )
+    name = next((each for each in given if each in named), None)
+    if name is None:
+        return
+    value = brief(given[name])
+    if name in {"args", "kwargs"}:
+        raise BadOption(
+            message=f"{name}= is taken for the arguments of the call, and it is a parameter of {label} too. "
+            f"Say which is meant: q.options().{verb}({label}, {name}={value})."
+        )
+    if verb == "then":
+        mine = f"then(functools.partial({label}, {name}={value}))"
+        ours = f"then(lambda result: {label}(result), {name}={value})"
+    elif queue is None:
+        mine = f"{verb}(functools.partial({label}, {name}={value}), ...)"
+        ours = f"nbqueue.options({name}={value}).{verb}({label}, ...)"
+    else:
+        mine = f"q.options().{verb}({label}, ..., {name}={value})"
+        ours = f"q.options({name}={value}).{verb}({label}, ...)"
+        ours += f". For both: q.{verb}({label}, args=(...), kwargs={{{name!r}: ...}}, {name}={value})"
+    raise BadOption(
+        message=f"{name!r} is an option of nbqueue and a parameter of {label}. "
+        f"For the function: {mine}. For nbqueue: {ours}."
+    )
 
 
-# ---------------------------------------------------------------- as they are sent
+# ---------------------------------------------------------------- as the store takes them
 
 
 class Dependencies(NamedTuple):
-    """What a submission waits for: for the store, and as ids to show."""
+    """`depends_on` for the store (`needs`), and as ids to show."""
 
     needs: tuple[Need, ...] = ()
     ids: tuple[str, ...] = ()
     front: bool = False
 
 
-def waits(options: Options, session: Session) -> Dependencies:
-    """The needs behind `depends_on`. Raises BadInput for what the server of `session` does not know of."""
+def dependencies(options: Options, session: Session) -> Dependencies:
+    """`depends_on` for the store. Raises BadInput for jobs that are not on the server of `session`."""
     needs: dict[Need, None] = {}
     front = False
     for dependency in options.depends_on or ():
         front = front or dependency.enqueue_at_front
         for one in _members(dependency):
-            batch, index = _named(one)
-            _refuse_elsewhere(one, session)
+            batch, index = _batch_and_index(one)
+            _check_server(one, session)
             needs[Need(batch, index, dependency.allow_failure)] = None
     return Dependencies(tuple(needs), parents(options), front)
 
 
 def parents(options: Options) -> tuple[str, ...]:
-    """The ids of what is named in `depends_on`."""
+    """The ids in `depends_on`."""
     named = (one for dependency in options.depends_on or () for one in _members(dependency))
     return tuple(dict.fromkeys(one if isinstance(one, str) else one.id for one in named))
 
 
-def _refuse_elsewhere(one: Any, session: Session) -> None:
-    """Raises BadInput for what is on another server, where something else may bear its id here."""
+def _check_server(one: Any, session: Session) -> None:
+    """Raises BadInput for a job of another server: here its id may be that of something else."""
     if isinstance(one, str):
         return
     own = (one if isinstance(one, BatchRef) else one.batch).session
@@ -303,8 +304,8 @@ def _refuse_elsewhere(one: Any, session: Session) -> None:
         )
 
 
-def awaited(options: Options) -> Iterator[tuple[JobRef | BatchRef, bool]]:
-    """(what an inline run waits for, whether it may have failed). Raises BadInput for ids."""
+def inline_dependencies(options: Options) -> Iterator[tuple[JobRef | BatchRef, bool]]:
+    """(job or batch that an inline run waits for, whether it may fail). Raises BadInput for ids."""
     for dependency in options.depends_on or ():
         for one in _members(dependency):
             if isinstance(one, str):
@@ -314,9 +315,10 @@ def awaited(options: Options) -> Iterator[tuple[JobRef | BatchRef, bool]]:
             yield one, dependency.allow_failure
 
 
-def _named(one: Any) -> tuple[str, int | None]:
+def _batch_and_index(one: Any) -> tuple[str, int | None]:
+    """(batch, index) of a job; index None for a whole batch, or a single job."""
     if isinstance(one, str):
-        return _parted(one)
+        return _split_id(one)
     batch = one if isinstance(one, BatchRef) else one.batch
     refuse_unsent(batch)
     if batch.inline:
@@ -326,8 +328,8 @@ def _named(one: Any) -> tuple[str, int | None]:
     return (batch.id, None) if one is batch or batch.single else (batch.id, one.index)
 
 
-def _parted(name: str) -> tuple[str, int | None]:
-    """(batch, index) of a job's id; None for the whole batch, or a single job."""
+def _split_id(name: str) -> tuple[str, int | None]:
+    """(batch, index) of an id; index None where it has none."""
     batch, colon, digits = name.rpartition(":")
     if not colon:
         return name, None
@@ -337,12 +339,12 @@ def _parted(name: str) -> tuple[str, int | None]:
 
 
 def spill_folder(options: Options, session: Session) -> str:
-    """Where large results of a batch with these options go; empty where no folder is set."""
+    """The folder or URL for large results of a batch with these options; empty: none."""
     return options.spill or session.settings.spill or ""
 
 
 def rerun(policy: Retry | Repeat | None) -> Rerun | None:
-    """What the spec says of a policy."""
+    """A policy as the spec has it."""
     return None if policy is None else policy.rerun
 
 
@@ -367,8 +369,5 @@ def due_us(when: Any) -> int:
 
 
 def delay(span: Any) -> float:
-    """A timedelta, or seconds, as seconds; one that is over already, as a computed one may be, means now.
-
-    Raises BadOption.
-    """
+    """A duration in seconds; a negative one, as a computed one may be, means now. Raises BadOption."""
     return max(0.0, seconds("enqueue_in's duration", span))

@@ -74,7 +74,7 @@ class SubmitPlan:
         self.mode = options.inline or session.settings.inline or (source is not None and source.inline)
         if not self.mode:
             session.attend()  # the local worker boots while we pack
-        self.waits = terms.Dependencies() if self.mode else terms.waits(options, session)
+        self.waits = terms.Dependencies() if self.mode else terms.dependencies(options, session)
         if isinstance(function, DescribedFunction):
             self.function = function
         else:
@@ -85,7 +85,7 @@ class SubmitPlan:
         self.calls = calls(self.function)
         self.marks: ArgumentHashes | None = None  # of a batch with a name, which may be submitted again
         self._packed: list[bytes] | None = None
-        terms.check_name_again(options)
+        terms.check_update_and_fresh(options)
         if options.name is not None and not self.mode:
             self._recognizable(str(function))
         self.spec = self._spec()
@@ -217,7 +217,8 @@ class SubmitPlan:
     def _allowed(self) -> bool:
         """Waits for what it depends on; whether that went as asked."""
         return all(
-            in_process.finished(one, allow_failure=failed_too) for one, failed_too in terms.awaited(self.options)
+            in_process.finished(one, allow_failure=failed_too)
+            for one, failed_too in terms.inline_dependencies(self.options)
         )
 
     def _here(self, state: BatchState) -> BatchRef:
