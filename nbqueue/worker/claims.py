@@ -75,14 +75,15 @@ class Claims:
         # The token changes only once a claim is answered: asked again with the same one, the store gives the same jobs.
         token = f"{worker}:{self._count + 1}"
         self._unheard = True
+        asked = time.monotonic()
         claimed = self.tenure.broker.claim(
             worker, token, self.tenure.queues, free=free, want=want, fit=fit, more=self._more if want else ""
         )
         self._count, self._unheard = self._count + 1, False
+        self.settler.clock(claimed.now_us, asked)
         return claimed
 
     def _answered(self, claimed: Claimed) -> None:
-        self.settler.clock(claimed.now_us)
         self.tenure.due_in(claimed.due)
         self._take(claimed)
         self._left_behind(claimed)

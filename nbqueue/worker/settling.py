@@ -103,9 +103,14 @@ class Settler:
         repeat = task.spec.repeat if ride.state is State.FINISHED else None
         return Settled(task.batch, task.index, task.token, ride.state, blob, tail, again, repeat)
 
-    def clock(self, now_us: int) -> None:
-        """Takes Redis's time: outcomes are dated by it, whatever this machine's clock says."""
-        self.offset = now_us - time.monotonic() * 1e6
+    def clock(self, now_us: int, asked: float) -> None:
+        """Takes Redis's time, asked for at a monotonic time: outcomes are dated by it, whatever this machine's clock says.
+
+        The answer was some time on its way. What is known stays as it is where it agrees with that, or the jobs of one
+        worker would seem to have begun in another order than they did.
+        """
+        least, most = now_us - time.monotonic() * 1e6, now_us - asked * 1e6
+        self.offset = min(max(self.offset, least), most)
         self._heard += 1
 
     @property

@@ -117,8 +117,9 @@ class Simple:
         plan = self.plan
         self._queues = queues_of(plan, self.broker)
         info = describe(plan, self.id, 1, self._queues, self.sealer.keyring)
+        asked = time.monotonic()
         now = self.broker.join(self.id, encode(info), self._queues, 1, lease=plan.lease, beat=plan.beat, host=info.host)
-        self.settler.clock(now)
+        self.settler.clock(now, asked)
 
     def _stop_pulse(self) -> None:
         if self._pulse is not None:
@@ -183,9 +184,10 @@ class Simple:
         keys, unfit = self.sealer.keyring.ids, self.rider.refusals.unfit
         fit = Fitness(keys=keys, python=python_version(), host=host(), unfit=unfit)
         token = f"{self.id}:{self._claims + 1}"
+        asked = time.monotonic()
         claimed = self.broker.claim(self.id, token, self._queues, free=1, want=1, fit=fit, more=self._more)
         self._claims += 1
-        self.settler.clock(claimed.now_us)
+        self.settler.clock(claimed.now_us, asked)
         self._due_in(claimed.due)
         self._more = claimed.more
         self._thirsty = bool(claimed.grants or claimed.more)

@@ -64,12 +64,12 @@ class Tenure:
         """Joins under the present id; again, to serve other queues."""
         self.queues = queues_of(self.plan, self.broker)
         info = describe(self.plan, self.id, self.slots, self.queues, self.keyring)
-        before = limits.fence_clock()
+        before, asked = limits.fence_clock(), time.monotonic()
         plan = self.plan
         now = self.broker.join(
             self.id, encode(info), self.queues, self.slots, lease=plan.lease, beat=plan.beat, host=info.host
         )
-        self.settler.clock(now)
+        self.settler.clock(now, asked)
         self._work = ""
         self._leased(before)
         self.ears.attend(self.id)
@@ -81,7 +81,7 @@ class Tenure:
 
     def beat(self) -> None:
         """Renews the lease, stops what is no longer ours, and does what anyone may do: reap, promote."""
-        before = limits.fence_clock()
+        before, asked = limits.fence_clock(), time.monotonic()
         tasks = list(self.ledger.tasks.values())
         work = self.settler.work
         news = work if work != self._work else ""
@@ -91,7 +91,7 @@ class Tenure:
         self.aftermath.fallen(task for task in tasks if task.lease in fallen)
         # Always: a stable may have reached its fence while the renewal was on its way.
         self.stables.thaw()
-        self.settler.clock(renewed.now_us)
+        self.settler.clock(renewed.now_us, asked)
         self._leased(before)
         self.estranged = renewed.held > len(tasks) + self.settler.pending + len(self.ledger.parting)
         if ALL_QUEUES in self.plan.queues and set(self.broker.queues()) - set(self.queues):

@@ -176,7 +176,7 @@ def test_a_large_result_that_the_server_never_takes_is_given_up(own, small, shor
     with troubles.loading(short_folder, os.environ.get("NBQUEUE_TEST_SERVER")) as url:
         settler = big_outcome(url, own.sealer)
         for _ in range(settling.TRIES):
-            settler.clock(own.broker.now_us())
+            settler.clock(own.broker.now_us(), time.monotonic())
             with pytest.raises(NoServer):
                 settler.flush()
         assert settler.weight < 10_000
@@ -186,6 +186,20 @@ def test_what_is_dropped_weighs_nothing(own, small):
     settler = big_outcome(own.settings.url, own.sealer)
     assert settler.forget() == 1
     assert (settler.weight, settler.pending) == (0, 0)
+
+
+def test_answers_that_were_long_on_their_way_change_no_date(own, small):
+    settler = big_outcome(own.settings.url, own.sealer)
+    asked = time.monotonic()
+    settler.clock(own.broker.now_us(), asked)
+    known = settler.offset
+    for late in (3.0, 0.5):  # seconds that the answer took
+        asked = time.monotonic() - late
+        settler.clock(int(asked * 1e6 + known) + 1000, asked)
+        assert settler.offset == known
+    asked = time.monotonic()
+    settler.clock(own.broker.now_us() + 60_000_000, asked)  # the server's clock was set
+    assert 59e6 < settler.offset - known < 61e6
 
 
 @pytest.mark.parametrize("arrives", [False, True])
