@@ -5,6 +5,7 @@ Prints jobs a second through submit, claim and settle, and the bytes that a job 
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import shutil
 import sys
@@ -21,6 +22,7 @@ from nbqueue.store.records import Fitness, NewBatch, Settled
 FIT = Fitness(keys=("aabbccdd",), python="3.11", host="here")
 JOBS = 200_000
 SINGLES = 10_000
+NUMBERS = itertools.count(1)  # of claims: one that is not higher than the last is taken for a late one
 
 
 def new_batch(name: str, *, single: bool = False) -> NewBatch:
@@ -48,7 +50,7 @@ def used(broker: Broker) -> int:
 def drain(broker: Broker, size: int) -> tuple[float, float]:
     claiming = settling = 0.0
     blob = b"o" * 100
-    for number in range(1_000_000):
+    for number in NUMBERS:
         at = time.perf_counter()
         claimed = broker.claim("w1", f"w1:{number}", ["default"], free=size, want=size, fit=FIT)
         claiming += time.perf_counter() - at
