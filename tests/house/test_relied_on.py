@@ -14,16 +14,22 @@ import dis
 import importlib
 import json
 import linecache
+import locale
+import logging
 import mmap
+import operator
 import os
 import pickle
 import random
 import signal
 import socket
+import subprocess
 import sys
 import threading
+import time
 import traceback
 import types
+import warnings
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -31,6 +37,7 @@ from typing import Generic, TypeVar
 import click
 import cloudpickle
 import hiredis
+import matplotlib as mpl
 import msgspec
 import numpy as np
 import pandas as pd
@@ -326,6 +333,89 @@ def test_defaults_that_an_eager_option_sets_count_for_the_others():
 
     assert command.main([], standalone_mode=False) == (("a", "b"), True)
     assert command.main(["c"], standalone_mode=False) == (("c",), True)
+
+
+# ---------------------------------------------------------------- what is put back after a call (worker/restore.py)
+
+
+def test_pandas_keeps_its_options_in_nested_dicts_that_are_read_at_once():
+    assert pd.options.d is pd.options.d
+    with pd.option_context("display.max_rows", 7):
+        assert pd.options.d["display"]["max_rows"] == 7
+    assert pd.options.d["display"]["max_rows"] == pd.get_option("display.max_rows")
+
+
+def test_matplotlib_keeps_its_settings_in_a_dict_whose_own_methods_take_them_as_they_are():
+    before = dict(dict.items(mpl.rcParams))
+    with mpl.rc_context({"lines.linewidth": 9}):
+        assert (dict.__getitem__(mpl.rcParams, "lines.linewidth"), [*before].index("backend") >= 0) == (9, True)
+        dict.update(mpl.rcParams, before)
+        assert mpl.rcParams["lines.linewidth"] == before["lines.linewidth"]
+
+
+def test_logging_lists_its_loggers_with_places_for_those_that_only_have_children():
+    log = logging.getLogger("nbqueue_relied_on.child")
+    found = log.manager.loggerDict
+    assert (found["nbqueue_relied_on.child"], log.manager) == (log, logging.root.manager)
+    assert isinstance(found["nbqueue_relied_on"], logging.PlaceHolder)
+    logging.disable(logging.root.manager.disable)
+
+
+def test_warnings_once_are_kept_in_a_dict_of_this_name():
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("once")
+        before = dict(warnings.onceregistry)
+        warnings.warn_explicit("relied on", UserWarning, "a file", 1)
+        assert ("relied on", UserWarning) in warnings.onceregistry.keys() - before.keys()
+        warnings.onceregistry.clear()
+        warnings.onceregistry.update(before)
+
+
+def test_modules_stand_in_the_order_of_their_imports_and_signal_and_resource_can_be_imported_anew():
+    text = """
+import resource, signal, sys
+old = sys.modules.pop("signal"), sys.modules.pop("resource")
+import signal, resource
+assert [*sys.modules][-2:] == ["signal", "resource"], [*sys.modules][-2:]
+assert signal.SIGTERM == old[0].SIGTERM and signal.getsignal(signal.SIGINT) is not None
+assert resource.getrlimit(resource.RLIMIT_AS) == old[1].getrlimit(old[1].RLIMIT_AS)
+"""
+    subprocess.run([sys.executable, "-c", text], check=True)
+
+
+def test_the_inner_modules_of_sockets_and_the_locale_speak_of_what_the_outer_ones_have_set():
+    import _locale
+    import _socket
+
+    before = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(7.5)
+        assert _socket.getdefaulttimeout() == 7.5
+        _socket.setdefaulttimeout(None)
+        assert socket.getdefaulttimeout() is None
+    finally:
+        socket.setdefaulttimeout(before)
+    assert _locale.setlocale(_locale.LC_ALL) == locale.setlocale(locale.LC_ALL)
+
+
+def test_what_is_raised_by_a_statement_is_told_from_what_a_signal_raised():
+    def interrupted():
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(20)
+
+    def raises():
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, lambda *_: operator.truediv(1, 0))  # as C code raises it, at any place
+    try:
+        with pytest.raises(KeyboardInterrupt) as met:
+            raises()
+        assert perform._raised(met.value)
+        with pytest.raises(ZeroDivisionError) as met:
+            interrupted()
+        assert not perform._raised(met.value)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # ---------------------------------------------------------------- Python itself
