@@ -151,9 +151,10 @@ class Stable:
             self._herd.drain()
 
     def _load(self, payload: bytes, later: list[Frame], *, bare: bool) -> None:
-        from nbqueue.errors import LoadError
-        from nbqueue.model import FunctionRecord, decode, encode
-        from nbqueue.worker import capture, certificate, horse, loading
+        with tree.lean_forks():
+            from nbqueue.errors import LoadError
+            from nbqueue.model import FunctionRecord, decode, encode
+            from nbqueue.worker import capture, certificate, horse, loading
 
         began, since = time.monotonic(), time.time()
         record = self._herd.record = decode(FunctionRecord, payload, "The function")
@@ -314,7 +315,9 @@ class Stable:
                 forking=self._forking,
             )
             began = time.process_time()
+            tree.is_lean(lean=True)
             pid = os.fork()
+            tree.is_lean(lean=False)
             if pid == 0:
                 try:
                     self._close_in_child(gear.report_in, gear.output_in, gear.feed)

@@ -6,13 +6,14 @@ leaves comes to the stable. Elsewhere a process group stands for the tree.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import ctypes
 import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 LINUX = sys.platform == "linux"
@@ -63,6 +64,34 @@ def rename(name: bytes) -> None:
     """Gives this process another name in lists of processes."""
     if (libc := _libc()) is not None:
         libc.prctl(_SET_NAME, name, 0, 0, 0)
+
+
+_lean = False  # whether the fork that goes on is one of a process with a single thread
+
+
+@contextlib.contextmanager
+def lean_forks() -> Iterator[None]:
+    """Functions that modules register for forks, as they are imported in here, are left out of lean forks.
+
+    Those of threading and logging touch a tenth of the pages that a horse copies, to free locks that other threads may
+    have held. What a job forks calls them.
+    """
+    register = os.register_at_fork
+
+    def unless_lean(function: Callable[[], object]) -> Callable[[], object]:
+        return lambda: None if _lean else function()
+
+    os.register_at_fork = lambda **given: register(**{when: unless_lean(each) for when, each in given.items()})
+    try:
+        yield
+    finally:
+        os.register_at_fork = register
+
+
+def is_lean(*, lean: bool) -> None:
+    """Says whether a fork that follows is lean; only of a process with a single thread."""
+    global _lean  # noqa: PLW0603 - it is of the process
+    _lean = lean and not _thread._count()  # noqa: SLF001 - of threads besides the first
 
 
 def is_dead_horse(pid: int) -> bool:

@@ -207,6 +207,45 @@ def test_what_is_sent_to_a_process_that_a_job_has_just_forked_is_not_lost():
         assert wire.loads(driver.outcome(50).value) == ({-signal.SIGTERM}, set())
 
 
+def test_what_modules_do_after_a_fork_is_left_out_of_ours_and_done_in_those_of_jobs():
+    script = """
+import os, threading
+from nbqueue.worker import tree
+
+calls = []
+with tree.lean_forks():
+    os.register_at_fork(after_in_child=lambda: calls.append(1))
+
+def child_calls(lean):
+    tree.is_lean(lean=lean)
+    if not (pid := os.fork()):
+        os._exit(len(calls))
+    tree.is_lean(lean=False)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+print(child_calls(True), child_calls(False))
+gate = threading.Event()
+threading.Thread(target=gate.wait).start()
+print(child_calls(True))  # another thread may hold a lock
+gate.set()
+"""
+    told = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    assert told.stdout == "0 1\n1\n"
+
+    def threads_after_a_fork(_):
+        import threading
+
+        gate = threading.Event()
+        threading.Thread(target=gate.wait).start()
+        if not (pid := os.fork()):
+            os._exit(threading.active_count())
+        gate.set()
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    with Driver(threads_after_a_fork) as driver:
+        assert driver.values(0) == [1]
+
+
 def test_a_note_travels_while_the_job_runs(fifo):
     def f(path):
         from nbqueue import current
