@@ -104,7 +104,7 @@ class Settler:
         return Settled(task.batch, task.index, task.token, ride.state, blob, tail, again, repeat)
 
     def clock(self, now_us: int, asked: float) -> None:
-        """Takes Redis's time, asked for at a monotonic time: outcomes are dated by it, whatever this machine's clock says.
+        """Takes Redis's time, asked for at a monotonic time: outcomes are dated by it, not by this machine's clock.
 
         The answer was some time on its way. What is known stays as it is where it agrees with that, or the jobs of one
         worker would seem to have begun in another order than they did.
