@@ -1,4 +1,4 @@
-"""A handle on a batch: a sequence of Jobs, from memory. Waits and verbs ask the store; `repr` and properties do not."""
+"""A handle on a batch, a sequence of Jobs. Waiting and changing it asks the store; `repr` and properties do not."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Batch(Sequence[Job[R]], Generic[R]):
     """One submission: a function and n argument sets. `batch[3]` is the Job of item 3; iterating never waits."""
 
     def __init__(self, ref: BatchRef) -> None:
-        self.ref = ref  # what the rest of the package takes
+        self.ref = ref  # its data, which the functions of the package take
 
     @classmethod
     def shown(cls, ref: BatchRef) -> Batch[R]:
-        """A handle on what was submitted or attached, shown in the cell that runs if it is to be."""
+        """A handle on what was submitted or attached; draws its panel in the running cell where one is wanted."""
         if ref.visible:
             display.announce(ref, retry.again)
         return cls(ref)
@@ -50,7 +50,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
 
     @property
     def name(self) -> str | None:
-        """What the user called it."""
+        """The name that the user gave it."""
         return self.ref.name
 
     @property
@@ -65,7 +65,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
 
     @property
     def spec(self) -> Spec:
-        """How it was described when it was submitted: options, environment, columns."""
+        """Its description, as it was submitted: options, environment, columns."""
         return self.ref.spec
 
     @property
@@ -75,17 +75,17 @@ class Batch(Sequence[Job[R]], Generic[R]):
 
     @property
     def code(self) -> str:
-        """The version of its function, as the frame's column `code` has it: jobs that run from now on run this one."""
+        """The version of its function, as in the frame's column `code`: jobs that start now run this one."""
         return self.spec.version
 
     @property
     def tally(self) -> Tally:
-        """Counts by state, as last heard."""
+        """Counts by state, as of the last update."""
         return self.ref.tally
 
     @property
     def done(self) -> bool:
-        """Whether all have ended and their outcomes are here, as last heard."""
+        """Whether all have ended and their outcomes are here, as of the last update."""
         return self.ref.state.settled
 
     def __len__(self) -> int:
@@ -102,16 +102,17 @@ class Batch(Sequence[Job[R]], Generic[R]):
                 return Job(self.ref, self.ref.indexes[operator.index(index)])
             except IndexError:
                 raise IndexError(f"{self.id} has {len(self):,} jobs: there is no {index}") from None
-        places = range(len(self))[index] if isinstance(index, slice) else _places(index, len(self))
-        return Jobs([self[place] for place in places], f"jobs of {self.id}")
+        positions = range(len(self))[index] if isinstance(index, slice) else _positions(index, len(self))
+        return Jobs([self[position] for position in positions], f"jobs of {self.id}")
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
-        marks = {"lost": ", lost by the server", "expired": ", expired", "forgotten": ", forgotten"}
-        if self.ref.state.settled and self.ref.state.gone in {"lost", "expired"}:
-            marks = {self.ref.state.gone: ", no more on the server"}  # and all of it is here
-        tail = marks.get(self.ref.state.gone, "") + (", cut short" if self.ref.state.cut else "")
-        return f"<Batch {self.id}{name}: {self.tally}{tail}>"
+        gone = self.ref.state.gone
+        notes = {"lost": ", lost by the server", "expired": ", expired", "forgotten": ", forgotten"}
+        if self.ref.state.settled and gone in {"lost", "expired"}:
+            notes = {gone: ", no more on the server"}  # and all of it is here
+        note = notes.get(gone, "") + (", cut short" if self.ref.state.cut else "")
+        return f"<Batch {self.id}{name}: {self.tally}{note}>"
 
     def _ipython_display_(self) -> None:
         if kernel.shell() is None:
@@ -163,31 +164,31 @@ class Batch(Sequence[Job[R]], Generic[R]):
         """
         with within(timeout):
             refresh.reconsider_all(self.ref)
-        state, place, seen = self.ref.state, 0, set[int]()
+        state, stop, seen = self.ref.state, 0, set[int]()
 
         def news() -> bool:
-            return len(state.outcomes.ended) > place or state.settled
+            return len(state.outcomes.ended) > stop or state.settled
 
-        while not (state.settled and place >= len(state.outcomes.ended)):
-            start = place
+        while not (state.settled and stop >= len(state.outcomes.ended)):
+            start = stop
             if not waiting.until(self.ref, news, timeout, arrived=True, bar=display.in_terminal):
                 raise self._not_done(timeout)
-            place = len(state.outcomes.ended)
-            for index in state.ends(start, place):
+            stop = len(state.outcomes.ended)
+            for index in state.ends(start, stop):
                 if index not in seen and index in state.outcomes:
                     seen.add(index)
                     yield Job(self.ref, index)
         waiting.raise_error(self.ref)
 
-    # ------------------------------------------------------------ looking
+    # ------------------------------------------------------------ results as tables
 
     def to_frame(
         self, *, wait: bool = True, meta: bool = False, args: bool = False, timeout: float | None = None
     ) -> pd.DataFrame:
         """One row per input, in input order: arguments, result, status, error, runtime_s, job_id.
 
-        Never raises for a failed job; where the server has forgotten the batch, a warning and the rows say so.
-        `wait=False` shows what there is. `meta=True` adds causes, times (UTC), CPU seconds, MB of memory, host and
+        Never raises for a failed job; where the server has lost the batch, it warns, and the rows say so. `wait=False`
+        shows what there is. `meta=True` adds causes, times (UTC), CPU seconds, MB of memory, host and
         worker. `args=True` shows arguments over 1 kB whole. NotDone after `timeout` seconds.
         """
         if wait:
@@ -253,7 +254,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         return self
 
     def cancel(self, *, running: bool = True) -> int:
-        """Cancels all that has not ended; `running=False` spares what runs. Answers how many were canceled."""
+        """Cancels all jobs that have not ended, or with `running=False` those that wait; returns how many."""
         return self.ref.cancel(running=running)
 
     def forget(self) -> None:
@@ -266,9 +267,9 @@ class Batch(Sequence[Job[R]], Generic[R]):
 
     def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
         """The position of a Job of this batch."""
-        places: Iterable[int] = range(len(self))[start:stop]
-        if value in self and (place := self.ref.indexes.index(value.index)) in places:
-            return place
+        positions: Iterable[int] = range(len(self))[start:stop]
+        if value in self and (position := self.ref.indexes.index(value.index)) in positions:
+            return position
         raise ValueError(f"{value!r} is not in {self!r}")
 
     def __eq__(self, other: object) -> bool:
@@ -278,13 +279,13 @@ class Batch(Sequence[Job[R]], Generic[R]):
         return hash(self.id)
 
 
-def _places(index: Any, n: int) -> list[int]:
+def _positions(index: Any, n: int) -> list[int]:
     """The positions that a list, array or Series of numbers or bools names. Raises TypeError, and IndexError."""
     listed = list(index) if isinstance(index, Iterable) and not isinstance(index, str | bytes) else None
     if listed and all(type(each).__name__ in {"bool", "bool_"} for each in listed):
         if len(listed) != n:
             raise IndexError(f"the mask has {len(listed):,} values for {n:,} jobs")
-        return [place for place, wanted in enumerate(listed) if wanted]
+        return [position for position, wanted in enumerate(listed) if wanted]
     if listed is None or not all(isinstance(each, SupportsIndex) for each in listed):
         raise TypeError(f"a batch is indexed by a position, a slice, positions or a mask, not by {brief(index)}")
     return listed

@@ -30,7 +30,7 @@ class Job(Facts[R]):
     """One call of a batch. Its value is unpickled when asked for, in the caller's thread."""
 
     def get_id(self) -> str:
-        """As `id`; RQ's older spelling."""
+        """As `id`."""
         return self.id
 
     def __repr__(self) -> str:
@@ -93,7 +93,7 @@ class Job(Facts[R]):
 
     @property
     def status(self) -> State | str:
-        """Where it is: from memory once it has ended, else the store is asked.
+        """Its state: from memory once it has ended, else the store is asked.
 
         `created` (State.CREATED) while it was created only. Raises Expired or LostByServer when the store has it no
         more, and its end was not seen.
@@ -115,7 +115,7 @@ class Job(Facts[R]):
 
     @property
     def error(self) -> str:
-        """What went wrong, in a line; empty while nothing has."""
+        """Its error in a line; empty where it has none."""
         found = lookup.shown_of(self)
         return "" if found is None else text_of(found, self.dependency_ids)
 
@@ -125,9 +125,9 @@ class Job(Facts[R]):
         return lookup.outcome_of(self)
 
     def wait(self, timeout: float | None = None) -> R:
-        """Its value, when it has ended; or raises what the job raised, with the remote traceback as `__cause__`.
+        """Waits, then returns its value or raises its exception, with the remote traceback as `__cause__`.
 
-        JobFailed where the exception cannot be rebuilt, JobCanceled, NotDone after `timeout` seconds.
+        Raises JobFailed where the exception cannot be rebuilt, JobCanceled, NotDone after `timeout` seconds.
         """
         waiting.for_job(self, timeout, bar=display.in_terminal)
         return self._value()
@@ -173,12 +173,12 @@ class Job(Facts[R]):
         return self.wait() if finished else None
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What `wait` would raise, when it has ended; None if it finished."""
+        """Waits, then returns what `wait` would raise; None if it finished."""
         waiting.for_job(self, timeout, bar=display.in_terminal)
         return error_of(self._ended(), self.id, self.dependency_ids)
 
     def refresh(self) -> None:
-        """Forgets what this process knows of it, and asks the store: another session may have run it again.
+        """Drops its cached outcome and asks the store: another session may have run it again.
 
         Raises Expired or LostByServer when the store has it no more.
         """
@@ -202,23 +202,23 @@ class Job(Facts[R]):
 
     @property
     def log(self) -> str:
-        """The last of what it wrote to stdout and stderr (4 kB when finished, 64 kB when failed)."""
+        """The end of its stdout and stderr (4 kB when finished, 64 kB when failed)."""
         return spooled.log(self)
 
     # ------------------------------------------------------------ verbs
 
     def replay(self, func: Callable[..., R] | None = None) -> R:
-        """Makes this call again, here: same function (or `func`), arguments and random numbers; nothing is stored.
+        """Calls it in this process: same function (or `func`), arguments and random numbers; nothing is stored.
 
-        What it raises comes untouched, so that %debug goes to where it happened. Raises Expired, BadInput.
+        Its exception is raised unchanged, so that %debug goes to where it happened. Raises Expired, BadInput.
         """
         return in_process.replay(self, func)  # type: ignore[no-any-return]
 
     def cancel(self, *, running: bool = True, enqueue_dependents: bool = False) -> bool:
-        """Cancels it, unless it has ended; `running=False` spares it once it runs. True: it was canceled.
+        """Cancels it, unless it has ended, or with `running=False` has started; returns whether it was canceled.
 
-        What depends on it ends as canceled, too. With `enqueue_dependents` it runs all the same, also where this job
-        had failed before; but for what was to get its result, by `then`.
+        Its dependents are canceled too. With `enqueue_dependents` they run, also where this job had failed before,
+        except those that take its result, by `then`.
         """
         waiting.refuse_unsent(self.batch)
         try:
@@ -245,9 +245,8 @@ class Job(Facts[R]):
     def requeue(self, at_front: bool = False) -> Job[R]:
         """Runs it again, after it has failed, was canceled, or finished; with `at_front` before others of its queue.
 
-        A job of a batch of many comes before the others of that.
-
-        Raises BadInput while it has not ended, Expired when the store has it no more.
+        A job of a batch of many comes before the others of that batch. Raises BadInput while it has not ended, Expired
+        when the store has it no more.
         """
         if self.batch.state.gone:
             raise waiting.absence_of(self)
@@ -261,7 +260,7 @@ class Job(Facts[R]):
         return self
 
     def delete(self) -> None:
-        """Cancels it, and removes all of it from the server. Raises BadInput for a job of a batch of many."""
+        """Cancels it and deletes it from the server. Raises BadInput for a job of a batch of many."""
         batch = self.batch
         if not batch.single:
             raise BadInput(
@@ -272,7 +271,7 @@ class Job(Facts[R]):
         forget.forget(batch)
 
     def then(self, function: Callable[[R], S] | str, **options: Any) -> Job[S]:
-        """A job that calls `function` with this one's result, as soon as it has finished. Keywords are our options.
+        """A job that calls `function` with this one's result, once it has finished. Keywords are nbqueue's options.
 
         Raises BadInput for a job of a batch of many: `batch.then(function)` takes all of its results.
         """

@@ -1,4 +1,4 @@
-"""What RQ's users ask of a job: where it came from, where it is, when it ran, what it said, how earlier runs went."""
+"""The properties that RQ's jobs have: origin, options, state, times, results of all runs, meta and progress."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _In(property):
 
 
 class Facts(JobRef, Generic[R]):
-    """The facts of a job. Times are UTC. Those that are not in memory are asked for, one round trip each."""
+    """The properties of a job. Times are UTC. What is not in memory costs one round trip."""
 
     _notes: Notes | None = None
 
@@ -62,7 +62,7 @@ class Facts(JobRef, Generic[R]):
 
     @property
     def origin(self) -> str:
-        """The name of its queue; of a job that was created only, none, or what one says."""
+        """The name of its queue; of a job that is not enqueued yet, the `origin` it was created with."""
         return self.batch.queue
 
     @origin.setter
@@ -78,27 +78,27 @@ class Facts(JobRef, Generic[R]):
 
     @property
     def description(self) -> str:
-        """What the user calls it, or the function's name; never the arguments."""
+        """The description that the user gave, or the function's name; never the arguments."""
         return self.batch.spec.description or self.batch.spec.label
 
     @property
     def timeout(self) -> float | None:
-        """Its time limit in seconds; None: none, or while it is created only, that of its queue."""
+        """Its time limit in seconds; None: none, or before it is enqueued, that of its queue."""
         return self.batch.spec.timeout
 
     @property
     def result_ttl(self) -> float:
-        """For how many seconds after its end its result is kept."""
+        """How many seconds its result is kept."""
         return self.batch.spec.result_ttl
 
     @property
     def failure_ttl(self) -> float:
-        """The same, for a failure."""
+        """How many seconds a failure is kept."""
         return self.batch.spec.failure_ttl
 
     @property
     def ttl(self) -> float | None:
-        """After how many seconds of waiting it is canceled; None: it waits for ever. Asks the store."""
+        """How many seconds it may wait before it is canceled; None: for ever. Asks the store."""
         if self.batch.unsent is not None:
             return self.batch.unsent.options["ttl"]  # type: ignore[no-any-return]
         return self._ask(Broker.ttl, self.batch.id)
@@ -109,17 +109,17 @@ class Facts(JobRef, Generic[R]):
 
     @property
     def success_callback(self) -> Callable[..., Any] | None:
-        """What is called when it has finished, unpickled now; None: nothing. Asks the store."""
+        """The function called when it has finished, unpickled now, or None. Asks the store."""
         return self._callback("success")
 
     @property
     def failure_callback(self) -> Callable[..., Any] | None:
-        """What is called when it has failed, unpickled now; None: nothing. Asks the store."""
+        """The function called when it has failed, unpickled now, or None. Asks the store."""
         return self._callback("failure")
 
     @property
     def stopped_callback(self) -> Callable[..., Any] | None:
-        """What is called when somebody has stopped it, unpickled now; None: nothing. Asks the store."""
+        """The function called when it was stopped, unpickled now, or None. Asks the store."""
         return self._callback("stopped")
 
     def _callback(self, name: str) -> Callable[..., Any] | None:
@@ -130,38 +130,38 @@ class Facts(JobRef, Generic[R]):
 
     @property
     def retries_left(self) -> int | None:
-        """How many more runs failures may cost; None where it was submitted without retries. Asks the store."""
+        """How many retries are left; None where it was submitted without. Asks the store."""
         return self._left(self.batch.spec.retry, "")
 
     @property
     def repeats_left(self) -> int | None:
-        """How many more times it runs after a success; None where it does not repeat. Asks the store."""
+        """How many repeats are left; None where it was submitted without. Asks the store."""
         return self._left(self.batch.spec.repeat, "r")
 
-    def _left(self, rerun: Rerun | None, mark: str) -> int | None:
-        return runs_left(rerun, 0 if rerun is None else self._used(mark))
+    def _left(self, rerun: Rerun | None, prefix: str) -> int | None:
+        return runs_left(rerun, 0 if rerun is None else self._used(prefix))
 
-    def _used(self, mark: str) -> int:
-        return self._ask(Broker.used, self.batch.id, f"{mark}{self.index}") or 0
+    def _used(self, prefix: str) -> int:
+        return self._ask(Broker.used, self.batch.id, f"{prefix}{self.index}") or 0
 
     @property
     def number_of_retries(self) -> int:
-        """How many of its runs came of a failure before them. Asks the store."""
+        """How many retries it has had. Asks the store."""
         return self._used("")
 
     @property
     def retry_intervals(self) -> list[float] | None:
-        """Seconds before each run after a failure; None where it was submitted without retries."""
+        """Seconds before each retry; None where it was submitted without."""
         return None if (rerun := self.batch.spec.retry) is None else list(rerun.intervals)
 
     @property
     def repeat_intervals(self) -> list[float] | None:
-        """Seconds before each run after a success; None where it does not repeat."""
+        """Seconds before each repeat; None where it was submitted without."""
         return None if (rerun := self.batch.spec.repeat) is None else list(rerun.intervals)
 
     @property
     def dependent_ids(self) -> list[str]:
-        """Ids of the batches and single jobs that wait, or waited, for it, or for the whole of its batch."""
+        """Ids of the batches and single jobs that depend on it, or on its batch."""
         return self._ask(Broker.dependents, self.batch.id, self.index) or []
 
     @property
@@ -171,7 +171,7 @@ class Facts(JobRef, Generic[R]):
 
     @property
     def dependency_ids(self) -> list[str]:
-        """Ids of the jobs and batches that it waits, or waited, for."""
+        """Ids of the jobs and batches that it depends on."""
         return parents_of(self.batch.spec)
 
     @property
@@ -201,7 +201,7 @@ class Facts(JobRef, Generic[R]):
             raise Expired(what=f"The arguments of {self.id}", ttl=lifetime(self.batch.spec.result_ttl))
         return perform.unpack(payload, partial(perform.careful, what=f"The call of {self.id}"))[:2]
 
-    # ------------------------------------------------------------ where it is
+    # ------------------------------------------------------------ its state
 
     is_finished = _In(State.FINISHED, "Whether it has finished.")
     is_failed = _In(State.FAILED, "Whether it has failed.")
@@ -217,7 +217,7 @@ class Facts(JobRef, Generic[R]):
         found = self.outcome
         return found is not None and found.cause is Cause.USER and bool(found.runtime_us)
 
-    # ------------------------------------------------------------ when and how it went
+    # ------------------------------------------------------------ its times and its runs
 
     @property
     def created_at(self) -> datetime | None:
@@ -229,7 +229,7 @@ class Facts(JobRef, Generic[R]):
 
     @property
     def due_at(self) -> datetime | None:
-        """Not before this time; None where none was set."""
+        """The time it was scheduled for, or None."""
         view = self._view()
         return None if view is None or view.due_us is None else utc(view.due_us)
 
@@ -243,7 +243,7 @@ class Facts(JobRef, Generic[R]):
 
     @property
     def started_at(self) -> datetime | None:
-        """When its run began, the latest if there were several; None while none has."""
+        """When its latest run began; None before the first."""
         found = self.outcome
         if found is not None:
             return utc(found.started_us) if has_run(found) else None
@@ -264,7 +264,7 @@ class Facts(JobRef, Generic[R]):
 
     @property
     def attempt(self) -> int:
-        """How many runs it has begun."""
+        """How many runs have begun."""
         found = self.outcome
         if found is not None:
             return found.attempt
@@ -273,9 +273,8 @@ class Facts(JobRef, Generic[R]):
     @property
     def worker_name(self) -> str | None:
         """The worker that runs it, or ran it last."""
-        found = self.outcome
-        holder = self._holder() if found is None else None
-        return (found.worker or None) if found is not None else holder.worker if holder is not None else None
+        found = self.outcome or self._holder()
+        return None if found is None else found.worker or None
 
     @property
     def exc_info(self) -> str | None:
@@ -284,16 +283,16 @@ class Facts(JobRef, Generic[R]):
         return None if found is None else Run(self.id, found).exc_info
 
     def results(self) -> list[Run]:
-        """All runs that have ended, the latest first: retries and repeats too."""
-        found, batch = self.outcome, self.batch
+        """All runs that have ended, the latest first; retries and repeats count."""
+        outcome, batch = self.outcome, self.batch
         before = batch.state.inline.earlier.get(self.index, [])
         if not batch.inline:
             blob = spooled.asked(batch, RecordType.PASTS, self.index)
             before = [opened(batch.session.sealer, batch.id, self.index, one) for one in past(blob or b"") if one]
-        return [Run(self.id, outcome) for outcome in [*([found] if found is not None else []), *reversed(before)]]
+        return [Run(self.id, each) for each in reversed([*before, outcome]) if each is not None]
 
     def latest_result(self, timeout: float | None = None) -> Run | None:
-        """The latest run that has ended; with `timeout` the end of a first one is waited for, so many seconds."""
+        """The latest run that has ended; with `timeout` it waits so many seconds for a first one."""
         if timeout:
             waiting.until(self.batch, lambda: self.index in self.batch.state.outcomes, timeout, index=self.index)
         with within(timeout):
@@ -301,14 +300,14 @@ class Facts(JobRef, Generic[R]):
 
     @property
     def echoes(self) -> list[Echo]:
-        """What became of its callbacks and of the workers' exception handlers. Raises BadSignature."""
+        """How its callbacks and the workers' exception handlers ended. Raises BadSignature."""
         batch = self.batch
         if (blobs := self._ask(Broker.echoes, batch.id, [self.index])) is None:
             return batch.state.inline.echoes.get(self.index, [])
         return echoes_in(batch.session.sealer.unseal(wire.ECHO, batch.id, self.index, blobs[0])) if blobs[0] else []
 
     def get_position(self) -> int | None:
-        """How many jobs of its queue come before it; None if it does not wait there."""
+        """How many jobs come before it in its queue; None if it does not wait there."""
         found = self._ask(Broker.queued, self.origin) or []
         waiting = [(one.view.id, index) for one in found for index in one.indexes]
         here = (self.batch.id, self.index)
@@ -321,14 +320,14 @@ class Facts(JobRef, Generic[R]):
         return (self._ask(Broker.holders, self.batch.id, [self.index]) or [None])[0]
 
     def _ask(self, question: Callable[Concatenate[Broker, P], T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """What the server answers; None for what ran in this process."""
+        """The server's answer; None for a job that ran in this process."""
         return None if self.batch.inline else self.batch.session.ask(question, *args, **kwargs)
 
-    # ------------------------------------------------------------ what it says of itself
+    # ------------------------------------------------------------ meta and progress
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Its dict of plain data, read once; change it and `save_meta()`, or read it again with `get_meta()`."""
+        """Its dict of plain data, read once. `save_meta()` writes changes, `get_meta()` reads it anew."""
         if self._notes is None:
             self._notes = self._read_notes()
         return self._notes.meta
@@ -344,32 +343,28 @@ class Facts(JobRef, Generic[R]):
         return self.meta
 
     def save_meta(self) -> None:
-        """Writes `meta`; a job that runs writes over it when it saves its own. Raises BadInput for odd data."""
+        """Writes `meta`; a running job that saves its own overwrites it. Raises BadInput for what is no plain data."""
         batch, progress = self.batch, None if self._notes is None else self._notes.progress
         found = Notes(job_meta.plain(self.meta), progress)
         if batch.inline:
             batch.state.inline.notes[self.index] = found
             return
         blob = job_meta.sealed(batch.session.sealer, batch.id, self.index, found.meta, found.progress)
-        batch.session.ask(lambda broker: broker.save(batch.id, self.index, blob))
+        batch.session.ask(Broker.save, batch.id, self.index, blob)
         batch.session.spool.keep_said(batch.state, [(RecordType.METAS, [(self.index, blob)])])
 
     def save(self) -> None:
-        """As `save_meta`: all else of a job is written when it is submitted, and does not change.
-
-        A job that was created only has its meta here until `Queue.enqueue_job` sends it; no server knows it before.
-        """
+        """As `save_meta`; nothing else of a job changes. Before it is enqueued, its meta is in this process only."""
         self.save_meta()
 
     @property
     def progress(self) -> tuple[float, float | None, str] | None:
-        """How far it says it is: (done, total or None, a few words), read now; None if it says nothing."""
+        """The progress that it reports: (done, total or None, a few words), read now; None if it reports none."""
         return self._read_notes().progress
 
     def _read_notes(self) -> Notes:
         batch = self.batch
-        if batch.inline:
-            found = batch.state.inline.notes.get(self.index)
-            return found or job_meta.opened(batch.session.sealer, batch.spec, batch.id, self.index, None)
-        blob = spooled.asked(batch, RecordType.METAS, self.index)
+        if batch.inline and (found := batch.state.inline.notes.get(self.index)) is not None:
+            return found
+        blob = None if batch.inline else spooled.asked(batch, RecordType.METAS, self.index)
         return job_meta.opened(batch.session.sealer, batch.spec, batch.id, self.index, blob)

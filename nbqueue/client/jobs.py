@@ -1,4 +1,4 @@
-"""Some jobs, of one batch or of many, as a sequence that shows itself as a table."""
+"""Jobs of one batch or of many, as a sequence with a table for its repr."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Jobs(Sequence[Job[R]], Generic[R]):
 
     @property
     def count(self) -> int:  # type: ignore[override]
-        """How many there are, as RQ's registries say it."""
+        """How many there are, as RQ's registries call it."""
         return len(self)
 
     def get_job_ids(self, start: int = 0, end: int = -1) -> list[str]:
@@ -58,10 +58,7 @@ class Jobs(Sequence[Job[R]], Generic[R]):
         return len(self)
 
     def remove(self, job: Job[R] | str, delete_job: bool = True) -> None:
-        """Deletes a job, or the job of an id, for good: what is failed here is nowhere else. Raises NoSuchJob.
-
-        `delete_job` is RQ's, and cannot be False: raises BadOption.
-        """
+        """Deletes a job, or the job of an id, for good. Raises NoSuchJob, and BadOption for RQ's `delete_job=False`."""
         if not delete_job:
             raise BadOption(message="remove(delete_job=False): a job is in no list that it could be taken out of.")
         found = self._named(job)
@@ -83,11 +80,10 @@ class Jobs(Sequence[Job[R]], Generic[R]):
         return found if isinstance(found, Job) else Jobs(found, self._which)
 
     def requeue(self, job: Job[R] | str | None = None, at_front: bool = False) -> int:
-        """Runs all (or one: a Job or its id) again, but for what has expired; answers how many.
+        """Runs all (or one: a Job or its id) again, except those that have expired; returns how many.
 
-        With `at_front` before what waits, as `Job.requeue`.
-
-        Raises BadInput if one has not ended yet, NotThere for one that is not among them.
+        With `at_front` before others of its queue, as `Job.requeue`. Raises BadInput if one has not ended yet, NotThere
+        for one that is not among them.
         """
         if job is not None:
             return Jobs([self._named(job)], self._which).requeue(at_front=at_front)
@@ -102,7 +98,7 @@ class Jobs(Sequence[Job[R]], Generic[R]):
             try:
                 count += retry.retry(jobs[0].batch, jobs, None, {}, front=at_front)
             except NotThere:
-                continue  # it has expired since these jobs were listed, and the others need not wait for that
+                continue  # it has expired since these jobs were listed
         return count
 
     def results(self, errors: Literal["raise", "return", "skip"] = "raise", timeout: float | None = None) -> list[R]:
@@ -139,16 +135,16 @@ class Jobs(Sequence[Job[R]], Generic[R]):
     # ------------------------------------------------------------ as a table
 
     def _rows(self) -> list[tuple[str, ...]]:
-        """The header, and a row for each of the first jobs; columns in which nothing would stand are left out."""
+        """The header, and a row for each of the first jobs; empty columns are left out."""
         several = len({job.func_name for job in self._jobs[:SHOWN]}) > 1
         rows = [(job.id, job.func_name if several else "", *cause_and_error(job)) for job in self._jobs[:SHOWN]]
         heads = ("job", "function", "cause", "error")
-        kept = [place for place in range(len(heads)) if any(row[place] for row in rows)]
-        return [tuple(row[place] for place in kept) for row in (heads, *rows)]
+        filled = [column for column in range(len(heads)) if any(row[column] for row in rows)]
+        return [tuple(row[column] for column in filled) for row in (heads, *rows)]
 
     @property
     def causes(self) -> Counter[str]:
-        """How many ended without a result for which cause: errors, crashes and losses apart."""
+        """How many ended without a result, by cause."""
         found = Counter(cause_and_error(job)[0] for job in self._jobs)
         del found[""]
         return found
@@ -158,14 +154,14 @@ class Jobs(Sequence[Job[R]], Generic[R]):
         if more <= 0:
             return ""
         causes = self.causes
-        apart = ", ".join(f"{count:,} {cause}" for cause, count in causes.most_common()) if len(causes) > 1 else ""
-        return f"... and {more:,} more" + (f"; in all: {apart}" if apart else "")
+        counts = ", ".join(f"{count:,} {cause}" for cause, count in causes.most_common()) if len(causes) > 1 else ""
+        return f"... and {more:,} more" + (f"; in all: {counts}" if counts else "")
 
     def __repr__(self) -> str:
         if not self._jobs:
             return f"no {self._which}"
         rows = self._rows()
-        widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]) - 1)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
         lines = [
             "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]])
             for row in rows
@@ -190,7 +186,7 @@ def jobs_of(found: Iterable[JobRef], which: str) -> Jobs[Any]:
 
 
 def values(jobs: Iterable[JobRef], errors: str) -> list[Any]:
-    """The values of jobs that have ended; what stands in place of one that there is not, `errors` says."""
+    """The values of jobs that have ended; `errors` as in `Batch.results`."""
     found: list[Any] = []
     for job in jobs:
         value, error = results.value_or_error(job.batch, job.index)

@@ -38,14 +38,7 @@ class Enqueues:
     """What a queue and `queue.options(...)` have in common."""
 
     @abstractmethod
-    def _enqueue(
-        self,
-        verb: str,
-        f: Callable[..., R] | str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        when: Schedule | None = None,
-    ) -> Job[R]:
+    def _enqueue(self, verb: str, f: Any, args: Any, kwargs: Any, when: Schedule | None = None) -> Job[Any]:
         """Enqueues one call as it was typed."""
 
     def enqueue(self, f: Callable[..., R] | str, /, *args: Any, **kwargs: Any) -> Job[R]:
@@ -197,14 +190,7 @@ class Queue(Enqueues):
         """Options before the call: `q.options(timeout=5).enqueue(f, 1)`. Raises BadOption."""
         return Enqueuer(self, self._default, frozenset()).options(**changes)
 
-    def _enqueue(
-        self,
-        verb: str,
-        f: Callable[..., R] | str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        when: Schedule | None = None,
-    ) -> Job[R]:
+    def _enqueue(self, verb: str, f: Any, args: Any, kwargs: Any, when: Schedule | None = None) -> Job[Any]:
         args, kwargs, options, taken = terms.split(args, kwargs)
         terms.check_clash(verb, f, taken, queue=self.name)
         return self._given(options).send(verb, f, args, kwargs, when, taken)
@@ -220,10 +206,10 @@ class Queue(Enqueues):
         return self._given(options).send("enqueue_call", func, *terms.explicit(args, kwargs))
 
     def enqueue_job(self, job: Job[R], at_front: bool = False) -> Job[R]:
-        """Enqueues what `Job.create` made; the same Job tells how it goes from then on.
+        """Enqueues what `Job.create` made; the same Job follows it from then on.
 
-        One that was enqueued before is run again, as its `requeue` does. Raises BadInput where that is in another
-        queue, or has not ended yet, and what `enqueue` raises.
+        A job that was enqueued before runs again, as its `requeue`: BadInput where it is in another queue or has not
+        ended. Raises what `enqueue` raises.
         """
         if not isinstance(job, Job):
             raise BadOption(message=f"enqueue_job() takes what Job.create(f) makes, not {brief(job)}: see enqueue().")
@@ -246,7 +232,7 @@ class Queue(Enqueues):
         options: Mapping[str, Any],
         given: Mapping[str, Any],
     ) -> Job[R]:
-        """What `.delay` of the decorator does: `given` are options that stood among the keywords."""
+        """Enqueues a call of a decorated function; `given` are the options among its keywords."""
         refuse_inside("job.delay")
         terms.check_clash("enqueue", func, given, queue=self.name)
         return self._given({**options, **given}).send("delay", func, args, kwargs)
@@ -262,9 +248,9 @@ class Queue(Enqueues):
         return Prepared(func, *terms.explicit(args, kwargs), options)
 
     def enqueue_many(self, calls: Iterable[Prepared]) -> list[Job[Any]]:
-        """Enqueues many calls, 1,000 in a round trip. Nothing is sent if one of them is wrong.
+        """Enqueues many calls, 1,000 in a round trip. Nothing is sent if one of them is invalid.
 
-        Where an id is in use, or a dependency is not there, the others are sent before that is raised.
+        An id in use, or a missing dependency, is raised after all others are sent.
         """
         refuse_inside("Queue.enqueue_many")
         known: dict[Any, tuple[list[Any], DescribedFunction]] = {}
@@ -300,10 +286,10 @@ class Queue(Enqueues):
         return enqueuer.submission("enqueue_many", known[key][1], call.args, call.kwargs)
 
     def _given(self, given: Mapping[str, Any]) -> Enqueuer:
-        """Options among the keywords: None stands for the default, as in RQ."""
+        """These options, without those that are None, which is the default in RQ."""
         return self.options(**{name: value for name, value in given.items() if value is not None})
 
-    # ------------------------------------------------------------ what waits
+    # ------------------------------------------------------------ jobs that wait
 
     def __len__(self) -> int:
         return queue_contents.length(self.session, self.name)
@@ -354,21 +340,21 @@ class Queue(Enqueues):
             return None
         return job if job.origin == self.name else None
 
-    # ------------------------------------------------------------ all that there is
+    # ------------------------------------------------------------ jobs by state
 
     @property
     def failed(self) -> Jobs[Any]:
-        """The failed jobs that are still kept; `.requeue()` runs all of them again."""
+        """The failed jobs that have not expired; `.requeue()` runs all of them again."""
         return self._in_state(queue_contents.ended, State.FAILED)
 
     @property
     def finished(self) -> Jobs[Any]:
-        """The finished jobs whose results are still kept."""
+        """The finished jobs whose results have not expired."""
         return self._in_state(queue_contents.ended, State.FINISHED)
 
     @property
     def canceled(self) -> Jobs[Any]:
-        """The canceled jobs that are still kept."""
+        """The canceled jobs that have not expired."""
         return self._in_state(queue_contents.ended, State.CANCELED)
 
     @property
@@ -390,7 +376,7 @@ class Queue(Enqueues):
         word = "running" if state is State.STARTED else state
         return jobs_of(find(self.session, self.name, state), f"{word} jobs in {self.name}")
 
-    # The same by RQ's names: as they are now, whenever they are asked for.
+    # RQ's names for them; each access reads the store anew.
     failed_job_registry = failed
     finished_job_registry = finished
     canceled_job_registry = canceled
@@ -405,12 +391,12 @@ class Queue(Enqueues):
     # ------------------------------------------------------------ verbs
 
     def empty(self) -> int:
-        """Cancels all jobs that wait; answers how many. What runs goes on, what is deferred or scheduled stays."""
+        """Cancels all jobs that wait; returns how many. Started, deferred and scheduled jobs stay."""
         refuse_inside("Queue.empty")
         return queue_contents.empty(self.session, self.name)
 
     def delete(self, delete_jobs: bool = True) -> None:
-        """Cancels all jobs that wait, and with `delete_jobs` removes every single job of this queue that has ended."""
+        """Cancels all jobs that wait, and with `delete_jobs` removes all single jobs of this queue that have ended."""
         self.empty()
         if delete_jobs:
             for job in [*self.failed, *self.finished, *self.canceled]:
@@ -423,7 +409,7 @@ class Queue(Enqueues):
         return found is not None and found.cancel(running=False)
 
     def requeue(self, jobs: Iterable[Job[Any] | str] | Job[Any] | str | None = None) -> int:
-        """Runs failed jobs again: all of this queue, or these (Jobs or ids). Answers how many. Raises NoSuchJob."""
+        """Runs failed jobs again: all of this queue, or these (Jobs or ids). Returns how many. Raises NoSuchJob."""
         refuse_inside("Queue.requeue")
         if jobs is None:
             return self.failed.requeue()
