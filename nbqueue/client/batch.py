@@ -16,7 +16,8 @@ from nbqueue.client.panel import display
 from nbqueue.client.session import kernel
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.session import within
-from nbqueue.client.submit import following, retry
+from nbqueue.client.submit import reattach, retry
+from nbqueue.client.submit.submission import plan_then
 from nbqueue.errors import LostByServer, NotDone
 from nbqueue.model import Spec, Tally
 
@@ -242,7 +243,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         Also while the input is still read. Where a job fails, the one that waits for it ends as canceled. Keywords are
         nbqueue's options, as in `map`. Raises BadOption.
         """
-        return Batch.shown(following.then(self.ref, function, options))
+        return Batch.shown(reattach.submit(plan_then(self.ref, function, options)))
 
     def retry(self, rows: Any = None, func: Callable[..., Any] | str | None = None, **limits: Any) -> Batch[R]:
         """Runs rows again: the failed ones, or those named by position, Job, job id, or a frame with `job_id`.

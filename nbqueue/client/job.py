@@ -15,7 +15,7 @@ from nbqueue.client.lookup.results import error_of, text_of, value_of
 from nbqueue.client.panel import display
 from nbqueue.client.session import session
 from nbqueue.client.session.batch_ref import JobRef
-from nbqueue.client.submit import created, following, in_process, retry, submission
+from nbqueue.client.submit import created, in_process, reattach, retry, submission
 from nbqueue.errors import BadInput, BadSignature, NoSuchBatch, NoSuchWorker, NotThere, SetupError
 from nbqueue.model import Outcome, State
 from nbqueue.store.broker import Broker
@@ -279,7 +279,7 @@ class Job(Facts[R]):
             raise BadInput(
                 message=f"{self.id} is part of a batch: batch.then(f) runs f on the results of all of it, job by job."
             )
-        return Job(following.then(self.batch, function, options), 0)
+        return Job(reattach.submit(submission.plan_then(self.batch, function, options)), 0)
 
 
 def job_of(found: JobRef) -> Job[Any]:

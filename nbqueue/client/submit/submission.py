@@ -29,7 +29,7 @@ from nbqueue.client.state.selection import Selection, Sent
 from nbqueue.client.submit import in_process
 from nbqueue.client.submit import options as terms
 from nbqueue.client.submit import upload as uploader
-from nbqueue.errors import BadItems, InsideJob, InUse, ServerRefused, SetupError
+from nbqueue.errors import BadItems, BadOption, InsideJob, InUse, ServerRefused, SetupError
 from nbqueue.model import Notes, Options, Spec, State, Tally, encode, new_id
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import NewBatch, Submitted
@@ -413,6 +413,27 @@ class SubmitPlan:
         self.session.collector.follow(state)
         reader.drain(upload, state)
         return batch
+
+
+def plan_then(source: BatchRef, function: Callable[..., Any] | str, typed: dict[str, Any]) -> SubmitPlan:
+    """`source.then(function)`: job i runs on the result of job i. Raises BadOption or BadInput."""
+    refuse_inside("then")
+    if strange := sorted(typed.keys() - terms.OPTION_NAMES):
+        raise BadOption(
+            message=f"then() has no option {strange[0]!r}. A keyword for the function goes in with "
+            f"functools.partial: then(functools.partial(f, {strange[0]}=...))."
+        )
+    terms.check_clash("then", function, typed)
+    options = Options(queue=source.queue).replaced(**terms.parse(typed))
+    if not source.single:
+        terms.check_for_many(options, "batch.then")
+
+    def calls(described: DescribedFunction) -> Calls:
+        terms.check_clash("then", described, typed)
+        names = items.positional(described) or ("arg_0",)
+        return Calls((), None, names, source.spec.labeled, source.spec.index_names)
+
+    return SubmitPlan(source.session, options, function, calls, single=source.single, source=source)
 
 
 def _owner() -> str:
