@@ -16,7 +16,6 @@ SMALL = {
     "cli/words.py": "the jobs of the demo import it by name, and nothing of ours with it",
     "client/calls/sources.py": "the only place that asks for the lines of a notebook's cells",
     "client/lookup/job_meta.py": "four rooms read and write these bytes",
-    "client/submit/following.py": "a verb of its own, as retry.py",
     "worker/strays.py": "whose a left process is, apart from how it is ended",
     "worker/surroundings.py": "worker and stable both apply it, and the stable has imported nothing else by then",
     "worker/timer.py": "limits within a process; those of other processes are in limits.py",
