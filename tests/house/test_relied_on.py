@@ -431,6 +431,23 @@ def test_the_count_of_threads_has_those_that_threading_does_not_know():
     go.set()
 
 
+def test_what_a_forkserver_imports_first_registers_for_forks_only_locks_that_other_threads_may_hold():
+    text = """
+import _thread, os, sys
+import nbqueue.worker.stable
+assert _thread._count() == 0
+register, seen = os.register_at_fork, set()
+def look(**given):
+    seen.add(sys._getframe(1).f_globals["__name__"])
+    register(**given)
+os.register_at_fork = look
+import nbqueue.errors, nbqueue.model
+from nbqueue.worker import capture, certificate, horse, loading
+assert seen <= {"threading", "logging"}, seen  # `random`, say, has to be seeded anew in every child
+"""
+    subprocess.run([sys.executable, "-c", text], check=True)
+
+
 def test_the_inner_signal_module_speaks_of_handlers_as_they_were_set():
     import _signal
 
