@@ -90,7 +90,7 @@ def _old(found: settings.Settings, server: Reached | None, older: float, roots: 
     ours = set(Keyring.load(found.home).ids) if views else set()
     since = 0 if server is None else server.broker.now_us() - older * 1e6
     running = {view.id for view in views if not view.done}
-    kept = [] if found.spool is None else directory.kept(found.spool)
+    kept = [] if found.spool is None else directory.list_batches(found.spool)
     old_views = [view for view in views if view.signer in ours and view.done_us is not None and view.done_us <= since]
     old_kept = [one for one in kept if one.written <= time.time() - older and one.key not in running]
     if server is None:
@@ -109,7 +109,7 @@ def _lines(server: Reached | None, old: Old) -> Iterator[str]:
         ended = _ago(now / 1e6 - (view.done_us or 0) / 1e6)
         yield f"server  {view.id}{_named(view.name)}  {counted(view.n, 'job')}, done {ended}"
     for one in old.kept:
-        birth = one.birth()
+        birth = one.header()
         name = old.names.get(one.batch, None if birth is None else birth.name)
         yield f"spool   {one.batch}{_named(name)}  {size_text(one.size)}, written {_ago(time.time() - one.written)}"
 

@@ -72,13 +72,15 @@ class Verbs:
         ttl, at_front, isolate, slice, preload, pin, max_result, spill, max_failed, seed, env, progress, inline,
         description, meta, depends_on, retries (or retry), on_success, on_failure, on_stopped.
         """
-        return self._several("map", f, iterables, lambda function: items.mapped(function, iterables), keywords)
+        return self._several("map", f, iterables, lambda function: items.calls_from_map(function, iterables), keywords)
 
     def starmap(
         self, f: Callable[..., R] | str, iterable: Iterable[tuple[Any, ...] | Mapping[str, Any]], **keywords: Any
     ) -> Batch[R]:
         """Runs `f(*item)` for tuples and `f(**item)` for dicts; keywords are nbqueue's options, as in `map`."""
-        return self._several("starmap", f, (iterable,), lambda function: items.starmapped(function, iterable), keywords)
+        return self._several(
+            "starmap", f, (iterable,), lambda function: items.calls_from_starmap(function, iterable), keywords
+        )
 
     def grid(self, f: Callable[..., R] | str, /, **axes: Any) -> Batch[R]:
         """Runs `f` for every combination of the axes (lists, tuples, ranges, arrays, Series), the last keyword fastest.
@@ -87,7 +89,7 @@ class Verbs:
         """
         refuse_inside("grid")
         terms.check_for_many(self._options, "grid")
-        calls: Callable[[DescribedFunction], Calls] = lambda function: items.gridded(function, axes)  # noqa: E731
+        calls: Callable[[DescribedFunction], Calls] = lambda function: items.calls_from_grid(function, axes)  # noqa: E731
         return Batch.shown(reattach.submit(SubmitPlan(session.current(), self._options, f, calls)))
 
     def submit(self, f: Callable[P, R] | str, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:

@@ -287,7 +287,7 @@ class Facts(JobRef, Generic[R]):
         outcome, batch = self.outcome, self.batch
         before = batch.state.inline.earlier.get(self.index, [])
         if not batch.inline:
-            blob = spooled.asked(batch, RecordType.PASTS, self.index)
+            blob = spooled.asked(batch, RecordType.EARLIER_RUNS, self.index)
             before = [opened(batch.session.sealer, batch.id, self.index, one) for one in past(blob or b"") if one]
         return [Run(self.id, each) for each in reversed([*before, outcome]) if each is not None]
 
@@ -351,7 +351,7 @@ class Facts(JobRef, Generic[R]):
             return
         blob = job_meta.sealed(batch.session.sealer, batch.id, self.index, found.meta, found.progress)
         batch.session.ask(Broker.save, batch.id, self.index, blob)
-        batch.session.spool.keep_said(batch.state, [(RecordType.METAS, [(self.index, blob)])])
+        batch.session.spool.write_extras(batch.state, [(RecordType.METAS, [(self.index, blob)])])
 
     def save(self) -> None:
         """As `save_meta`; nothing else of a job changes. Before it is enqueued, its meta is in this process only."""

@@ -128,7 +128,7 @@ def test_what_is_typed_wrong_is_said_plainly(home):
     assert "cannot be used" in command("worker", "a*", code=1)
     assert "is not a duration" in command("worker", "--max-idle", "soon", code=1)
     assert "No Redis server answers" in command("info", "--url", "redis://127.0.0.1:1", code=1)
-    assert "no dotted name" in command("enqueue", "count", code=1)
+    assert "not a dotted function name" in command("enqueue", "count", code=1)
     assert "not both" in command(
         "enqueue", "os.getcwd", "--schedule-in", "5s", "--schedule-at", "2030-12-24T18:00:00", code=1
     )

@@ -258,7 +258,7 @@ def test_two_sessions_at_the_same_moment_end_with_one_batch(session, hands):
         call = nbqueue.client.submit.submission.SubmitPlan
         options = nbqueue.model.Options().replaced(name="race", progress=False)
         numbers = range(1500) if which is session else range(500, 2000)
-        calls = nbqueue.client.calls.items.mapped
+        calls = nbqueue.client.calls.items.calls_from_map
         return Batch(reattach.submit(call(which, options, square, lambda function: calls(function, (numbers,)))))
 
     with ThreadPoolExecutor(2) as pool:

@@ -94,7 +94,7 @@ def test_what_needs_a_sent_job_says_how_to_send_it(session, act):
 def test_what_cannot_be_meant_is_refused_where_it_is_typed(q, hands):
     for wrong, said in [
         (lambda: Job.create(42), "cannot be called"),
-        (lambda: Job.create("myfunc"), "no dotted name"),
+        (lambda: Job.create("myfunc"), "not a dotted function name"),
         (lambda: Job.create(add, "text"), "args="),
         (lambda: Job.create(add, (), "text"), "kwargs="),
         (lambda: Queue.prepare_data(add, (), "text"), "kwargs="),

@@ -151,6 +151,7 @@ def test_the_classes_of_python_itself_are_no_part_of_a_function():
     space = {"__name__": "__main__"}
     exec("import time, math\ndef rest(x):\n    time.sleep(0)\n    return math.pi * len(x)", space)
     kinds = {
-        label.partition("\0")[0].partition(" ")[0] for label in function_diff.likeness(space["rest"], "rest").parts
+        label.partition("\0")[0].partition(" ")[0]
+        for label in function_diff.fingerprint_of(space["rest"], "rest").parts
     }
     assert kinds == {"code", "constant", "global"}

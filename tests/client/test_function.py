@@ -137,10 +137,10 @@ def test_a_dotted_name_that_is_not_here_is_sent_as_it_is():
     ("name", "why"),
     [
         ("json.nothing", "There is no 'json.nothing'"),
-        ("json", "no dotted name"),
-        ("a b.c", "no dotted name"),
+        ("json", "not a dotted function name"),
+        ("a b.c", "not a dotted function name"),
         ("os.sep", "cannot be called"),
-        ("", "no dotted name"),
+        ("", "not a dotted function name"),
         (17, "cannot be called"),
         (None, "cannot be called"),
     ],
@@ -205,20 +205,20 @@ def test_a_module_that_the_user_named_travels_whole(lib):
 
 def test_a_function_that_does_not_pickle_names_the_culprit():
     lock = threading.Lock()
-    with pytest.raises(NotPicklable, match="It takes along lock"):
+    with pytest.raises(NotPicklable, match="It captures lock"):
         describe(lambda: lock)
 
 
 def test_large_captures_warn_and_are_named():
     df = bytes(12 << 20)
-    with pytest.warns(UserWarning, match=r"takes along 12.0 MB \(df 12.0 MB\): pass a path, or a slice as argument"):
+    with pytest.warns(UserWarning, match=r"captures 12.0 MB \(df 12.0 MB\): pass a path, or a slice as argument"):
         describe(lambda: df)
 
 
 def test_captures_that_are_too_large_are_refused_and_named(monkeypatch):
     monkeypatch.setattr(function, "MAX_FUNCTION", 5 << 20)
     df = bytes(12 << 20)
-    with pytest.raises(TooLarge, match=r"The function lambda is too large: over 5 MB. It takes along df 12.0 MB: pass"):
+    with pytest.raises(TooLarge, match=r"The function lambda is too large: over 5 MB. It captures df 12.0 MB: pass"):
         describe(lambda: df)
 
 
@@ -284,7 +284,7 @@ def test_callbacks_are_part_of_what_travels(lib):
     assert equal[0] == equal[1]
     others = [keys(), keys(failure=Callback(say)), keys(success=Callback(say, timeout=9)), keys(success=Callback(abs))]
     assert len({*equal, *others}) == 5
-    with pytest.raises(BadInput, match="no dotted name"):
+    with pytest.raises(BadInput, match="not a dotted function name"):
         describe(abs, hooks={"success": Callback("nothing")})
 
 

@@ -30,7 +30,7 @@ def calls(rows):
 
 
 def mapped(f, *given):
-    return items.mapped(describe(f), given)
+    return items.calls_from_map(describe(f), given)
 
 
 @pytest.mark.parametrize("given", [[1, 2, 3], (1, 2, 3), range(1, 4), np.array([1, 2, 3]), pd.Index([1, 2, 3])])
@@ -108,22 +108,22 @@ def test_columns_that_are_no_keywords_are_refused(frame):
 
 
 def test_a_frame_stands_alone():
-    with pytest.raises(BadItems, match="stands alone"):
+    with pytest.raises(BadItems, match="must be the only iterable"):
         mapped(two, pd.DataFrame({"x": [1]}), [1])
 
 
 def test_starmap_spreads_tuples_and_dicts():
-    found = items.starmapped(describe(two), [(1, 2), {"x": 3}, [4]])
+    found = items.calls_from_starmap(describe(two), [(1, 2), {"x": 3}, [4]])
     assert calls(found.rows) == [((1, 2), {}), ((), {"x": 3}), ((4,), {})]
     with pytest.raises(BadItems, match="Item 0 is 5"):
-        list(items.starmapped(describe(two), [5]).rows)
+        list(items.calls_from_starmap(describe(two), [5]).rows)
     with pytest.raises(BadItems, match="keywords must be strings"):
-        list(items.starmapped(describe(two), [{1: 2}]).rows)
+        list(items.calls_from_starmap(describe(two), [{1: 2}]).rows)
 
 
 def test_the_last_keyword_of_a_grid_is_fastest_and_other_values_are_constant():
     axes = {"lr": [0.1, 0.2], "seed": range(2), "name": "abc", "where": {"a": 1}}
-    found = items.gridded(describe(plain), axes)
+    found = items.calls_from_grid(describe(plain), axes)
     assert found.n == 4
     rows = [kwargs for _, kwargs in calls(found.rows)]
     assert [(row["lr"], row["seed"]) for row in rows] == [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)]
@@ -132,13 +132,13 @@ def test_the_last_keyword_of_a_grid_is_fastest_and_other_values_are_constant():
 
 def test_axes_are_lists_tuples_ranges_arrays_and_series():
     axes = {"a": [1, 2], "b": (1, 2), "c": range(2), "d": np.arange(2), "e": pd.Series([1, 2])}
-    assert items.gridded(describe(lambda **k: k), axes).n == 32
-    assert items.gridded(describe(lambda a: a), {"a": []}).n == 0
+    assert items.calls_from_grid(describe(lambda **k: k), axes).n == 32
+    assert items.calls_from_grid(describe(lambda a: a), {"a": []}).n == 0
 
 
 def packed(f, *given):
     function = describe(f)
-    return list(items.payloads(function, items.mapped(function, given)))
+    return list(items.payloads(function, items.calls_from_map(function, given)))
 
 
 def test_the_first_item_is_bound_before_anything_is_read_further():

@@ -21,7 +21,7 @@ from nbqueue.client.batch import Batch
 from nbqueue.client.lookup import spooled
 from nbqueue.client.panel import model
 from nbqueue.client.session import session as session_module
-from nbqueue.client.spool import directory, records, spool
+from nbqueue.client.spool import directory, records, spool, writer
 from nbqueue.client.spool.reader import SpoolFile
 from nbqueue.client.spool.records import Block, Checkpoint, RecordType
 from nbqueue.errors import Expired, LostByServer, NotThere
@@ -54,7 +54,7 @@ def same(one, other):
 
 def settled(batch):
     """Waits for the note of the end, which follows the last outcome."""
-    wait_until(lambda: any(each.done for each in directory.kept(batch.ref.session.spool.folder)))
+    wait_until(lambda: any(each.done for each in directory.list_batches(batch.ref.session.spool.folder)))
 
 
 def test_a_frame_is_whole_after_the_server_forgot_and_the_kernel_was_restarted(server, session, hands):
@@ -107,7 +107,7 @@ def test_what_one_session_had_copied_another_need_not_copy_again(server, session
     wait_until(lambda: batch.ref.state.collected == 4)
 
     def positions():
-        stands = [SpoolFile(each).entries[batch.id].standing for each in files(session)]
+        stands = [SpoolFile(each).entries[batch.id].checkpoint for each in files(session)]
         return [stand and stand.position for stand in stands]
 
     wait_until(lambda: positions() == [4])
@@ -168,7 +168,7 @@ def test_a_withdrawn_outcome_is_not_brought_back_by_a_file_that_lags(server, ses
     assert batch.wait(10)
     settled(batch)
     lagging = files(session)[0]
-    copy = lagging.with_name(lagging.name.replace(session.spool._mark, "feedbeef"))
+    copy = lagging.with_name(lagging.name.replace(session.spool._session, "feedbeef"))
     copy.write_bytes(lagging.read_bytes())
     batch.retry()
     wait_until(lambda: any(3 in SpoolFile(each).entries[batch.id].withdrawn for each in files(session)))
@@ -211,7 +211,7 @@ def test_a_damaged_file_costs_what_was_damaged_and_no_more(server, session, hand
     session.collector.stop()
     file = files(session)[0]
     data = bytearray(file.read_bytes())
-    found = [each for each in records.RecordReader(file) if each.kind == records.RecordType.OUTCOMES][-1]
+    found = [each for each in records.RecordReader(file) if each.record_type == records.RecordType.OUTCOMES][-1]
     if harm == "torn":
         data = data[: found.offset + found.size - 10]
     elif harm == "head":
@@ -275,7 +275,7 @@ def test_a_full_disk_is_told_once_and_all_goes_on_in_memory(server, session, tmp
         env = os.environ | {"NBQUEUE_SPOOL": str(folder / "spool")}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
         assert done.stdout.split() == ["40", "True", "5"], done.stderr
-        assert done.stderr.count("kept in this process's memory only") == 1
+        assert done.stderr.count("stopped writing results to the spool") == 1
         for each in (folder / "spool").iterdir():
             book = SpoolFile(each)
             assert not book.damaged
@@ -294,12 +294,12 @@ def test_the_oldest_done_batches_are_dropped_over_the_cap(session, hands, capsys
         hands.work()
         assert batches[-1].wait(10)
         settled(batches[-1])
-        wait_until(lambda: (stood := session.spool._stood.get(batches[-1].id)) and stood.over)
-    left = {each.batch for each in directory.kept(session.spool.folder)}
+        wait_until(lambda: (stood := session.spool._checkpoints.get(batches[-1].id)) and stood.over)
+    left = {each.batch for each in directory.list_batches(session.spool.folder)}
     assert batches[0].id not in left
     assert batches[-1].id in left
     assert sum(each.stat().st_size for each in files(session)) < 500_000
-    assert f"the copies of {batches[0].id}" in capsys.readouterr().err
+    assert f"copies were removed: {batches[0].id}" in capsys.readouterr().err
     assert batches[0].results() == [BIG, BIG]  # the server still has them
     session.spool.cap = 1_000
     huge = nbqueue.map(lambda x: BIG, range(3))
@@ -423,17 +423,17 @@ def test_prune_takes_no_bare_number_and_asks_a_terminal(session, hands, monkeypa
 @pytest.mark.parametrize(
     ("kind", "table"),
     [
-        (RecordType.TAILS, Block([0], [1, 2])),
+        (RecordType.LOGS, Block([0], [1, 2])),
         (RecordType.METAS, Block([-1], [4])),
-        (RecordType.PASTS, Block([0], [1 << 40])),
+        (RecordType.EARLIER_RUNS, Block([0], [1 << 40])),
         (RecordType.FUNCTION, Block([], [])),
         (RecordType.FUNCTION, Block([1], [4])),
         (RecordType.FUNCTION, Block([1, 1], [4, 1 << 40])),
-        (RecordType.MARKS, Block([], [])),
-        (RecordType.MARKS, Block([-3], [4])),
-        (RecordType.MARKS, Block([1 << 60], [4])),
-        (RecordType.STATE, Checkpoint(1.0, 0, 1 << 60, False, False, True, None, [], [])),
-        (RecordType.STATE, Checkpoint(1.0, 0, 2, False, False, True, None, [(0, 1 << 60, Cause.USER)], [])),
+        (RecordType.HASHES, Block([], [])),
+        (RecordType.HASHES, Block([-3], [4])),
+        (RecordType.HASHES, Block([1 << 60], [4])),
+        (RecordType.CHECKPOINT, Checkpoint(1.0, 0, 1 << 60, False, False, True, None, [], [])),
+        (RecordType.CHECKPOINT, Checkpoint(1.0, 0, 2, False, False, True, None, [(0, 1 << 60, Cause.USER)], [])),
     ],
 )
 def test_a_record_of_another_shape_damages_the_file_and_nothing_else(server, session, hands, kind, table):
@@ -442,10 +442,10 @@ def test_a_record_of_another_shape_damages_the_file_and_nothing_else(server, ses
     before = batch.to_frame()
     settled(batch)
     (file,) = directory.files_of(Path(session.spool.folder), batch.id)
-    writer = records.Appender(file)
-    writer.size = file.stat().st_size
-    writer.append(kind, table, [b"data"])
-    writer.close()
+    end = writer.Appender(file)
+    end.size = file.stat().st_size
+    end.append(kind, table, [b"data"])
+    end.close()
     assert SpoolFile(file).damaged
     another_kernel(server, session)
     assert nbqueue.attach("odd").to_frame(timeout=10).equals(before)
@@ -458,7 +458,7 @@ def test_what_a_file_says_first_is_read_once(server, session, hands, monkeypatch
     batches = [nbqueue.map(work, range(2), name=f"b{n}") for n in range(5)]
     hands.work()
     assert all(batch.wait(10) for batch in batches)
-    wait_until(lambda: sum(each.done for each in directory.kept(session.spool.folder)) == 5)
+    wait_until(lambda: sum(each.done for each in directory.list_batches(session.spool.folder)) == 5)
     scanned = []
     real = records.RecordReader.__iter__
     monkeypatch.setattr(records.RecordReader, "__iter__", lambda self: (scanned.append(self.path), real(self))[1])
@@ -468,4 +468,4 @@ def test_what_a_file_says_first_is_read_once(server, session, hands, monkeypatch
     monkeypatch.undo()
     directory.files_of(Path(session.spool.folder), batches[0].id)[0].write_bytes(b"")
     assert spooled.find(session, "b0") is None
-    assert spooled.find(session, "b1").birth.batch == batches[1].id
+    assert spooled.find(session, "b1").header.batch == batches[1].id

@@ -100,33 +100,33 @@ def test_an_outcome_that_a_retry_withdrew_on_its_way_is_withdrawn_in_the_spool(s
         state.on_disk.withdrawn.clear()
         state.reopen()
         assert not state.put_single(blob, generation)
-    session.spool.keep(state, ())
+    session.spool.write_outcomes(state, ())
     entry = SpoolFile(files(session)[0]).entries[job.id]
     assert (entry.outcomes, state.on_disk.has_outcome) == ({}, False)
-    session.spool.keep_singles([(state, blob, ())])  # it stands after all
+    session.spool.write_single_outcomes([(state, blob, ())])  # it stands after all
     assert list(SpoolFile(files(session)[0]).entries[job.id].outcomes) == [0]
 
 
 def test_a_disk_that_is_busy_is_not_taken_for_one_that_hangs():
-    desk, free = IoThread(patience=1.0), threading.Event()
+    io, free = IoThread(timeout=1.0), threading.Event()
     begun, answers = threading.Event(), []
 
     def write():
         begun.set()
         return free.wait(20)
 
-    writer = threading.Thread(target=lambda: answers.append(desk.ask(write, size=60 << 20)))
+    writer = threading.Thread(target=lambda: answers.append(io.run(write, size=60 << 20)))
     writer.start()
     assert begun.wait(20)
     threading.Timer(2.5, free.set).start()
-    assert desk.ask(lambda: 2) == 2
+    assert io.run(lambda: 2) == 2
     writer.join(20)
     assert answers == [True]
     free.clear()
     with pytest.raises(IoTimeout):
-        desk.ask(write)
+        io.run(write)
     free.set()
-    desk.leave()
+    io.stop()
 
 
 def test_a_child_reads_the_spool_where_a_thread_of_its_parent_was_reading(session, tmp_path):
@@ -148,8 +148,10 @@ def test_what_ends_while_a_batch_is_brought_back_is_copied_by_those_who_attach(s
     book = SpoolFile(files(session)[0])
     found = book.entries[batch.id].outcomes[0]
     with session.spool._lock:
-        session.spool._pen.note(
-            batch.ref.state.on_disk.header, records.RecordType.BACK, records.Withdrawals([0], [book.check(found)])
+        session.spool._writer.note(
+            batch.ref.state.on_disk.header,
+            records.RecordType.WITHDRAWALS,
+            records.Withdrawals([0], [book.check(found)]),
         )
     flush(session.broker)
     new = nbqueue.connect(server.url, namespace=session.settings.namespace)

@@ -139,7 +139,7 @@ def test_what_runs_on_its_results_is_found_too(session, hands, forgotten):
     hands.work()
     assert second.results(timeout=10) == ["1", "4"]
     settled(second)
-    wait_until(lambda: len([each for each in directory.kept(session.spool.folder) if each.done]) == 2)
+    wait_until(lambda: len([each for each in directory.list_batches(session.spool.folder) if each.done]) == 2)
     new = forgotten(session)
     again = nbqueue.map(square, [1, 2], name="x").then(str, name="y")
     assert again.results() == ["1", "4"]

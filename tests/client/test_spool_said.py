@@ -158,7 +158,7 @@ def test_memory_that_is_over_its_bound_is_told_where_there_is_no_disk(server, se
         batches.append(nbqueue.map(work, range(2, 100)))
         hands.work()
         assert batches[-1].wait(10)
-    assert capsys.readouterr().err.count("of results are held in memory, since it is a test") == 1
+    assert capsys.readouterr().err.count("of results are in memory only, because it is a test") == 1
 
 
 # ---------------------------------------------------------------- a disk that does not answer
@@ -168,12 +168,12 @@ def test_memory_that_is_over_its_bound_is_told_where_there_is_no_disk(server, se
 def hang(session, monkeypatch):
     """Makes the next record of a batch hang, as on a dead network mount: its file is a pipe that nobody reads."""
     made = []
-    session.spool.desk.patience = 0.5
+    session.spool.io.timeout = 0.5
 
     def hang_it(batch):
         file = wait_until(lambda: directory.files_of(session.spool.folder, batch.id))[0]
         wait_until(lambda: not session.spool._waiting)
-        session.spool.desk.ask(session.spool._pen.close)
+        session.spool.io.run(session.spool._writer.close)
         file.unlink()
         os.mkfifo(file)
         made.append(file)
@@ -195,14 +195,14 @@ def test_a_disk_that_hangs_is_told_once_and_the_notebook_goes_on(session, hands,
     hands.work()
     told = capsys.readouterr().err
     assert told.count("the disk has not answered") == 1
-    assert "kept in this process's memory only" in told
+    assert "stopped writing results to the spool" in told
     assert batch.to_frame()["result"].tolist() == list(range(2, 8))
     session.collector.stop()  # returns, too
 
 
 def test_nobody_sees_what_is_not_on_disk_while_the_disk_may_still_answer(session, hands, hang):
     batch = nbqueue.map(work, range(2, 8))
-    session.spool.desk.patience = 60
+    session.spool.io.timeout = 60
     hang(batch)
     file = directory.files_of(session.spool.folder, batch.id)[0]
     reader = threading.Thread(target=lambda: os.close(os.open(file, os.O_RDONLY)))
@@ -217,7 +217,7 @@ def test_a_forked_child_writes_files_of_its_own(session):
     before = session.spool
     read, write = os.pipe()
     if not (pid := os.fork()):
-        os.write(write, b"1" if session.spool is not before and session.spool._mark != before._mark else b"0")
+        os.write(write, b"1" if session.spool is not before and session.spool._session != before._session else b"0")
         os._exit(0)
     os.waitpid(pid, 0)
     assert os.read(read, 1) == b"1"
@@ -230,8 +230,8 @@ def test_a_disk_that_does_not_answer_holds_up_no_listing(session, hands, monkeyp
     copied(batch, 1)
     folder, free, real = session.spool.folder, threading.Event(), Path.exists
     monkeypatch.setattr(Path, "exists", lambda self, **how: free.wait(30) if self == folder else real(self, **how))
-    monkeypatch.setattr(directory, "kept", lambda _: pytest.fail("the disk was read by who asked"))
-    session.spool.desk.patience = 0.2
+    monkeypatch.setattr(directory, "list_batches", lambda _: pytest.fail("the disk was read by who asked"))
+    session.spool.io.timeout = 0.2
     assert list(nbqueue.batches()["id"]) == [batch.id]
     assert archive.tale(session.spool, batch.ref.state.on_disk.header) is None
     free.set()

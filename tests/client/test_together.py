@@ -100,7 +100,7 @@ def test_what_is_on_another_server_is_refused_as_a_dependency(session, hands):
 def test_handles_of_one_session_share_what_is_known_of_a_batch(session, hands, monkeypatch):
     """A cell that is run again adds no second poll, no second copy, and no second write of the spool."""
     asked, copied, written = Counter(), Counter(), Counter()
-    follow, landed, keep = Broker.follow, Broker.landed, session.spool.keep
+    follow, landed, keep = Broker.follow, Broker.landed, session.spool.write_outcomes
 
     def followed(broker, places, *rest):
         asked.update([max(Counter(name for name, _ in places).values())])
@@ -116,7 +116,7 @@ def test_handles_of_one_session_share_what_is_known_of_a_batch(session, hands, m
 
     monkeypatch.setattr(Broker, "follow", followed)
     monkeypatch.setattr(Broker, "landed", read)
-    monkeypatch.setattr(session.spool, "keep", kept)
+    monkeypatch.setattr(session.spool, "write_outcomes", kept)
     first = nbqueue.map(abs, range(20), name="once")
     handles = [first, nbqueue.map(abs, range(20), name="once"), nbqueue.map(abs, range(20), name="once")]
     plain = nbqueue.map(abs, range(20, 30))

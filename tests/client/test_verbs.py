@@ -438,8 +438,8 @@ def test_the_first_item_is_bound_for_streams_too(session):
 def test_columns_are_fixed_by_the_signature(session):
     from nbqueue.client.calls.function import describe
 
-    assert items.mapped(describe(clash), ([],)).columns == ("x",)
-    assert items.mapped(describe(int), ([1],)).columns == ("arg_0",)
+    assert items.calls_from_map(describe(clash), ([],)).columns == ("x",)
+    assert items.calls_from_map(describe(int), ([1],)).columns == ("arg_0",)
 
 
 def test_what_is_not_there_is_said_with_the_way_out(session, hands):

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 import nbqueue
 from nbqueue.checks import is_queue
 from nbqueue.cli.main import cli
-from nbqueue.client.spool.records import Appender, Block, RecordReader, RecordType
+from nbqueue.client.spool.records import Block, RecordReader, RecordType
+from nbqueue.client.spool.writer import Appender
 from nbqueue.client.submit.options import OPTION_NAMES
 from nbqueue.errors import BadInput, BadName, BadOption, NbqueueError, NoServer
 from nbqueue.store import connection
@@ -416,7 +417,10 @@ def test_a_forged_file_of_the_spool_is_not_opened(session, fleet, tmp_path):
     assert batch.results(timeout=30) == [0, 1, 2]
     folder = session.settings.spool
     wait_until(
-        lambda: any(record.kind == RecordType.STATE for path in files(folder) for record in RecordReader(path)), 20
+        lambda: any(
+            record.record_type == RecordType.CHECKPOINT for path in files(folder) for record in RecordReader(path)
+        ),
+        20,
     )
     session.collector.stop()
     (path,) = files(folder)

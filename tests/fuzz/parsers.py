@@ -22,7 +22,6 @@ from nbqueue.client.lookup import job_meta as client_notes
 from nbqueue.client.spool import reader
 from nbqueue.client.spool import records as spoolfile
 from nbqueue.client.spool.records import (
-    Appender,
     BatchHeader,
     Block,
     Checkpoint,
@@ -30,8 +29,9 @@ from nbqueue.client.spool.records import (
     RecordReader,
     RecordType,
     Withdrawals,
-    births,
+    headers_of,
 )
+from nbqueue.client.spool.writer import Appender
 from nbqueue.client.state import batch_state
 from nbqueue.errors import NbqueueError
 from nbqueue.model import (
@@ -147,21 +147,21 @@ def _book(path: Path) -> object:
     book = reader.SpoolFile(path)
     found: list[object] = []
     for entry in book.entries.values():
-        if entry.birth is not None:
-            tale = reader.SpooledBatch(entry.birth, [book], 1)
-            found += [tale.n, tale.position, tale.standing, list(tale.outcomes()), tale.arguments(0)]
+        if entry.header is not None:
+            tale = reader.SpooledBatch(entry.header, [book], 1)
+            found += [tale.n, tale.position, tale.checkpoint, list(tale.outcomes()), tale.arguments(0)]
     return found
 
 
 def _tables(kind: RecordType, data: bytes) -> object:
     """A file of the spool whose checksums are right, and whose table is any bytes."""
-    head = spoolfile._HEAD.pack(spoolfile.MAGIC, kind, len(data), 9, zlib.crc32(data), zlib.crc32(b"blobs...."))
-    record = head + spoolfile._CHECK.pack(zlib.crc32(head)) + data + b"blobs...."
+    head = spoolfile.HEAD.pack(spoolfile.MAGIC, kind, len(data), 9, zlib.crc32(data), zlib.crc32(b"blobs...."))
+    record = head + spoolfile.CHECK.pack(zlib.crc32(head)) + data + b"blobs...."
     return _filed(_book, _spool() + record)
 
 
 def _scan(path: Path) -> object:
-    return [(record.kind, len(record.table)) for record in RecordReader(path)], births(path)
+    return [(record.record_type, len(record.table)) for record in RecordReader(path)], headers_of(path)
 
 
 def _log(data: bytes) -> object:
@@ -180,13 +180,13 @@ def _spool() -> bytes:
         file = Appender(path)
         spec = SEALER.seal(wire.SPEC, "b", -1, encode(RECORDS[0]))
         file.append(
-            RecordType.BORN, Headers([BatchHeader("b", "n", spec, "q", None, "f", "s", "fuzz", "", NOW, 2, False)])
+            RecordType.HEADERS, Headers([BatchHeader("b", "n", spec, "q", None, "f", "s", "fuzz", "", NOW, 2, False)])
         )
         file.append(RecordType.ARGUMENTS, Block([0, 1], [3, 4]), [b"abc", b"defg"])
         blobs = [stored("b", index) for index in range(2)]
         file.append(RecordType.OUTCOMES, Block([0, 1], list(map(len, blobs))), blobs)
-        file.append(RecordType.BACK, Withdrawals([0], [1]))
-        file.append(RecordType.STATE, RECORDS[-1])
+        file.append(RecordType.WITHDRAWALS, Withdrawals([0], [1]))
+        file.append(RecordType.CHECKPOINT, RECORDS[-1])
         file.close()
         return path.read_bytes()
 
@@ -216,11 +216,11 @@ def _home(name: str, data: bytes) -> object:
 
 
 TABLES = {
-    RecordType.BORN: 9,
+    RecordType.HEADERS: 9,
     RecordType.ARGUMENTS: 10,
     RecordType.OUTCOMES: 10,
-    RecordType.BACK: 11,
-    RecordType.STATE: 12,
+    RecordType.WITHDRAWALS: 11,
+    RecordType.CHECKPOINT: 12,
     RecordType.FORGOTTEN: 10,
 }
 _view = [b"default", b"3", b"0", b"", b"", b"0", b"1", b"1", b"0", b"", b"", b"17", b"18", b"0-2-user", b"D", b"5"]

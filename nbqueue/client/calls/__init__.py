@@ -1,4 +1,4 @@
-"""A function, its arguments, and how both are recognised again in another process.
+"""Describing a function and its arguments, so that another process can run and recognise them.
 
 Imports nothing of client.
 """

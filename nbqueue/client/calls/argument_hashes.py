@@ -1,6 +1,6 @@
-"""The marks of a named batch: 16 bytes a job, by which the same arguments are known again in another session.
+"""Argument hashes of a named batch: 16 bytes per job, by which another session recognises the same arguments.
 
-They are keyed with the user's secret and salted by the batch, so that they tell nothing about arguments, not even
+They are keyed with the user's secret and salted per batch, so that they reveal nothing about the arguments, not even
 whether two batches share some.
 """
 
@@ -16,7 +16,7 @@ from nbqueue.client.calls.items import Call
 
 
 class ArgumentHashes:
-    """The marks of a submission's calls; they are looked at as they are read."""
+    """The hashes of a submission's calls, computed while the calls are read."""
 
     def __init__(self, key: bytes, salt: bytes) -> None:
         self.key, self.salt = key[:64], salt
@@ -27,49 +27,47 @@ class ArgumentHashes:
         return len(self._raws)
 
     def reading(self, rows: Iterable[Call]) -> Iterator[Call]:
-        """The same calls, each looked at on the way."""
+        """Yields the calls unchanged, and hashes each."""
         for index, call in enumerate(rows):
             try:
                 self._raws.append(_digest(call))
             except NotComparable as why:
                 self.doubts.append((index, str(why)))
-                self._raws.append(secrets.token_bytes(SIZE))  # like no other
+                self._raws.append(secrets.token_bytes(SIZE))  # matches no other call
             yield call
 
     def of(self, index: int) -> bytes:
-        """The mark of a call."""
+        """The hash of one call."""
         return hashlib.blake2b(self._raws[index], digest_size=SIZE, key=self.key, salt=self.salt).digest()
 
     def span(self, start: int, stop: int) -> bytes:
-        """The marks of some calls, one after the other."""
+        """The hashes of a range of calls, concatenated."""
         return b"".join(self.of(index) for index in range(start, min(stop, len(self._raws))))
 
-    def matched(self, stored: bytes, n: int) -> list[int | None]:
-        """For each call the index of a job of its own that has these arguments; None where there is none.
-
-        Equal calls take the jobs of equal arguments in their order.
-        """
-        places: dict[bytes, deque[int]] = {}
+    def match(self, stored: bytes, n: int) -> list[int | None]:
+        """For each call the index of a stored job with the same arguments, or None. Each job is used once, in order."""
+        positions: dict[bytes, deque[int]] = {}
         for index in range(min(n, len(stored) // SIZE)):
-            places.setdefault(stored[SIZE * index : SIZE * (index + 1)], deque()).append(index)
+            positions.setdefault(stored[SIZE * index : SIZE * (index + 1)], deque()).append(index)
         found: list[int | None] = []
         for index in range(len(self._raws)):
-            free = places.get(self.of(index))
+            free = positions.get(self.of(index))
             found.append(free.popleft() if free else None)
         return found
 
 
 def _digest(call: Call) -> bytes:
-    """Of the arguments only: the label of a row is not what a job runs on."""
+    """Digest of the arguments. The row's label does not count: the job does not see it."""
     args, kwargs, _ = call
     named = sorted(kwargs.items())
     first, rest = plain(args), plain([each for pair in named for each in pair])
     if first is not None and rest is not None:
         return joined("call", first, rest)
-    digester = Fingerprinter()
-    return joined("objects", *map(digester.of, args), b"", *(digester.of(each) for pair in named for each in pair))
+
+    of = Fingerprinter().of
+    return joined("objects", *map(of, args), b"", *(of(each) for pair in named for each in pair))
 
 
 def shortened(rows: Sequence[int]) -> Sequence[int]:
-    """The same indexes, as a range where they are one."""
-    return range(len(rows)) if all(place == index for place, index in enumerate(rows)) else tuple(rows)
+    """The same indexes, as a range if they are 0 to n - 1."""
+    return range(len(rows)) if all(position == index for position, index in enumerate(rows)) else tuple(rows)

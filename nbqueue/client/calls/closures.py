@@ -1,4 +1,4 @@
-"""What a function takes along: its globals, closures and bound arguments, and the modules that its code reaches."""
+"""What is pickled with a function: globals, closures and bound arguments; and the modules that its code imports."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from nbqueue import wire
 from nbqueue.checks import size_text
 from nbqueue.client.calls import modules
 
-_HEAP = 1 << 9  # the flag of a class that was made by a class statement, and not in C
-MOST = 20_000  # things looked at; a graph beyond that is data, not code
+_HEAP = 1 << 9  # flag of classes that were made by a class statement, and not in C
+MOST = 20_000  # objects visited; a larger graph is data, not code
 
 
 def by_value(thing: Any) -> bool:
-    """Whether a function or class travels whole: of a notebook, a script or another function, or named by the user."""
+    """Whether a function or class is pickled by value: defined in a notebook, a script or a function, or registered."""
     if isinstance(thing, type) and not thing.__flags__ & _HEAP:
-        return False  # Python's own, as that of modules, though some of them have no name to import them by
+        return False  # a built-in class, though some of them cannot be imported by name
     return not wire.by_reference(thing)
 
 
 class CaptureWalk:
-    """A walk over all that `function` takes along by value.
+    """A walk over everything that is pickled by value with `function`.
 
-    `captured`: name -> value of the data on the way (neither modules nor code). `modules`: names of modules to look at.
-    `codes`: the code of the functions on the way. `imports`: modules that import statements inside functions name, also
-    inside those functions of the user's own modules that it calls there. `whole`: whether a function or class travels
-    whole.
+    `captured`: name -> value of the data found (neither modules nor code). `modules`: names of modules to check.
+    `codes`: the code of the functions found. `imports`: modules named by import statements inside these functions, and
+    inside functions of the user's modules that they call. `whole`: whether a function or class is pickled by value.
     """
 
     def __init__(self, function: Any) -> None:
@@ -41,7 +40,7 @@ class CaptureWalk:
         self.whole = False
         self._read: set[CodeType] = set()
         self._seen: set[int] = set()
-        self._kept: list[Any] = []  # so that no id is given twice while we walk
+        self._kept: list[Any] = []  # keeps objects alive: ids must stay unique
         waiting: list[tuple[str, Any]] = [("", function)]
         while waiting and len(self._seen) < MOST:
             name, thing = waiting.pop()
@@ -58,7 +57,7 @@ class CaptureWalk:
             yield "", thing.__func__
         elif isinstance(thing, functools.partial):
             yield "", thing.func
-            yield from ((f"argument {place}", value) for place, value in enumerate(thing.args))
+            yield from ((f"argument {position}", value) for position, value in enumerate(thing.args))
             yield from thing.keywords.items()
         elif isinstance(thing, (FunctionType, type, wire.CACHED)):
             yield from self._code(thing)
@@ -70,7 +69,7 @@ class CaptureWalk:
     def _code(self, thing: Any) -> Iterator[tuple[str, Any]]:
         if not by_value(thing):
             self.modules.add(thing.__module__)
-            self._stays(thing)
+            self._by_reference(thing)
             return
         self.whole = True
         if isinstance(thing, type):
@@ -81,15 +80,15 @@ class CaptureWalk:
         else:
             yield "", thing.__wrapped__
 
-    def _stays(self, thing: Any) -> None:
-        """Notes what a function of a module of the user's own imports when called, and those that it names there."""
+    def _by_reference(self, thing: Any) -> None:
+        """Collects what a function of a user's module imports when called, and what the functions it names import."""
         waiting = [thing]
         while waiting:
             function = inspect.unwrap(waiting.pop())
             if not isinstance(function, FunctionType) or function.__code__ in self._read:
                 continue
             self._read.add(function.__code__)
-            if modules.own_file(function.__module__ or "") is None:
+            if modules.user_file(function.__module__ or "") is None:
                 continue
             names, imports = names_of(function.__code__)
             self.imports |= imports
@@ -122,10 +121,10 @@ def _members(kind: type) -> Iterator[tuple[str, Any]]:
 def names_of(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
     """(globals that it loads, modules that it may import) of a code object and of those inside it.
 
-    Relative imports are not among the latter: which package they start from is not said there.
+    Relative imports are left out: the bytecode does not name their package.
     """
     names, imports = set[str](), set[str]()
-    package, before = "", (0, 0)  # what was loaded before it: an import's level, and its names
+    package, before = "", (0, 0)  # operands of the two instructions before: an import's level and names
     for step in dis.get_instructions(code):
         if step.opname in {"LOAD_GLOBAL", "LOAD_NAME"}:
             names.add(step.argval)
@@ -146,7 +145,7 @@ def names_of(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def imports_of(call: Any, reach: CaptureWalk) -> set[str]:
-    """What the function will import when it is called, as far as its code says."""
+    """The modules that the function will import when it is called, as far as its code shows."""
     found, codes = set(reach.imports), reach.codes
     known = codes or [code for code in [getattr(inspect.unwrap(call), "__code__", None)] if code is not None]
     if any(_mentions(code, "rng") for code in known):
@@ -155,15 +154,15 @@ def imports_of(call: Any, reach: CaptureWalk) -> set[str]:
 
 
 def importable(names: set[str], own: Collection[str]) -> tuple[str, ...]:
-    """Those of the modules that may be imported ahead of all calls, parents first; `own` are those of the user's own.
+    """The modules that may be imported before the first call, parents first; `own` are pinned modules of the user.
 
-    Others of the user's own may have changed by the next call, which would run as they were.
+    Other modules of the user may change before the next call, which would then run the old code.
     """
     return tuple(sorted(name for name in names if all(_settled(each, own) for each in modules.line(name))))
 
 
 def _settled(name: str, own: Collection[str]) -> bool:
-    return name in own or modules.own_file(name) is None
+    return name in own or modules.user_file(name) is None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -180,18 +179,18 @@ def largest(captured: dict[str, Any], floor: int) -> str:
 
 
 def size_of(value: Any) -> int:
-    """About how many bytes `value` takes on its way; 0 for what cannot be pickled."""
+    """Approximate bytes of `value` when pickled; 0 if it cannot be pickled."""
     nbytes = getattr(value, "nbytes", None)
     if isinstance(nbytes, int) and nbytes > 1 << 20:
         return nbytes
     try:
         return wire.measured(value)
-    except Exception:  # noqa: BLE001 - any class may refuse; that error is reported elsewhere, here only sizes count
+    except Exception:  # noqa: BLE001 - pickling may raise anything; the error is reported elsewhere, only the size matters here
         return 0
 
 
 def same_code(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether two functions say the same: code without file and lines, constants and defaults."""
+    """Whether two functions have the same code (without file and lines), constants and defaults."""
     first, second = inspect.unwrap(one), inspect.unwrap(other)
     if not (isinstance(first, FunctionType) and isinstance(second, FunctionType)):
         return one is other

@@ -1,4 +1,4 @@
-"""Series, DataFrames and arrays as items, without importing pandas or NumPy for those who use neither."""
+"""Series, DataFrames and arrays as items, without importing pandas or NumPy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _is(value: Any, library: str, *names: str) -> bool:
 
 
 def is_a(value: Any, library: str, name: str, *, exact: bool = False) -> bool:
-    """Whether it is an instance of this class of a library, which need not be imported; `exact`: of no subclass."""
+    """Whether it is an instance of this class of a library that may not be imported; `exact`: not of a subclass."""
     kind = _kind(library, name)
     return kind is not None and (type(value) is kind if exact else isinstance(value, kind))
 
@@ -37,12 +37,12 @@ def is_series(value: Any) -> bool:
 
 
 def is_groups(value: Any) -> bool:
-    """Whether it is what `frame.groupby(...)` gives, whose items are pairs."""
+    """Whether it is the result of `frame.groupby(...)`, whose items are pairs."""
     return _is(value, "pandas.api.typing", "DataFrameGroupBy", "SeriesGroupBy")
 
 
 def is_axis(value: Any) -> bool:
-    """Whether `grid` runs over it: a list, tuple, range, array (of one dimension or more), Series or Index."""
+    """Whether `grid` iterates over it: a list, tuple, range, array (of one dimension or more), Series or Index."""
     if isinstance(value, list | range) or type(value) is tuple:
         return True
     return _is(value, "pandas", "Series", "Index") or (_is(value, "numpy", "ndarray") and value.ndim > 0)
@@ -60,7 +60,7 @@ def is_iterable(value: Any) -> bool:
 
 
 def labels(value: Any) -> tuple[list[Any] | None, tuple[str | None, ...]]:
-    """(index labels, names of the index's levels) of a Series or DataFrame; None where labels are just positions."""
+    """(index labels, names of the index's levels) of a Series or DataFrame; None if the labels are positions."""
     index = value.index
     names = tuple(name if isinstance(name, str) else None for name in index.names)
     if type(index).__name__ == "RangeIndex" and index.start == 0 and index.step == 1 and names == (None,):
@@ -69,15 +69,15 @@ def labels(value: Any) -> tuple[list[Any] | None, tuple[str | None, ...]]:
 
 
 def column_names(frame: Any) -> tuple[str, ...]:
-    """The names of a DataFrame's columns; raises BadItems for names that cannot be keywords, and for doubles."""
+    """The names of a DataFrame's columns; raises BadItems for names that are no strings, and for duplicates."""
     names = list(frame.columns)
     if strange := [name for name in names if not isinstance(name, str)]:
         raise BadItems(
-            message=f"The column {strange[0]!r} is no text, and columns are keywords: "
-            "rename them with df.set_axis([...], axis=1), or give a column as items, as map(f, df[0])."
+            message=f"Column names must be strings (got {strange[0]!r}), because columns are passed as keywords. "
+            "Rename them with df.set_axis([...], axis=1), or give one column as items, as map(f, df[0])."
         )
     if doubles := [name for name in names if names.count(name) > 1]:
-        raise BadItems(message=f"The column {doubles[0]!r} is there twice: rename or drop one.")
+        raise BadItems(message=f"The column {doubles[0]!r} exists twice: rename or drop one.")
     return tuple(names)
 
 

@@ -1,8 +1,8 @@
-"""Digests of values and of code, the same in every process: what is equal here and there has the same one.
+"""Digests of values and of code that are the same in every process: equal values have equal digests.
 
-Pickles do not serve for that: they differ with what is shared, with the order of sets, with file names and lines. Here
-code counts without file, lines and docstrings, sets are sorted, arrays count by their bytes, and functions and classes
-of a notebook by all that they use. What cannot be judged raises Doubt: then one must ask, and never reuse.
+Pickles cannot be compared: they depend on shared references, the order of sets, file names and line numbers. Here code
+counts without file, lines and docstrings, sets are sorted, arrays count by their bytes, and functions and classes of a
+notebook by everything that they use. A value that cannot be compared raises NotComparable; its result is not reused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from nbqueue.client.calls import closures, dataframes
 SIZE = 16
 _ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
 _SLOTS = (MemberDescriptorType, GetSetDescriptorType, WrapperDescriptorType)
-_NO_MEMBERS = frozenset(  # what a class carries along that says nothing of what it does
+_NO_MEMBERS = frozenset(  # attributes of a class that do not change its behaviour
     (
         *("__module__", "__dict__", "__weakref__", "__doc__", "__qualname__", "__firstlineno__"),
         *("__static_attributes__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__"),
@@ -41,12 +41,12 @@ _NO_MEMBERS = frozenset(  # what a class carries along that says nothing of what
 )
 
 
-class NotComparable(Exception):  # noqa: N818 - it says what there is, as the errors of errors.py do
-    """Why something cannot be compared."""
+class NotComparable(Exception):  # noqa: N818 - named as the errors of errors.py
+    """A value cannot be compared; the message says why."""
 
 
 def joined(tag: str, *parts: bytes | memoryview) -> bytes:
-    """One digest of several byte strings, each with its length."""
+    """One digest of several byte strings; their lengths count."""
     found = hashlib.blake2b(tag.encode(), digest_size=SIZE)
     for part in parts:
         found.update(len(part).to_bytes(8, "big"))
@@ -55,7 +55,7 @@ def joined(tag: str, *parts: bytes | memoryview) -> bytes:
 
 
 def plain(value: Any) -> bytes | None:
-    """The text of numbers, texts, and flat lists, tuples and dicts of them; None for all else."""
+    """The repr of numbers, strings, and flat lists, tuples and dicts of them, as bytes; None for all else."""
     kind = type(value)
     if kind in (list, tuple):
         flat = _ATOMS.issuperset(map(type, value))
@@ -70,12 +70,12 @@ def plain(value: Any) -> bytes | None:
 
 
 class Fingerprinter:
-    """Digests of values that nobody changes meanwhile. `of` raises Doubt."""
+    """Digests of values, which must not change meanwhile. `of` raises NotComparable."""
 
     def __init__(self) -> None:
-        self._done: dict[int, tuple[Any, bytes]] = {}  # with the value, so that its id is not given again
-        self._path: dict[int, int] = {}  # what is being looked at -> how deep
-        self._low = math.inf  # the outermost of these that was met again
+        self._done: dict[int, tuple[Any, bytes]] = {}  # with the value: a living object's id is unique
+        self._path: dict[int, int] = {}  # id of each object around the present one -> its depth
+        self._low = math.inf  # the smallest depth that a reference back pointed to
 
     def of(self, value: Any) -> bytes:
         """The digest of a value."""
@@ -100,7 +100,7 @@ class Fingerprinter:
             digest = self._digest(value)
         finally:
             del self._path[key]
-        if self._low >= depth:  # it refers to nothing around it, so it is the same wherever it is met
+        if self._low >= depth:  # no reference to an object around it: the digest does not depend on the position
             self._done[key] = value, digest
             self._low = math.inf
         self._low = min(before, self._low)
@@ -128,8 +128,8 @@ class Fingerprinter:
         return joined("plain", hex(value).encode())
 
     def _code(self, value: CodeType) -> bytes:
-        skeleton = CodeFingerprint(value)
-        return joined("code", skeleton.digest, *(self.of(value) for _, value in skeleton.constants))
+        found = CodeFingerprint(value)
+        return joined("code", found.digest, *(self.of(value) for _, value in found.constants))
 
     # ------------------------------------------------------------ functions and classes
 
@@ -162,56 +162,56 @@ class Fingerprinter:
             reducer = copyreg.dispatch_table.get(kind)
             reduced: Any = reducer(value) if reducer is not None else value.__reduce_ex__(4)
         except Exception as why:  # any class may refuse
-            raise NotComparable(f"{kind.__name__} cannot be taken apart: {why}") from why
+            raise NotComparable(f"{kind.__name__} cannot be pickled: {why}") from why
         if isinstance(reduced, str):
             return self._named(value, reduced)
         made, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
         try:
             rest = [*(items or ())], [*(pairs or ())]
         except Exception as why:
-            raise NotComparable(f"{kind.__name__} cannot be taken apart: {why}") from why
+            raise NotComparable(f"{kind.__name__} cannot be pickled: {why}") from why
         return self._all("object", kind, made, arguments, state, *rest)
 
     def _named(self, value: Any, name: str) -> bytes:
-        """What is pickled by its name: in a notebook, that tells nothing of what is behind it."""
+        """The digest of an object that is pickled by name; a name in a notebook does not identify its value."""
         inner = getattr(value, "__wrapped__", None)
         if inner is not None:
             return self._all("wrapped", type(value), inner)
         module = getattr(value, "__module__", None) or ""
         if module in {"", "__main__", "__mp_main__"}:
-            raise NotComparable(f"{type(value).__name__} {name} is known by its name only")
+            raise NotComparable(f"{type(value).__name__} {name} is pickled by name only")
         return joined("name", module.encode(), name.encode())
 
 
 def by_name(thing: Any) -> bytes:
-    """The digest of a function or class of a module: its name. What is in the module is compared apart."""
+    """The digest of a function or class of a module: its name. The module's source is compared separately."""
     return joined("name", str(thing.__module__).encode(), thing.__qualname__.encode())
 
 
-def _builtin(digester: Fingerprinter, value: Any) -> bytes:
+def _builtin(fingerprinter: Fingerprinter, value: Any) -> bytes:
     owner = getattr(value, "__self__", None)
     if owner is None or isinstance(owner, ModuleType):
         return joined("name", str(value.__module__).encode(), value.__qualname__.encode())
-    return joined("method", digester.of(owner), value.__name__.encode())
+    return joined("method", fingerprinter.of(owner), value.__name__.encode())
 
 
-def _mapping(digester: Fingerprinter, value: Mapping[Any, Any]) -> bytes:
-    return joined("dict", *(digester.of(each) for pair in value.items() for each in pair))
+def _mapping(fingerprinter: Fingerprinter, value: Mapping[Any, Any]) -> bytes:
+    return joined("dict", *(fingerprinter.of(each) for pair in value.items() for each in pair))
 
 
 _BY_KIND: tuple[tuple[tuple[type, ...], Callable[[Fingerprinter, Any], bytes]], ...] = (
-    ((int,), Fingerprinter._integer),  # noqa: SLF001 - of thousands of digits: the others are plain
-    ((list,), lambda digester, value: joined("list", *map(digester.of, value))),
-    ((tuple,), lambda digester, value: joined("tuple", *map(digester.of, value))),
+    ((int,), Fingerprinter._integer),  # noqa: SLF001 - thousands of digits: smaller ones are plain
+    ((list,), lambda fingerprinter, value: joined("list", *map(fingerprinter.of, value))),
+    ((tuple,), lambda fingerprinter, value: joined("tuple", *map(fingerprinter.of, value))),
     ((dict, MappingProxyType), _mapping),
     ((FunctionType,), Fingerprinter._function),  # noqa: SLF001 - its own module
     ((MethodType,), Fingerprinter._method),  # noqa: SLF001
     ((CodeType,), Fingerprinter._code),  # noqa: SLF001
     ((BuiltinFunctionType,), _builtin),
-    ((staticmethod, classmethod), lambda digester, value: joined(type(value).__name__, digester.of(value.__func__))),
-    ((property,), lambda digester, value: joined("property", *map(digester.of, (value.fget, value.fset, value.fdel)))),
+    ((staticmethod, classmethod), lambda one, value: joined(type(value).__name__, one.of(value.__func__))),
+    ((property,), lambda one, value: joined("property", *map(one.of, (value.fget, value.fset, value.fdel)))),
     (_SLOTS, lambda _, value: joined("slot", value.__name__.encode())),
-    ((functools.cached_property,), lambda digester, value: joined("cached", digester.of(value.func))),
+    ((functools.cached_property,), lambda fingerprinter, value: joined("cached", fingerprinter.of(value.func))),
 )
 
 
@@ -219,7 +219,7 @@ _BY_KIND: tuple[tuple[tuple[type, ...], Callable[[Fingerprinter, Any], bytes]], 
 
 
 def used(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """(label, value) of its defaults, closures, globals and attributes, in an order that does not vary."""
+    """(label, value) of a function's defaults, closures, globals and attributes, in a fixed order."""
     code = function.__code__
     defaults = function.__defaults__ or ()
     names = code.co_varnames[: code.co_argcount][code.co_argcount - len(defaults) :]
@@ -232,16 +232,16 @@ def used(function: FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def members(kind: type) -> Iterator[tuple[str, Any]]:
-    """(name, value) of what a class says of itself."""
+    """(name, value) of the attributes of a class that define its behaviour."""
     yield from ((name, member) for name, member in vars(kind).items() if name not in _NO_MEMBERS)
 
 
 class CodeFingerprint:
-    """A code object without its constants, file and lines. `constants` are (line, value) in order; nested code too."""
+    """A code object without constants, file and lines, nested code included; `constants` are (line, value)."""
 
     def __init__(self, code: CodeType) -> None:
         self.constants: list[tuple[int, Any]] = []
-        self.lines: list[tuple[int, bytes]] = []  # (line, digest of what it does), in order
+        self.lines: list[tuple[int, bytes]] = []  # (line, digest of its instructions), in order
         self._words: list[bytes] = []
         self._line = code.co_firstlineno
         self._walk(code)
@@ -252,8 +252,8 @@ class CodeFingerprint:
         head = repr((code.co_name, counts, code.co_varnames, code.co_freevars, code.co_cellvars))
         self._say(f"{head} {code.co_exceptiontable!r}")
         for step in dis.get_instructions(code):
-            place = step.positions.lineno if step.positions is not None else None
-            self._line = place or self._line
+            position = step.positions.lineno if step.positions is not None else None
+            self._line = position or self._line
             if step.opcode in dis.hasconst or step.opname == "LOAD_SMALL_INT":
                 self._say(step.opname)
                 if isinstance(step.argval, CodeType):
@@ -274,45 +274,45 @@ class CodeFingerprint:
 # ---------------------------------------------------------------- arrays and tables
 
 
-def _arrays(digester: Fingerprinter, value: Any) -> bytes | None:
-    """The digest of what NumPy and pandas made; None for all else."""
+def _arrays(fingerprinter: Fingerprinter, value: Any) -> bytes | None:
+    """The digest of an object of NumPy or pandas; None for all else."""
     if dataframes.is_a(value, "numpy", "ndarray", exact=True) or dataframes.is_a(value, "numpy", "memmap", exact=True):
-        return _array(digester, value)
+        return _array(fingerprinter, value)
     if dataframes.is_a(value, "numpy", "generic"):
         if value.dtype.hasobject:
             return None
         return joined("scalar", value.dtype.str.encode(), value.tobytes())
     if dataframes.is_a(value, "pandas", "DataFrame", exact=True):
-        columns = [value.iloc[:, place] for place in range(value.shape[1])]
-        return joined("frame", *map(digester.of, (value.columns, value.index, value.attrs, *map(_bare, columns))))
+        columns = [value.iloc[:, position] for position in range(value.shape[1])]
+        return joined("frame", *map(fingerprinter.of, (value.columns, value.index, value.attrs, *map(_bare, columns))))
     if dataframes.is_a(value, "pandas", "Series", exact=True):
-        return joined("series", *map(digester.of, (value.name, value.index, value.attrs, _bare(value))))
-    return _index(digester, value)
+        return joined("series", *map(fingerprinter.of, (value.name, value.index, value.attrs, _bare(value))))
+    return _index(fingerprinter, value)
 
 
-def _index(digester: Fingerprinter, value: Any) -> bytes | None:
+def _index(fingerprinter: Fingerprinter, value: Any) -> bytes | None:
     if dataframes.is_a(value, "pandas", "RangeIndex", exact=True):
-        return joined("range", *map(digester.of, (value.start, value.stop, value.step, value.name)))
+        return joined("range", *map(fingerprinter.of, (value.start, value.stop, value.step, value.name)))
     if dataframes.is_a(value, "pandas", "MultiIndex", exact=True):
-        return joined("levels", *map(digester.of, (list(value.names), value.to_list())))
+        return joined("levels", *map(fingerprinter.of, (list(value.names), value.to_list())))
     if dataframes.is_a(value, "pandas", "Index"):
-        return joined("index", *map(digester.of, (type(value), value.name, _bare(value))))
+        return joined("index", *map(fingerprinter.of, (type(value), value.name, _bare(value))))
     return None
 
 
-def _array(digester: Fingerprinter, value: Any) -> bytes:
+def _array(fingerprinter: Fingerprinter, value: Any) -> bytes:
     import numpy as np
 
     head = [repr(value.dtype.descr).encode(), repr(value.shape).encode()]
     if value.dtype.hasobject:
-        return joined("array", *head, digester.of(value.tolist()))
+        return joined("array", *head, fingerprinter.of(value.tolist()))
     whole = np.ascontiguousarray(value)
     data = whole.tobytes() if whole.nbytes < 1 << 20 else whole.reshape(-1).view("u1").data
     return joined("array", *head, data)
 
 
 def _bare(column: Any) -> Any:
-    """The values of a Series or Index: an array, or (dtype, categories, values) where NumPy has no such."""
+    """The values of a Series or Index: an array, or (dtype, categories, values) if NumPy has no such dtype."""
     dtype = column.dtype
     if dataframes.is_a(dtype, "numpy", "dtype"):
         return column.to_numpy()

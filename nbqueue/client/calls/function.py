@@ -1,4 +1,4 @@
-"""A function on its way: how it is named, what it takes along, and the key of the stable that may run it."""
+"""Describing a function for workers: its name, its pickle, its modules, and the key of the forkserver that runs it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+\Z")
 
 @dataclass(frozen=True)
 class DescribedFunction:
-    """A function as the notebook knows it; `call` and `signature` are None where it cannot be imported here."""
+    """A function and its record; `call` and `signature` are None if it cannot be imported here."""
 
     call: Callable[..., Any] | None
     label: str
@@ -37,7 +37,7 @@ class DescribedFunction:
 
 
 class _ByName:
-    """Stands for a dotted name in a pickle: opening it imports the function there, and gives the function itself."""
+    """Pickles as a dotted name: unpickling imports the function."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -57,10 +57,10 @@ def describe(
 ) -> DescribedFunction:
     """`function` ready for sealing: a callable, or a dotted name such as `mylib.count`.
 
-    `env` names the variables that travel with it, beside those `inherited`, and `hooks` the callbacks. `salt` is mixed
-    into its key, so that a key tells nothing about their values. With `pin` it runs with its own modules as they are
-    now, or not at all; without, as the worker has them; None pins all but dotted names. Raises BadInput, BadOption,
-    NotPicklable or TooLarge.
+    `env` names environment variables to send along, besides `inherited`; `hooks` are callbacks. `salt` is mixed into
+    the key, so that the key reveals nothing about their values. With `pin` the function runs only where the user's
+    modules are as they are here now; without, with the worker's modules; None pins everything but dotted names. Raises
+    BadInput, BadOption, NotPicklable or TooLarge.
     """
     if pin is None:
         pin = not isinstance(function, str)
@@ -75,24 +75,24 @@ def describe(
             made[name] = Hook(pickled, title, callback.timeout)
             codes += more.codes
         own |= reached
-    record = _placed(payload, label, own, dict(inherited or {}) | _environment(env), made, salt, pinned=pin)
-    # No part of the key: how it runs is the same.
+    record = record_of(payload, label, own, dict(inherited or {}) | _environment(env), made, salt, pinned=pin)
+    # Not part of the key: they do not change how the function runs.
     imports = closures.importable(closures.imports_of(call, reach), own)
-    record = msgspec.structs.replace(record, sources=sources.of(codes), imports=imports)
+    record = msgspec.structs.replace(record, sources=sources.source_lines(codes), imports=imports)
     return DescribedFunction(call, label, signature_of(call), record)
 
 
 def goes_by_name(function: object) -> bool:
-    """Whether a worker imports it, and all that it is made of: a dotted name, or what a module holds."""
+    """Whether a worker imports the function by name, with nothing pickled by value."""
     return isinstance(function, str) or (callable(function) and not closures.CaptureWalk(function).whole)
 
 
 def _wrapped(
     function: object, *, pin: bool
 ) -> tuple[Callable[..., Any] | None, str, bytes, dict[str, str], closures.CaptureWalk]:
-    """(the callable if it is here, its name, its pickle, digests of the modules that it reaches, the way there).
+    """(the callable if it is here, its name, its pickle, digests of the modules that it uses, the walk over it).
 
-    Without `pin` no modules are looked at.
+    Without `pin` no modules are read.
     """
     call, thing, label = resolved(function)
     reach = closures.CaptureWalk(call)
@@ -101,7 +101,7 @@ def _wrapped(
 
 
 def resolved(function: object) -> tuple[Callable[..., Any] | None, Any, str]:
-    """(the callable if it is here, what is pickled for it, its name). Raises BadInput, BadOption."""
+    """(the callable if it is here, the object to pickle, its name). Raises BadInput, BadOption."""
     if isinstance(function, str):
         return _named(function)
     if callable(function):
@@ -113,14 +113,14 @@ def resolved(function: object) -> tuple[Callable[..., Any] | None, Any, str]:
 
 def _named(name: str) -> tuple[Callable[..., Any] | None, Any, str]:
     if not _DOTTED.match(name):
-        raise BadInput(message=f"{brief(name)} is no dotted name of a function; one looks like 'mylib.count'.")
+        raise BadInput(message=f"{brief(name)} is not a dotted function name such as 'mylib.count'.")
     label = name.rpartition(".")[2]
     try:
         found = pkgutil.resolve_name(name)
     except ImportError as why:
         if not _missing_here(why, name):
             raise BadInput(message=f"Importing {name!r} failed here: {why}. Fix the module, then try again.") from why
-        return None, _ByName(name), label  # the worker's machine may have it
+        return None, _ByName(name), label  # the worker may have it
     except AttributeError as why:
         raise BadInput(message=f"There is no {name!r} ({why}). Check the spelling of the dotted name.") from why
     if not callable(found):
@@ -129,7 +129,7 @@ def _named(name: str) -> tuple[Callable[..., Any] | None, Any, str]:
 
 
 def _missing_here(why: ImportError, name: str) -> bool:
-    """Whether the module itself is missing, rather than something that it imports."""
+    """Whether the module itself is missing, and not a module that it imports."""
     missing = why.name or ""
     if isinstance(why, ModuleNotFoundError) and (name == missing or name.startswith(missing + ".")):
         parent = missing.rpartition(".")[0]
@@ -142,16 +142,16 @@ def _reached(function: object, reach: closures.CaptureWalk | None, payload: byte
     if isinstance(function, str):
         names.add(function.rpartition(".")[0])
     if len(payload) < 1 << 20:
-        # What a function's data refers to (instances in a list, say) is named in its pickle; a chance hit does no harm.
-        names.update(name for name in modules.own_loaded() if name.encode() in payload)
+        # Modules of a function's data (instances in a list, say) are named in its pickle; a false match does no harm.
+        names.update(name for name in modules.user_loaded() if name.encode() in payload)
     found = modules.digests(name for name in names if not wire.travels_whole(name))
-    if old := modules.outdated(found):
+    if old := modules.stale_modules(found):
         warn(
-            f"{', '.join(old)}: the file has changed since it was imported here. Workers run it as it is now, this "
-            "process still as it was: call importlib.reload() on it, or restart the kernel."
+            f"{', '.join(old)}: the file changed after it was imported here. Workers run the new version, and this "
+            "process still has the old one: call importlib.reload() on the module, or restart the kernel."
         )
     path = added_path()
-    return found | modules.hidden(names, path[: path.index("")] if "" in path else (*path, _here()))
+    return found | modules.shadowed(names, path[: path.index("")] if "" in path else (*path, _here()))
 
 
 def label_of(function: Any) -> str:
@@ -163,10 +163,10 @@ def label_of(function: Any) -> str:
 
 
 def signature_of(function: Callable[..., Any] | None) -> inspect.Signature | None:
-    """The signature, or None for builtins that tell none and for functions that are not here."""
+    """The signature; None for builtins without one, and for functions that are not here."""
     if function is None:
         return None
-    # A builtin's signature is parsed from its text, which takes as long as all else together, and never changes.
+    # Cached: parsing a builtin's signature from its text takes as long as everything else together.
     if inspect.isbuiltin(function) and inspect.ismodule(function.__self__):
         return _builtins(function)
     return _signature(function)
@@ -189,30 +189,30 @@ def _pickled(thing: Any, label: str, reach: closures.CaptureWalk) -> bytes:
         payload = wire.by_value(thing, MAX_FUNCTION, f"The function {label}")
     except TooLarge as why:
         names = closures.largest(captured, WARN_FUNCTION // 10)
-        shown = f"It takes along {names}: p" if names else "P"
+        shown = f"It captures {names}: p" if names else "P"
         raise TooLarge(**why.facts | {"remedy": shown + remedy[1:]}) from None
     except Exception as why:
         raise NotPicklable(
             what=f"The function {label}",
             why=f"{type(why).__name__}: {why}",
-            remedy=_culprits(captured) + "Make such things inside the function, or pass what they are made from.",
+            remedy=_culprits(captured) + "Create such objects inside the function, or pass what they are made from.",
         ) from why
     if len(payload) > WARN_FUNCTION:
         names = closures.largest(captured, WARN_FUNCTION // 10) or "its data"
         size = size_text(len(payload))
-        warn(f"The function {label} takes along {size} ({names}): p{remedy[1:]}")
+        warn(f"The function {label} captures {size} ({names}): p{remedy[1:]}")
     return payload
 
 
 def _culprits(captured: dict[str, Any]) -> str:
-    stuck = [name for name, value in captured.items() if not _goes(value)]
-    return f"It takes along {', '.join(sorted(stuck)[:5])}. " if stuck else ""
+    stuck = [name for name, value in captured.items() if not _can_pickle(value)]
+    return f"It captures {', '.join(sorted(stuck)[:5])}. " if stuck else ""
 
 
-def _goes(value: Any) -> bool:
+def _can_pickle(value: Any) -> bool:
     try:
         wire.measured(value)
-    except Exception:  # noqa: BLE001 - that it refuses is the answer
+    except Exception:  # noqa: BLE001 - any error means no
         return False
     return True
 
@@ -225,7 +225,7 @@ def _environment(names: Sequence[str]) -> dict[str, str | None]:
 
 
 def added_path() -> tuple[str, ...]:
-    """The entries of sys.path that are not the interpreter's own, as absolute folders; "" where its own stand first."""
+    """The entries of sys.path that are not the interpreter's, as absolute folders; "" in place of the interpreter's."""
     return _added(tuple(sys.path), _here())
 
 
@@ -245,10 +245,10 @@ def _here() -> str:
     try:
         return str(Path.cwd())
     except FileNotFoundError:
-        return "/"  # the folder was removed under us; jobs then start at the root
+        return "/"  # the folder was removed; jobs then start at the root
 
 
-def _placed(
+def record_of(
     payload: bytes,
     label: str,
     own: dict[str, str],
@@ -258,6 +258,7 @@ def _placed(
     *,
     pinned: bool,
 ) -> FunctionRecord:
+    """The record of a function; its key is a digest of all that a forkserver loads for it."""
     python = settings.python_version()
     path, cwd = added_path(), _here()
     parts: list[bytes | str] = [payload, python, cwd, sys.executable, *path, "modules", *_flat(own), "env", *_flat(env)]
@@ -285,7 +286,7 @@ def _placed(
 
 
 def _flat(pairs: Mapping[str, str | None]) -> list[str]:
-    """Names and values; a name with no value comes with an equals sign, which no name has."""
+    """Names and values in a flat list; a name without a value gets an equals sign, which names cannot contain."""
     return [
         text for name, value in sorted(pairs.items()) for text in ((f"{name}=",) if value is None else (name, value))
     ]

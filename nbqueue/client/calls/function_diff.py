@@ -1,7 +1,7 @@
-"""What a function was, part by part, so that a later session can say what has changed: constants, defaults, globals.
+"""Describing how a function changed between two sessions: code, constants, defaults, globals.
 
-The record travels with the function, under its signature. Values of a few characters are kept as text, all others as
-digests only.
+A fingerprint of each piece of the function is stored with it, under its signature. Values of a few characters are
+stored as text, all others as digests only.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from nbqueue.client.calls import closures
 from nbqueue.client.calls.fingerprint import CodeFingerprint, Fingerprinter, NotComparable, joined, members, plain, used
 from nbqueue.model import FunctionFingerprint, FunctionRecord, Part
 
-SHOWN = 40  # characters of a value that is named in words
-MOST = 2_000  # functions and classes that are looked into by name
-TOLD = 4  # changes that are named
+MAX_SHOWN = 40  # characters of a value that is shown
+MOST = 2_000  # functions and classes that are compared piece by piece
+SHOWN_CHANGES = 4  # changes that are described
 
 
-def likeness(call: Callable[..., Any] | None, name: str) -> FunctionFingerprint:
-    """What `call` is made of; `name` is all there is to say of what is not here."""
+def fingerprint_of(call: Callable[..., Any] | None, name: str) -> FunctionFingerprint:
+    """The fingerprint of `call`; of its `name` only, if the function is not here."""
     parts: dict[str, Part] = {}
     lines: dict[str, tuple[tuple[int, bytes], ...]] = {}
     if call is None:
@@ -33,11 +33,11 @@ def likeness(call: Callable[..., Any] | None, name: str) -> FunctionFingerprint:
 
 
 class _Walk:
-    """Looks into all functions and classes that a function names, each apart, so that a change can be told by name."""
+    """Walks through all functions and classes that a function uses, and fingerprints the pieces of each."""
 
     def __init__(self, call: Any, parts: dict[str, Part], lines: dict[str, tuple[tuple[int, bytes], ...]]) -> None:
         self._parts, self._lines = parts, lines
-        self._digester = Fingerprinter()
+        self._fingerprinter = Fingerprinter()
         self._titles: dict[int, str] = {}
         self._waiting: list[tuple[str, Any]] = []
         self._enter("", call)
@@ -54,7 +54,7 @@ class _Walk:
     def _inside(self, title: str, thing: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(thing, functools.partial):
             yield "function", thing.func
-            yield from ((f"argument {place}", value) for place, value in enumerate(thing.args))
+            yield from ((f"argument {position}", value) for position, value in enumerate(thing.args))
             yield from ((f"argument {name}", value) for name, value in sorted(thing.keywords.items()))
         elif isinstance(thing, MethodType):
             yield "object self", thing.__self__
@@ -67,11 +67,11 @@ class _Walk:
             yield from used(thing)
 
     def _code(self, title: str, function: FunctionType) -> None:
-        skeleton = CodeFingerprint(function.__code__)
-        self._parts[f"code\0{title}"] = Part(skeleton.digest)
-        self._lines[title] = tuple(skeleton.lines)
-        for place, (line, value) in enumerate(skeleton.constants):
-            self._parts[f"constant {place}\0{title}"] = self._part(value, line)
+        code = CodeFingerprint(function.__code__)
+        self._parts[f"code\0{title}"] = Part(code.digest)
+        self._lines[title] = tuple(code.lines)
+        for position, (line, value) in enumerate(code.constants):
+            self._parts[f"constant {position}\0{title}"] = self._part(value, line)
 
     def _enter(self, label: str, value: Any) -> None:
         kind, _, title = label.partition("\0")
@@ -88,7 +88,7 @@ class _Walk:
             own = getattr(value, "__name__", None) or type(value).__name__
             known = f"{title}.{own}" if kind.startswith("member") else own if own != "<lambda>" else "the lambda"
             while known in self._titles.values():
-                known += "'"  # another one of the same name
+                known += "'"  # a second function of this name
             self._titles[id(value)] = known
             self._waiting.append((known, value))
         if label:
@@ -96,16 +96,16 @@ class _Walk:
 
     def _part(self, value: Any, line: int = 0) -> Part:
         text = plain(value)
-        shown = "" if text is None or len(text) > SHOWN else text.decode("utf-8", "replace")
+        shown = "" if text is None or len(text) > MAX_SHOWN else text.decode("utf-8", "replace")
         try:
-            digest = self._digester.of(value)
+            digest = self._fingerprinter.of(value)
         except NotComparable as why:
             return Part(b"", str(why)[:200], line)
         return Part(digest, shown, line)
 
 
 def _opens(value: Any) -> bool:
-    """Whether it is looked into: code that travels whole."""
+    """Whether its pieces are fingerprinted: code that is pickled by value."""
     if isinstance(value, functools.partial | MethodType):
         return True
     return isinstance(value, FunctionType | type) and closures.by_value(value)
@@ -119,19 +119,19 @@ def _bare(member: Any) -> Any:
 
 
 def differences(old: FunctionRecord, new: FunctionRecord, old_seed: int | None, new_seed: int | None) -> list[str]:
-    """What makes this another call than that of the batch, as `the function changed (line 5 of helper: 1 -> 2)`."""
-    told = changes(old, new)
-    found = [f"the function changed ({'; '.join(told)})"] if told else []
+    """How function and seed differ from those of the batch, as `the function changed (line 5 of helper: 1 -> 2)`."""
+    named = describe_changes(old, new)
+    found = [f"the function changed ({'; '.join(named)})"] if named else []
     return found + ([f"the seed changed: {old_seed} -> {new_seed}"] if new_seed not in {None, old_seed} else [])
 
 
-def changes(old: FunctionRecord, new: FunctionRecord) -> list[str]:
-    """What has changed between two functions, in words; empty if nothing. What cannot be judged counts as changed."""
+def describe_changes(old: FunctionRecord, new: FunctionRecord) -> list[str]:
+    """Descriptions of the changes between two functions. What cannot be compared counts as changed."""
     was, now = old.likeness, new.likeness
     if was is None or now is None:
-        return ["how the function looked then was not recorded"]
+        return ["the earlier function was not recorded"]
     if was.python != now.python:
-        return [f"Python {was.python} became {now.python}, whose code cannot be compared"]
+        return [f"Python {was.python} became {now.python}, and their bytecode cannot be compared"]
     if ("" in was.parts) != ("" in now.parts) or ("" in was.lines) != ("" in now.lines):
         return ["it is another function"]
     found = [_module(name, old.modules, new.modules) for name in _differing(old.modules, new.modules)]
@@ -139,13 +139,15 @@ def changes(old: FunctionRecord, new: FunctionRecord) -> list[str]:
     for label in _differing(was.parts, now.parts):
         kind, title = _split(label)
         if title in titles and (kind.startswith("constant") or label not in was.parts or label not in now.parts):
-            continue  # told by the code, in which it stands
+            continue  # named by the code, in which it stands
         if title in _gone(was, now):
             continue
         found.append(_words(kind, title, label, was, now))
-    told = list(dict.fromkeys(found))
-    told = [each for each in told if "`_" not in each] or told  # what Python makes of the others
-    return told[:TOLD] + ([f"and {len(told) - TOLD} more"] if len(told) > TOLD else [])
+    named = list(dict.fromkeys(found))
+    named = [
+        each for each in named if "`_" not in each
+    ] or named  # names with an underscore are made by Python from the others
+    return named[:SHOWN_CHANGES] + ([f"and {len(named) - SHOWN_CHANGES} more"] if len(named) > SHOWN_CHANGES else [])
 
 
 def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -162,7 +164,7 @@ def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _gone(was: FunctionFingerprint, now: FunctionFingerprint) -> set[str]:
-    """Functions that only one of both knows: what refers to them says so."""
+    """Functions that only one of both has: the change of their caller is described instead."""
     return was.lines.keys() ^ now.lines.keys()
 
 
@@ -174,7 +176,7 @@ def _split(label: str) -> tuple[str, str]:
 def _module(name: str, old: dict[str, str], new: dict[str, str]) -> str:
     if name not in old:
         return f"the module {name} is used now"
-    return f"the module {name} changed" if name in new else f"the module {name} is used no more"
+    return f"the module {name} changed" if name in new else f"the module {name} is no longer used"
 
 
 _NOUNS = {
@@ -198,20 +200,24 @@ def _words(kind: str, title: str, label: str, was: FunctionFingerprint, now: Fun
         line = _line(was.lines.get(title, ()), now.lines.get(title, ()))
         return f"the code{where} changed" + (f" in line {line}" if line else "")
     if noun == "constant" and old is not None and new is not None:
-        place = f"line {new.line}{where}" if new.line else f"a constant{where}"
-        return f"{place}: {old.shown} -> {new.shown}" if old.shown and new.shown and new.digest else f"{place} changed"
+        position = f"line {new.line}{where}" if new.line else f"a constant{where}"
+        return (
+            f"{position}: {old.shown} -> {new.shown}"
+            if old.shown and new.shown and new.digest
+            else f"{position} changed"
+        )
     what = _NOUNS.get(noun, "the function").format(name) + where
     if old is None or new is None:
-        return f"{what} is {'new' if old is None else 'used no more'}"
+        return f"{what} is {'new' if old is None else 'no longer used'}"
     if not old.digest or not new.digest:
         return f"{what} cannot be compared ({new.shown if not new.digest else old.shown})"
     return f"{what}: {old.shown} -> {new.shown}" if old.shown and new.shown else f"{what} changed"
 
 
 def _line(old: tuple[tuple[int, bytes], ...], new: tuple[tuple[int, bytes], ...]) -> int:
-    """The first line of the new code that does something else than the old one's; 0 if it ends sooner."""
+    """The first line of the new code with different instructions; 0 if the new code is only shorter."""
     was = [digest for _, digest in old]
-    for place, (line, digest) in enumerate(new):
-        if place >= len(was) or was[place] != digest:
+    for position, (line, digest) in enumerate(new):
+        if position >= len(was) or was[position] != digest:
             return line
     return 0

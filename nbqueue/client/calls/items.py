@@ -1,7 +1,7 @@
-"""Items as they are typed, and the calls that they mean.
+"""Turning the items of `map`, `starmap` and `grid` into calls.
 
-`map` gives one positional argument per item, `starmap` spreads tuples and dicts, `grid` crosses axes, rows of a
-DataFrame are keywords. Whatever has no length is read later, on a thread.
+`map` makes one positional argument of each item, `starmap` spreads tuples and dicts, `grid` crosses axes, and rows of a
+DataFrame become keywords. Items without a length are read later, on a thread.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Call = tuple[tuple[Any, ...], dict[str, Any], Any]  # positional arguments, keyw
 
 @dataclass(frozen=True)
 class Calls:
-    """The calls of a batch, in order; `n` is None where only reading tells.
+    """The calls of a batch, in order; `n` is None while it is not known.
 
-    `columns` are the names that a frame gives to positional arguments first, then to keywords.
+    `columns` are the names of positional arguments in a frame, then those of keywords.
     """
 
     rows: Iterable[Call]
@@ -38,13 +38,13 @@ class Calls:
     columns: tuple[str, ...]
     labeled: bool = False
     index_names: tuple[str | None, ...] = ()
-    alone: bool = False  # one call, as it stands
+    alone: bool = False  # a single call, from submit
 
 
 # ---------------------------------------------------------------- the verbs' items
 
 
-def mapped(function: DescribedFunction, items: tuple[Any, ...]) -> Calls:
+def calls_from_map(function: DescribedFunction, items: tuple[Any, ...]) -> Calls:
     """One call per item; several iterables are zipped strictly. Raises BadItems."""
     if not items:
         raise BadItems(message=f"There are no items: give them after the function, as map({function.label}, items).")
@@ -54,9 +54,9 @@ def mapped(function: DescribedFunction, items: tuple[Any, ...]) -> Calls:
         _check(item, position, function.label)
     if len(items) == 1 and dataframes.is_groups(items[0]):
         warn(
-            f"The items of a groupby are pairs (key, group), and {function.label} is called with such a pair. "
-            f"For groups alone: map({function.label}, [group for _, group in ...]). "
-            "For key and group as two arguments: starmap."
+            f"The items of a groupby are pairs (key, group), and {function.label} is called with one pair each. "
+            f"To pass groups only: map({function.label}, [group for _, group in ...]). "
+            "To pass key and group as two arguments: starmap."
         )
     n = _length(items)
     labels, names = next(((*dataframes.labels(item),) for item in items if dataframes.is_series(item)), (None, ()))
@@ -68,8 +68,8 @@ def mapped(function: DescribedFunction, items: tuple[Any, ...]) -> Calls:
     return Calls(rows, n, _columns(function, n, len(items)), labels is not None, names)
 
 
-def starmapped(function: DescribedFunction, items: Any) -> Calls:
-    """Tuples are spread over the positions, dicts over the keywords. Raises BadItems."""
+def calls_from_starmap(function: DescribedFunction, items: Any) -> Calls:
+    """One call per item: tuples become positional arguments, dicts keywords. Raises BadItems."""
     if dataframes.is_frame(items):
         return _framed(function, (items,))
     _check(items, 0, function.label)
@@ -84,8 +84,8 @@ def starmapped(function: DescribedFunction, items: Any) -> Calls:
     return Calls(rows, n, _columns(function, n, 0), labels is not None, names)
 
 
-def gridded(function: DescribedFunction, axes: dict[str, Any]) -> Calls:
-    """Every combination of the axes, the last keyword fastest; what is no axis is constant."""
+def calls_from_grid(function: DescribedFunction, axes: dict[str, Any]) -> Calls:
+    """Every combination of the axes, the last one fastest; other values are constant."""
     crossed = {name: list(value) if dataframes.is_axis(value) else (value,) for name, value in axes.items()}
     n = 1
     for values in crossed.values():
@@ -96,7 +96,7 @@ def gridded(function: DescribedFunction, axes: dict[str, Any]) -> Calls:
 
 
 def single(function: DescribedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Calls:
-    """One call, as it stands."""
+    """A single call."""
     columns = _columns(function, 1, len(args))
     named = (*columns, *(name for name in kwargs if name not in columns))
     return Calls([(args, kwargs, None)], 1, named, alone=True)
@@ -105,8 +105,8 @@ def single(function: DescribedFunction, args: tuple[Any, ...], kwargs: dict[str,
 def _framed(function: DescribedFunction, items: tuple[Any, ...]) -> Calls:
     if len(items) > 1:
         raise BadItems(
-            message="A DataFrame stands alone: its rows are keywords. Add the other values to it as columns, "
-            "or give the columns one by one, as map(f, df['a'], values)."
+            message="A DataFrame must be the only iterable, because its rows are passed as keywords. Add the other "
+            "values to it as columns, or give the columns one by one, as map(f, df['a'], values)."
         )
     frame = items[0]
     names = dataframes.column_names(frame)
@@ -195,7 +195,7 @@ def bound(function: DescribedFunction, call: Call, what: str = "the first item")
             hint = " To spread tuples or dicts over the parameters, use starmap."
         ours = [name for name in kwargs if name in OPTIONS and name not in function.signature.parameters]
         if ours:
-            hint = f" {ours[0]!r} is an option of nbqueue: options stand before the verb, as "
+            hint = f" {ours[0]!r} is an option of nbqueue: give it before the call, as "
             hint += f"nbqueue.options({ours[0]}={brief(kwargs[ours[0]])}).grid(...) or .submit(...)."
         raise BadItems(message=f"{function.label}{function.signature} cannot take {what}: {why}.{hint}") from why
 
@@ -204,7 +204,7 @@ def bound(function: DescribedFunction, call: Call, what: str = "the first item")
 
 
 def positional(function: DescribedFunction) -> tuple[str, ...]:
-    """The names of the parameters that a position can fill."""
+    """The names of the parameters that take positional arguments."""
     if function.signature is None:
         return ()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -213,7 +213,7 @@ def positional(function: DescribedFunction) -> tuple[str, ...]:
 
 def _columns(function: DescribedFunction, n: int | None, used: int) -> tuple[str, ...]:
     names = positional(function)
-    names += tuple(f"arg_{place}" for place in range(len(names), used))
+    names += tuple(f"arg_{position}" for position in range(len(names), used))
     return names[:used] if n == 0 and used else names
 
 
@@ -228,7 +228,7 @@ def _ordered(function: DescribedFunction, names: tuple[str, ...]) -> tuple[str, 
 
 
 def payloads(function: DescribedFunction, calls: Calls) -> Iterator[bytes]:
-    """Each call as bytes; the first is bound to the signature before. Errors name the item."""
+    """Each call as bytes; the first is checked against the signature. Errors name the item."""
     warned = False
     pack: Callable[..., bytes] = perform.pack
     for index, call in enumerate(calls.rows):
@@ -238,20 +238,20 @@ def payloads(function: DescribedFunction, calls: Calls) -> Iterator[bytes]:
         try:
             payload = pack(args, kwargs, label)
         except Exception as why:
-            raise _refusal(_said(function, index, call, why, alone=calls.alone), why) from why
+            raise _refusal(_what(function, index, call, why, alone=calls.alone), why) from why
         if len(payload) > WARN_ARGUMENTS and not warned:
             warned = True
             size = size_text(len(payload))
             what = "The call" if calls.alone else f"Item {index}"
             warn(
-                f"{what} of {function.label} is {size}: every job carries its arguments through the server. "
-                "Pass a path, or what the job can make it from."
+                f"{what} of {function.label} is {size}: the arguments of every job go through the server. "
+                "Pass a path, or what the job can create it from."
             )
         yield payload
 
 
-def _said(function: DescribedFunction, index: int, call: Call, why: Exception, *, alone: bool) -> str:
-    """What is wrong, in words: of a single call no item is named, for there is only it."""
+def _what(function: DescribedFunction, index: int, call: Call, why: Exception, *, alone: bool) -> str:
+    """The item or argument at fault; a single call has no item number."""
     name = _culprit(function, call, too_large=isinstance(why, TooLarge))
     if alone:
         return f"The argument {name} of {function.label}" if name else f"The call of {function.label}"
@@ -260,9 +260,9 @@ def _said(function: DescribedFunction, index: int, call: Call, why: Exception, *
 
 def _refusal(what: str, why: Exception) -> Exception:
     if isinstance(why, TooLarge):
-        remedy = "Pass a path, or what the job can make it from."
+        remedy = "Pass a path, or what the job can create it from."
         return TooLarge(what=what, limit=why.facts["limit"], remedy=remedy)
-    remedy = "Pass what it is made from (a path, a URL, plain values), and make it inside the function."
+    remedy = "Pass what it is made from (a path, a URL, plain values), and create it inside the function."
     return NotPicklable(what=what, why=f"{type(why).__name__}: {why}", remedy=remedy)
 
 
@@ -271,10 +271,12 @@ def _culprit(function: DescribedFunction, call: Call, *, too_large: bool) -> str
     if too_large:
         return ""
     names = positional(function)
-    named = [(names[place] if place < len(names) else str(place), value) for place, value in enumerate(args)]
+    named = [
+        (names[position] if position < len(names) else str(position), value) for position, value in enumerate(args)
+    ]
     for name, value in [*named, *kwargs.items()]:
         try:
             perform.pack((value,), {}, None)
-        except Exception:  # noqa: BLE001 - that it refuses is the answer
+        except Exception:  # noqa: BLE001 - any error means no
             return repr(name)
     return ""

@@ -1,7 +1,7 @@
-"""The source lines of functions that travel by value: a notebook's cells are no files, and elsewhere nobody has them.
+"""The source lines of functions that are pickled by value: a notebook's cells are no files that others could read.
 
-They go with the function record, so that a traceback shows them wherever it is made, in a new kernel too. Only the
-functions' own lines go, not the cells around them.
+They are part of the function record, so that tracebacks show them on every machine and in a new kernel. Only the lines
+of the functions are sent, not the cells around them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from functools import lru_cache
 from types import CodeType
 
-MOST = 32_000  # characters a function record; what is longer stays here
+MOST = 32_000  # characters per function record; longer sources are not sent
 
 
-def of(codes: Iterable[CodeType]) -> dict[str, list[tuple[int, str]]]:
+def source_lines(codes: Iterable[CodeType]) -> dict[str, list[tuple[int, str]]]:
     """File name -> (number of the first line, lines as one text) of each function whose code is among `codes`."""
     found: dict[str, list[tuple[int, str]]] = {}
     left = MOST
@@ -29,7 +29,7 @@ def of(codes: Iterable[CodeType]) -> dict[str, list[tuple[int, str]]]:
 
 @lru_cache(maxsize=1024)
 def _span(code: CodeType) -> tuple[int, int]:
-    """The first and the last line of a function, decorators and inner functions included."""
+    """First and last line of a function, with decorators and inner functions."""
     last = max((line for *_, line in code.co_lines() if line), default=code.co_firstlineno)
     inner = [_span(constant)[1] for constant in code.co_consts if isinstance(constant, CodeType)]
     return code.co_firstlineno, max(last, *inner, code.co_firstlineno)

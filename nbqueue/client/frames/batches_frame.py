@@ -50,7 +50,7 @@ def batches(session: Session) -> pd.DataFrame:
 
 
 def _spooled(kept: SpooledFiles, birth: BatchHeader, spec: Spec) -> dict[str, Any]:
-    standing = kept.standing()
+    standing = kept.checkpoint()
     tally = standing.tally if standing is not None else Tally(n=birth.n)
     facts = {"id": birth.batch, "name": birth.name, "function": birth.label, "queue": birth.queue, "owner": spec.owner}
     sizes = {"expires_at": None, "bytes": 0, "spooled": kept.size}

@@ -35,8 +35,8 @@ def find(session: Session, name: str | None) -> SpooledBatch | None:
     folder = session.spool.folder
     if folder is None:
         return None
-    session.spool.drain()
-    if not session.spool.answers():
+    session.spool.flush()
+    if not session.spool.is_readable():
         return None
     births = [birth for birth in archive.births(session.spool, folder, name) if _spec(session, birth) is not None]
     birth = max(births, key=lambda each: each.created_us, default=None)
@@ -56,15 +56,15 @@ def _spec(session: Session, birth: BatchHeader) -> Spec | None:
 def spec_of(session: Session, found: SpooledBatch) -> Spec:
     """The description of a batch as it was last. Raises BadSignature."""
     blob = found.spec()
-    return decode(Spec, session.sealer.unseal(wire.SPEC, found.birth.batch, -1, blob), "A description")
+    return decode(Spec, session.sealer.unseal(wire.SPEC, found.header.batch, -1, blob), "A description")
 
 
 def copies(session: Session) -> dict[str, tuple[SpooledFiles, BatchHeader, Spec]]:
     """What the spool has, without single jobs: id -> its files and what it is."""
-    session.spool.drain()
-    if session.spool.folder is None or not session.spool.answers():
+    session.spool.flush()
+    if session.spool.folder is None or not session.spool.is_readable():
         return {}
-    found = ((one, one.birth()) for one in directory.kept(session.spool.folder))
+    found = ((one, one.header()) for one in directory.list_batches(session.spool.folder))
     told = ((one, birth, _spec(session, birth)) for one, birth in found if birth is not None)
     return {one.key: (one, birth, spec) for one, birth, spec in told if spec is not None}
 
@@ -77,7 +77,7 @@ def batch(session: Session, found: SpooledBatch, gone: str, rows: Sequence[int] 
 
     `gone` says why the server has it no more; empty: it cannot be asked at the moment.
     """
-    birth = found.birth
+    birth = found.header
     try:
         spec = spec_of(session, found)
     except BadSignature:
@@ -115,7 +115,7 @@ def quietly(session: Session, name: str) -> BatchRef | None:
 
 def why_gone(session: Session, found: SpooledBatch) -> str:
     """`lost` where the server cannot have dropped it by the clock, or is another than knew it; else `expired`."""
-    birth, standing = found.birth, found.standing
+    birth, standing = found.header, found.checkpoint
     epoch, now = session.ask(lambda broker: (broker.epoch(), broker.now_us()))
     known = (standing.epoch if standing is not None else "") or birth.epoch
     return "lost" if (known and known != epoch) or now < _earliest(session, found) else "expired"
@@ -123,11 +123,11 @@ def why_gone(session: Session, found: SpooledBatch) -> str:
 
 def _earliest(session: Session, found: SpooledBatch) -> float:
     """When it can have expired at the earliest, in us on the server's clock: after its end, or else its beginning."""
-    spec, standing = _spec(session, found.birth), found.standing
+    spec, standing = _spec(session, found.header), found.checkpoint
     if standing is not None and standing.over and standing.expires_us is not None:
         return standing.expires_us
     ttl = 0.0 if spec is None else min(spec.result_ttl, spec.failure_ttl)
-    return found.birth.created_us + ttl * 1e6 if found.birth.created_us else 0.0
+    return found.header.created_us + ttl * 1e6 if found.header.created_us else 0.0
 
 
 # ---------------------------------------------------------------- a batch that the server knows
@@ -139,15 +139,15 @@ def resume(batch: BatchRef, view: BatchView) -> None:
     state.seen_in(batch.session.ask(lambda broker: broker.epoch()))
     if batch.single or state.on_disk.header is None or batch.session.spool.folder is None:
         return
-    batch.session.spool.drain()
+    batch.session.spool.flush()
     found = archive.tale(batch.session.spool, state.on_disk.header)
     if batch.session.spool.on and not batch.spec.source:
-        there = set() if found is None else found.argued()
+        there = set() if found is None else found.indexes_with_arguments()
         state.on_disk.lacks_arguments = [index for index in range(view.n) if index not in there]
         state.on_disk.lacks_function = found is None or found.function() is None
     if found is None or found.damaged or not 0 < found.position <= view.log_length:
         return
-    standing = found.standing
+    standing = found.checkpoint
     if standing is not None and standing.epoch in {"", state.epoch} and standing.restored == batch.spec.restored:
         archive.fill(batch.session.spool, state, found)
         state.cursor.position = found.position
@@ -163,10 +163,10 @@ def arguments(batch: BatchRef, indexes: Sequence[int]) -> list[bytes | None]:
 
 def said(batch: BatchRef, kind: RecordType, indexes: Sequence[int]) -> list[bytes | None]:
     """What the spool has of what jobs wrote or said, sealed."""
-    return _told(batch, lambda known: [known.said(kind, index) for index in indexes]) or [None] * len(indexes)
+    return _told(batch, lambda known: [known.extra_record(kind, index) for index in indexes]) or [None] * len(indexes)
 
 
-_READS = {RecordType.TAILS: Broker.tails, RecordType.METAS: Broker.metas, RecordType.PASTS: Broker.pasts}
+_READS = {RecordType.LOGS: Broker.tails, RecordType.METAS: Broker.metas, RecordType.EARLIER_RUNS: Broker.pasts}
 
 
 def asked(batch: BatchRef, kind: RecordType, index: int) -> bytes | None:
@@ -189,7 +189,7 @@ def log(job: JobRef) -> str:
     """The last of what it wrote to stdout and stderr. Raises SetupError, BadSignature."""
     batch = job.batch
     found = refresh.outcome_of(job)
-    blob = None if found is None or batch.inline else asked(batch, RecordType.TAILS, job.index)
+    blob = None if found is None or batch.inline else asked(batch, RecordType.LOGS, job.index)
     if found is None or not blob:
         return ""
     tail = batch.session.sealer.unseal(wire.TAIL, batch.id, job.index, blob, found.attempt)
@@ -209,14 +209,14 @@ def _told(batch: BatchRef, ask: Callable[[SpooledBatch], list[bytes | None]]) ->
     known = state.on_disk.read
     found: list[bytes | None] = [None] if known is None else ask(known)
     if None in found:
-        if not spool.answers():
+        if not spool.is_readable():
             return found
-        spool.drain()
+        spool.flush()
         written = sum(path.stat().st_size for path in archive.paths(spool.folder, state.on_disk.header))
         if known is None or known.size != written:
             known = state.on_disk.read = archive.tale(batch.session.spool, state.on_disk.header)
             if known is not None and not state.single:
-                known.keep_arguments()
+                known.drop_outcomes()
             found = [] if known is None else ask(known)
     return found
 

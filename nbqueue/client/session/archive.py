@@ -17,18 +17,18 @@ def births(spool: Spool, folder: Path, name: str | None) -> Iterator[BatchHeader
     """What the spool says of the batches and single jobs of this id or name; None: of all batches."""
     if name is not None:
         for path in directory.files_of(folder, name):
-            yield from records.births(path)
+            yield from records.headers_of(path)
         for book in _singles(spool, folder):
-            births = (entry.birth for entry in book.entries.values() if entry.birth is not None)
+            births = (entry.header for entry in book.entries.values() if entry.header is not None)
             yield from (birth for birth in births if name in {birth.batch, birth.name})
-    found = (birth for one in directory.kept(folder) if (birth := one.birth()) is not None)
+    found = (birth for one in directory.list_batches(folder) if (birth := one.header()) is not None)
     yield from (birth for birth in found if name is None or birth.name == name)
 
 
 def tale(spool: Spool, birth: BatchHeader) -> SpooledBatch | None:
     """All that the spool tells of one batch, or of a single job; None also where its disk does not answer."""
     folder = spool.folder
-    if folder is None or not spool.answers():
+    if folder is None or not spool.is_readable():
         return None
     if birth.single:
         books = _singles(spool, folder)
@@ -40,7 +40,9 @@ def tale(spool: Spool, birth: BatchHeader) -> SpooledBatch | None:
 
 def _of(books: list[SpoolFile], birth: BatchHeader) -> list[SpoolFile]:
     entries = [(book, book.entries.get(birth.batch)) for book in books]
-    return [book for book, each in entries if each and (each.birth is None or directory.same(each.birth, birth))]
+    return [
+        book for book, each in entries if each and (each.header is None or directory.same_batch(each.header, birth))
+    ]
 
 
 def _size(books: list[SpoolFile]) -> int:
@@ -75,11 +77,13 @@ def fill(spool: Spool, state: BatchState, found: SpooledBatch) -> None:
     """Takes over outcomes that are not here, and how the batch stood."""
     with state.changed:
         if found.position >= state.cursor.position:
-            state.recall(found.standing)
+            state.recall(found.checkpoint)
         for index, path, each in found.outcomes():
             if index not in state.outcomes and (state.rows is None or state.holds(index)):
-                light = each.blob if each.blob is not None and spool.light(each.blob) else None
-                place = light or records.place(state.outcomes.file_number(path), each.offset, each.size, each.head)
+                light = each.blob if each.blob is not None and spool.fits_in_memory(each.blob) else None
+                place = light or records.pack_offset(
+                    state.outcomes.file_number(path), each.offset, each.size, each.head
+                )
                 state.put(index, place)
 
 

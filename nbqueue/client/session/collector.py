@@ -38,9 +38,9 @@ SHOW = 0.1  # seconds between two movements of a bar
 
 
 KINDS = {
-    "tail": RecordType.TAILS,
+    "tail": RecordType.LOGS,
     "meta": RecordType.METAS,
-    "past": RecordType.PASTS,
+    "past": RecordType.EARLIER_RUNS,
 }  # what of the store the spool has by which name
 Parts = dict[str, list[tuple[int, bytes]]]
 
@@ -127,7 +127,7 @@ class Collector:
     def _run(self) -> None:
         broker = hints = None
         while not self._pause.is_set():
-            self._session.spool.drain()
+            self._session.spool.flush()
             if self._idle():
                 self._wake.wait()
                 self._wake.clear()
@@ -263,7 +263,7 @@ class Collector:
             [(state, blob) for state, blob in ended if not state.on_disk.has_outcome] if self._session.spool.on else []
         )
         said = broker.said_of([state.batch for state, _ in fresh])
-        places = self._session.spool.keep_singles(
+        places = self._session.spool.write_single_outcomes(
             [(*each, _of_one(parts)) for each, parts in zip(fresh, said, strict=True)]
         )
         for state, generation, blob in zip(asked, generations, blobs, strict=True):
@@ -313,7 +313,7 @@ class Collector:
             self._copy(broker, state, wanted)
         if state.on_disk.lacks_arguments or state.on_disk.lacks_function:
             self._copy_arguments(broker, state)
-        self._session.spool.stands(state)
+        self._session.spool.checkpoint(state)
         self._limit(broker, state)
         if view.expired and wanted and not state.settled:
             self._gone(state, "expired")
@@ -329,7 +329,7 @@ class Collector:
         generation = state.cursor.generation
         blobs, said = self._read(broker, state, wanted)
         pairs = [(index, blob) for index, blob in zip(wanted, blobs, strict=True) if blob is not None]
-        places = self._session.spool.keep(state, pairs, [(KINDS[part], each) for part, each in said.items()])
+        places = self._session.spool.write_outcomes(state, pairs, [(KINDS[part], each) for part, each in said.items()])
         if pairs:
             state.cursor.typical = max(1, sum(len(blob) for _, blob in pairs) // len(pairs))
         with state.changed:
@@ -354,11 +354,11 @@ class Collector:
         spool = self._session.spool
         if state.on_disk.lacks_function:
             state.on_disk.lacks_function = False
-            spool.function(state, broker.function(state.batch) or b"")
-            spool.marks(state, 0, broker.marks(state.batch))
+            spool.add_function(state, broker.function(state.batch) or b"")
+            spool.add_hashes(state, 0, broker.marks(state.batch))
         part, state.on_disk.lacks_arguments = state.on_disk.lacks_arguments[:FEW], state.on_disk.lacks_arguments[FEW:]
         pairs = zip(part, broker.arguments(state.batch, part), strict=True)
-        spool.keep_arguments(state, [(index, blob) for index, blob in pairs if blob is not None])
+        spool.write_arguments(state, [(index, blob) for index, blob in pairs if blob is not None])
 
     def _limit(self, broker: Broker, state: BatchState) -> None:
         """Cancels the rest of a batch in which more failed than `max_failed` allows."""

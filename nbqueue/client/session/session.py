@@ -307,7 +307,7 @@ def _after_fork() -> None:
     """A child may use what its parent made: sessions, queues, jobs."""
     global _lock  # noqa: PLW0603 - another thread may have held it
     _lock = threading.Lock()
-    records.orphaned()
+    records.after_fork()
     for session in list(_alive):
         session._orphaned()  # noqa: SLF001 - its own module
 

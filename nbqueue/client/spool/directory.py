@@ -1,4 +1,4 @@
-"""The files of a spool's folder: how they are called, which batch they belong to, and which go first."""
+"""The spool's folder: file naming, listing, and the order of eviction."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from nbqueue.client.spool import records
 from nbqueue.client.spool.records import SUFFIX, BatchHeader, Checkpoint, RecordReader, RecordType
 from nbqueue.errors import BadSignature
 
-_SINGLES = "~singles~"  # no id has this sign in it
+_SINGLES = "~singles~"  # ids contain no `~`
 _DAY_US = 86_400_000_000
-_RESTING = 86_400.0  # seconds after which a file of single jobs, to which nothing is added, counts as done
+_IDLE = 86_400.0  # seconds without a write after which a file of single jobs counts as done
 
 
 class SpooledFiles(NamedTuple):
-    """The files of one batch (or of the single jobs of one session), their bytes, and when one was written last."""
+    """The files of one batch (or of one session's single jobs), their size in bytes, and the time of the last write."""
 
     key: str
     paths: list[Path]
@@ -27,76 +27,80 @@ class SpooledFiles(NamedTuple):
 
     @property
     def single(self) -> bool:
-        """Whether it is of single jobs."""
+        """Whether these files hold single jobs."""
         return self.key.startswith(_SINGLES)
 
     @property
     def batch(self) -> str:
-        """The batch's id; for single jobs a few words."""
+        """The batch's id, or `single jobs`."""
         return "single jobs" if self.single else self.key
 
     @property
     def done(self) -> bool:
-        """Whether the batch had ended when it was written of last."""
+        """Whether the batch had ended at its last checkpoint."""
         if self.single:
-            return time.time() - self.written > _RESTING
-        standing = self.standing()
-        return standing is not None and standing.over
+            return time.time() - self.written > _IDLE
+        checkpoint = self.checkpoint()
+        return checkpoint is not None and checkpoint.over
 
-    def standing(self) -> Checkpoint | None:
-        """How the batch stood last, if that was noted."""
-        return max((s for s in map(standing_of, self.paths) if s), key=lambda each: each.told, default=None)
+    def checkpoint(self) -> Checkpoint | None:
+        """The latest checkpoint of the batch, if there is one."""
+        return max((s for s in map(checkpoint_of, self.paths) if s), key=lambda each: each.written_at, default=None)
 
-    def birth(self) -> BatchHeader | None:
-        """What the batch is; None for single jobs, and where no file can be read."""
+    def header(self) -> BatchHeader | None:
+        """The batch's header; None for single jobs, and if no file can be read."""
         if self.single:
             return None
-        return next((found for path in self.paths for found in records.births(path)), None)
+        return next((found for path in self.paths for found in records.headers_of(path)), None)
 
 
-def path(folder: Path, batch: str, nonce: str, mark: str) -> Path:
+def path(folder: Path, batch: str, nonce: str, session: str) -> Path:
     """The file of one session for a batch, or for its single jobs."""
     stem = f"{batch}~{nonce}~" if batch else _SINGLES
-    return folder / f"{stem}{mark}{SUFFIX}"
+    return folder / f"{stem}{session}{SUFFIX}"
 
 
 def files_of(folder: Path, batch: str) -> list[Path]:
     """The files of all sessions for the batches of this id."""
-    # Ids have none of the signs of a pattern in them: see check_name.
+    # Ids contain no wildcards: see check_name.
     return _sorted(folder.glob(f"{batch}~*{SUFFIX}"))
 
 
-def same(one: BatchHeader, other: BatchHeader) -> bool:
-    """Whether two files tell of one batch, and not of two that happened to be given the same id."""
+def same_batch(one: BatchHeader, other: BatchHeader) -> bool:
+    """Whether two headers describe one batch, and not two batches that were given the same id."""
     if one.single or other.single:
         return one.nonce == other.nonce
-    # The nonce is another one after somebody else has added jobs; clocks may be hours off.
+    # The nonce changes when another user adds jobs; clocks may be hours off.
     return one.nonce == other.nonce or abs(one.created_us - other.created_us) < _DAY_US
 
 
-def copies_of(folder: Path, birth: BatchHeader) -> list[Path]:
-    """The files of all sessions for just this batch."""
-    return [each for each in files_of(folder, birth.batch) if any(same(birth, one) for one in records.births(each))]
+def copies_of(folder: Path, header: BatchHeader) -> list[Path]:
+    """The files of all sessions for this batch, without those of another batch with the same id."""
+    return [
+        each
+        for each in files_of(folder, header.batch)
+        if any(same_batch(header, one) for one in records.headers_of(each))
+    ]
 
 
 def single_files(folder: Path) -> list[Path]:
-    """The files of all sessions for their single jobs."""
+    """The single-job files of all sessions."""
     return _sorted(folder.glob(f"{_SINGLES}*{SUFFIX}"))
 
 
 def _sorted(paths: Iterable[Path]) -> list[Path]:
-    """In the order in which they were written last."""
+    """Sorted by the time of the last write."""
     stamped = []
     for each in paths:
         try:
             stamped.append((each.stat().st_mtime, each))
         except FileNotFoundError:
-            continue  # removed this moment
+            continue  # removed meanwhile
     return [each for _, each in sorted(stamped)]
 
 
-def kept(folder: Path) -> list[SpooledFiles]:
-    """What is in a spool, the oldest first."""
+def list_batches(folder: Path) -> list[SpooledFiles]:
+    """All batches in a spool, the oldest first."""
     groups: dict[str, list[tuple[Path, os.stat_result]]] = {}
     try:
         entries = list(os.scandir(folder))
@@ -109,7 +113,7 @@ def kept(folder: Path) -> list[SpooledFiles]:
         try:
             groups.setdefault(key, []).append((folder / entry.name, entry.stat()))
         except FileNotFoundError:
-            continue  # removed this moment
+            continue  # removed meanwhile
     found = [
         SpooledFiles(key, [p for p, _ in each], sum(s.st_size for _, s in each), max(s.st_mtime for _, s in each))
         for key, each in groups.items()
@@ -119,24 +123,24 @@ def kept(folder: Path) -> list[SpooledFiles]:
 
 
 def batches_in(one: SpooledFiles) -> set[str]:
-    """The ids of all batches that these files tell of."""
+    """The ids of all batches in these files."""
     found: set[str] = set()
     for path in one.paths:
         try:
             for record in RecordReader(path):
-                if record.kind == RecordType.BORN:
-                    found.update(birth.batch for birth in record.read(records.Headers).births)
+                if record.record_type == RecordType.HEADERS:
+                    found.update(header.batch for header in record.read(records.Headers).headers)
         except (OSError, BadSignature):
-            continue  # it tells of nothing more
+            continue  # the rest of the file cannot be read
     return found
 
 
-def standing_of(file: Path) -> Checkpoint | None:
-    """How a batch stood last, by one file."""
+def checkpoint_of(file: Path) -> Checkpoint | None:
+    """The last checkpoint in one file."""
     found = None
     try:
         for record in RecordReader(file):
-            if record.kind == RecordType.STATE:
+            if record.record_type == RecordType.CHECKPOINT:
                 found = record.read(Checkpoint)
     except (OSError, BadSignature):
         return found
@@ -144,29 +148,29 @@ def standing_of(file: Path) -> Checkpoint | None:
 
 
 def remove(paths: Sequence[Path]) -> int:
-    """Removes files; answers how many bytes that were."""
+    """Removes files; returns the number of bytes freed."""
     freed = 0
     for each in paths:
-        records.let_go(each)
+        records.close_cached(each)
         try:
             freed += each.stat().st_size
             each.unlink()
         except FileNotFoundError:
-            continue  # another session was first
+            continue  # already removed by another session
     return freed
 
 
-def shrink(folder: Path, cap: int, keep: set[Path]) -> tuple[list[str], int]:
-    """Drops done batches, the oldest first, until the spool is within its cap; answers their ids and the size left.
+def evict(folder: Path, cap: int, in_use: set[Path]) -> tuple[list[str], int]:
+    """Removes done batches, the oldest first, until the spool is within its cap; returns their ids and the size left.
 
-    The files in `keep` are being written.
+    Files in `in_use` are being written and stay.
     """
-    found = kept(folder)
+    found = list_batches(folder)
     size, dropped = sum(one.size for one in found), []
     for one in found:
         if size <= cap:
             break
-        if keep.isdisjoint(one.paths) and one.done:
+        if in_use.isdisjoint(one.paths) and one.done:
             size -= remove(one.paths)
             dropped.append(one.batch)
     return dropped, size

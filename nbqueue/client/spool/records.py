@@ -1,18 +1,17 @@
-"""One file of a spool: records one after the other, each with checksums, appended by one process and read by any.
+"""The format of a spool file: records with checksums, appended by one process and read by any.
 
-A record is a head (kind, sizes, checksums), a table in msgpack, and data: sealed blobs, as they lay in the store. What
-a crash left half written at the end is passed over; after a damaged head the next whole record is looked for.
+A record is a head (record type, sizes, checksums), a table in msgpack, and data: sealed blobs, as stored in Redis. A
+half-written record at the end is skipped; after a damaged head the reader searches for the next whole record.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
@@ -20,37 +19,37 @@ from typing import IO, NamedTuple, TypeVar
 import msgspec
 
 from nbqueue.errors import BadSignature
-from nbqueue.model import Cause, Tally, decode, encode
+from nbqueue.model import Cause, Tally, decode
 
 MAGIC = b"\xf5nbq"
 SUFFIX = ".spool"
-_HEAD = struct.Struct("<4sBIQII")  # magic, kind, size of the table, size of the data, checksum of each
-_CHECK = struct.Struct("<I")  # the checksum of the head
-_PART = 1 << 20
+HEAD = struct.Struct("<4sBIQII")  # magic, record type, size of the table, size of the data, checksum of each
+CHECK = struct.Struct("<I")  # the checksum of the head
+_CHUNK = 1 << 20
 OPEN = 32  # files that are kept open for reading
-MOST_BIRTHS = 10_000  # files of which is held what they say first
+MAX_CACHED_HEADERS = 10_000  # files whose headers are cached
 
 R = TypeVar("R", bound=msgspec.Struct)
 
 
 class RecordType(IntEnum):
-    """What a record holds."""
+    """What a record contains."""
 
-    BORN = 1  # Headers
+    HEADERS = 1  # Headers
     ARGUMENTS = 2  # a Block of sealed arguments
     OUTCOMES = 3  # a Block of stored outcomes
-    BACK = 4  # a Back
-    STATE = 5  # a Checkpoint
+    WITHDRAWALS = 4  # Withdrawals
+    CHECKPOINT = 5  # a Checkpoint
     FORGOTTEN = 6  # a Block without data: single jobs that were removed
-    FUNCTION = 7  # a Block of the sealed function and the sealed spec (or nothing); indexes: when, in us
-    MARKS = 8  # a Block: the marks of a named batch, by which arguments are known again, from an index on
-    TAILS = 9  # a Block of sealed log tails
+    FUNCTION = 7  # a Block of the sealed function and the sealed spec (may be empty); indexes: the time in us
+    HASHES = 8  # a Block: argument hashes of a named batch, from an index on
+    LOGS = 9  # a Block of sealed log tails
     METAS = 10  # a Block of sealed metas
-    PASTS = 11  # a Block of earlier runs
+    EARLIER_RUNS = 11  # a Block of earlier runs
 
 
 class BatchHeader(msgspec.Struct, frozen=True, array_like=True):
-    """What a batch is. Only `spec` is signed; the rest is for finding and showing it."""
+    """Identity of a batch. Only `spec` is signed; the rest is for finding and showing the batch."""
 
     batch: str
     nonce: str
@@ -67,13 +66,13 @@ class BatchHeader(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Headers(msgspec.Struct, frozen=True, array_like=True):
-    """The table of a BORN record: one batch, or many single jobs."""
+    """The table of a HEADERS record: one batch, or many single jobs."""
 
-    births: list[BatchHeader]
+    headers: list[BatchHeader]
 
 
 class Block(msgspec.Struct, frozen=True, array_like=True):
-    """Whose blobs the data holds, and how long each is. `names` are batches, where these are single jobs."""
+    """The job and the size of each blob in the data. `names` are the batches of single jobs."""
 
     indexes: list[int]
     sizes: list[int]
@@ -81,7 +80,7 @@ class Block(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Withdrawals(msgspec.Struct, frozen=True, array_like=True):
-    """Outcomes that a retry withdrew, each named by its checksum, so that no order of files matters."""
+    """Outcomes that a retry withdrew, named by checksum, so that the order of the files does not matter."""
 
     indexes: list[int]
     checks: list[int]
@@ -89,63 +88,63 @@ class Withdrawals(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
-    """How a batch stood when its log had been read and copied up to `position`."""
+    """State of a batch when its log was read and copied up to `position`."""
 
-    told: float  # when, in seconds on this machine's clock
+    written_at: float  # seconds on this machine's clock
     position: int
     n: int
     open: bool
-    cut: bool
+    truncated: bool
     over: bool
     expires_us: int | None
-    cuts: list[tuple[int, int, Cause]]
-    back: list[int]  # those of the cuts that run again
+    canceled_ranges: list[tuple[int, int, Cause]]
+    requeued: list[int]  # jobs of these ranges that were queued again
     epoch: str = ""
     tally: Tally = Tally()
-    restored: int = 0  # Spec.restored: of which of the batch's logs the position is
+    restored: int = 0  # Spec.restored: the log that the position refers to
 
 
 class Record(NamedTuple):
-    """A record as it was found: its table, and where its data lies."""
+    """A record as read: its table, and the offset and size of its data."""
 
-    kind: int
+    record_type: int
     table: bytes
     offset: int
     size: int
     check: int
 
-    def read(self, kind: type[R]) -> R:
+    def read(self, record_type: type[R]) -> R:
         """The table. Raises BadSignature."""
-        return decode(kind, self.table, "A record of the spool")
+        return decode(record_type, self.table, "A record of the spool")
 
 
-# ---------------------------------------------------------------- places
+# ---------------------------------------------------------------- offsets
 
 _SIZE, _OFFSET, _FILE = 32, 48, 12
 
 
-def place(file: int, offset: int, size: int, head: bytes) -> int:
-    """Where a blob lies, and its first 3 bytes, in one number: a hundred thousand of them are held."""
+def pack_offset(file: int, offset: int, size: int, head: bytes) -> int:
+    """A blob's file, offset and size, and its first 3 bytes, in one int: memory may hold 100,000 of them."""
     return (((int.from_bytes(head[:3], "big") << _FILE | file) << _OFFSET) | offset) << _SIZE | size
 
 
 def head_of(found: int) -> bytes:
-    """The first 3 bytes of the blob at a place: its state and attempt."""
+    """The first 3 bytes of the blob at a packed offset: its state and attempt."""
     return (found >> (_SIZE + _OFFSET + _FILE)).to_bytes(3, "big")
 
 
-class Span(NamedTuple):
-    """A place taken apart."""
+class SpoolOffset(NamedTuple):
+    """Where a blob is: number of the file, offset and size in bytes."""
 
     file: int
     offset: int
     size: int
 
 
-def span(found: int) -> Span:
-    """A place, taken apart."""
+def unpack_offset(found: int) -> SpoolOffset:
+    """The fields of a packed offset."""
     offset = found >> _SIZE & ((1 << _OFFSET) - 1)
-    return Span(found >> (_SIZE + _OFFSET) & ((1 << _FILE) - 1), offset, found & ((1 << _SIZE) - 1))
+    return SpoolOffset(found >> (_SIZE + _OFFSET) & ((1 << _FILE) - 1), offset, found & ((1 << _SIZE) - 1))
 
 
 _files: OrderedDict[Path, int] = OrderedDict()  # descriptors
@@ -153,7 +152,7 @@ _reading = threading.Lock()
 
 
 def read(path: Path, offset: int, size: int) -> bytes:
-    """Bytes of a file. Raises OSError, also where the file is shorter."""
+    """Bytes of a file. Raises OSError, also if the file is too short."""
     with _reading:
         file = _files.pop(path, None)
         if file is None:
@@ -167,15 +166,15 @@ def read(path: Path, offset: int, size: int) -> bytes:
     return data
 
 
-def orphaned() -> None:
-    """In a forked child: another thread of the parent's may have been reading, and nobody here ends that."""
-    global _reading  # noqa: PLW0603 - the lock of the table beside it
+def after_fork() -> None:
+    """Resets the lock in a forked child: a thread of the parent may have held it."""
+    global _reading  # noqa: PLW0603 - the lock of `_files`
     _reading = threading.Lock()
-    _files.clear()  # it may be half changed; what is open in it stays open
+    _files.clear()  # may be inconsistent; its descriptors stay open
 
 
-def let_go(path: Path) -> None:
-    """Closes a file that `read` has kept open."""
+def close_cached(path: Path) -> None:
+    """Closes a file that `read` keeps open."""
     with _reading:
         file = _files.pop(path, None)
         if file is not None:
@@ -186,7 +185,7 @@ def let_go(path: Path) -> None:
 
 
 class RecordReader:
-    """The records of a file, in order. `damaged` says whether something before the end could not be read."""
+    """The records of a file, in order. `damaged` is True if something before the end could not be read."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.damaged = path, False
@@ -194,22 +193,22 @@ class RecordReader:
     def __iter__(self) -> Iterator[Record]:
         with self.path.open("rb") as file:
             end, start = os.fstat(file.fileno()).st_size, 0
-            while start + _HEAD.size + _CHECK.size <= end:
+            while start + HEAD.size + CHECK.size <= end:
                 found = self._record(file, start, end)
                 if isinstance(found, int):
                     start = found
                     continue
                 if found is None:
-                    return  # cut short: whoever wrote it did not come to its end
+                    return  # incomplete: the writer crashed
                 yield found
                 start = found.offset + found.size
 
     def _record(self, file: IO[bytes], start: int, end: int) -> Record | int | None:
-        """A record; or where to look next; or None where the rest is cut short."""
+        """A record; or the offset to search from; or None if the rest is incomplete."""
         file.seek(start)
-        raw = file.read(_HEAD.size + _CHECK.size)
-        magic, kind, table_size, size, table_check, check = _HEAD.unpack_from(raw)
-        if magic != MAGIC or _CHECK.unpack_from(raw, _HEAD.size)[0] != zlib.crc32(raw[: _HEAD.size]):
+        raw = file.read(HEAD.size + CHECK.size)
+        magic, record_type, table_size, size, table_check, check = HEAD.unpack_from(raw)
+        if magic != MAGIC or CHECK.unpack_from(raw, HEAD.size)[0] != zlib.crc32(raw[: HEAD.size]):
             self.damaged = True
             return _next(file, start + 1, end)
         offset = start + len(raw) + table_size
@@ -219,10 +218,10 @@ class RecordReader:
         if zlib.crc32(table) != table_check:
             self.damaged = True
             return int(offset + size)
-        return Record(kind, table, offset, size, check)
+        return Record(record_type, table, offset, size, check)
 
     def data(self, record: Record) -> bytes:
-        """The data of a record; marks the file as damaged where it is not what was written."""
+        """The data of a record; marks the file as damaged if the checksum does not match."""
         found = read(self.path, record.offset, record.size)
         if zlib.crc32(found) != record.check:
             self.damaged = True
@@ -230,84 +229,34 @@ class RecordReader:
 
 
 def _next(file: IO[bytes], start: int, end: int) -> int:
-    """Where the next record may begin."""
+    """Offset at which the next record may begin."""
     while start < end:
         file.seek(start)
-        place = file.read(_PART + len(MAGIC)).find(MAGIC)
+        place = file.read(_CHUNK + len(MAGIC)).find(MAGIC)
         if place >= 0:
             return start + place
-        start += _PART
+        start += _CHUNK
     return end
 
 
-_births: dict[
+_headers: dict[
     Path, tuple[tuple[int, int], list[BatchHeader]]
-] = {}  # file -> (its time and size when it was read, births)
+] = {}  # file -> (its time and size when it was read, headers)
 
 
-def births(path: Path) -> list[BatchHeader]:
-    """What a file says first of its batch; nothing of one that cannot be read. Read again only when it has changed."""
+def headers_of(path: Path) -> list[BatchHeader]:
+    """The headers at the beginning of a file; none if it cannot be read. Cached until the file changes."""
     try:
         facts = path.stat()
         stamp = facts.st_mtime_ns, facts.st_size
-        known = _births.get(path)
+        known = _headers.get(path)
         if known is not None and known[0] == stamp:
             return known[1]
-        record = next((found for found in RecordReader(path) if found.kind == RecordType.BORN), None)
-        found = [] if record is None else record.read(Headers).births
+        record = next((found for found in RecordReader(path) if found.record_type == RecordType.HEADERS), None)
+        found = [] if record is None else record.read(Headers).headers
     except (OSError, BadSignature):
         return []
-    if len(_births) >= MOST_BIRTHS:
-        _births.clear()
-    _births[path] = stamp, found
+    if len(_headers) >= MAX_CACHED_HEADERS:
+        _headers.clear()
+    _headers[path] = stamp, found
     return found
-
-
-# ---------------------------------------------------------------- writing
-
-
-class Appender:
-    """The end of a file of this process's own. A write that fails is taken back."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.size = path, 0
-        self._fd = -1
-
-    def append(self, kind: RecordType, table: msgspec.Struct, parts: Sequence[bytes] = ()) -> int:
-        """Writes one record; answers where its data lies. Raises OSError, and the file is then as it was."""
-        packed, data = encode(table), b"".join(parts)
-        head = _HEAD.pack(MAGIC, kind, len(packed), len(data), zlib.crc32(packed), zlib.crc32(data))
-        text = memoryview(b"".join((head, _CHECK.pack(zlib.crc32(head)), packed, data)))
-        try:
-            self._open()
-            written = 0
-            while written < len(text):
-                written += os.write(self._fd, text[written:])
-        except OSError:
-            self.cut()
-            raise
-        self.size += len(text)
-        return self.size - len(data)
-
-    def _open(self) -> None:
-        if self._fd >= 0 and os.fstat(self._fd).st_nlink:
-            return
-        self.close()  # if it is open, it was removed, and what is written would be nowhere
-        # Made once: one that someone has removed since is not begun anew in its middle.
-        made = os.O_CREAT if not self.size else 0
-        self._fd = os.open(self.path, os.O_WRONLY | made | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-        if os.fstat(self._fd).st_size != self.size:
-            os.ftruncate(self._fd, self.size)  # a write that failed, and could not be taken back then
-
-    def cut(self) -> None:
-        """Takes back what a failed write left, and closes the file."""
-        if self._fd >= 0:
-            with contextlib.suppress(OSError):  # readers pass over it then, and the next append tries again
-                os.ftruncate(self._fd, self.size)
-            self.close()
-
-    def close(self) -> None:
-        """Closes the file; the next append opens it again."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1

@@ -1,8 +1,8 @@
-"""The spool: what this session collects, copied to disk as it lands, so that it outlives results, server and kernel.
+"""The spool: an append-only copy on disk of what this session collects, which outlives the server and the kernel.
 
-One file a batch and session, and one a session for all single jobs, so that no two processes ever write to the same.
-Blobs are copied as they lay in the store, sealed; nothing is opened here. A disk that fails, or does not answer, is
-told of once; what comes then is kept in memory.
+There is one file per batch and session, and one per session for all single jobs, so that no two processes write to one
+file. Blobs are copied sealed, as stored in Redis; nothing is unsealed here. If the disk fails or hangs, the user is
+told once, and new results are kept in memory only.
 """
 
 from __future__ import annotations
@@ -30,57 +30,57 @@ from nbqueue.client.spool.writer import SpoolWriter
 from nbqueue.errors import BadSignature
 
 T = TypeVar("T")
-Said = Sequence[
+Extras = Sequence[
     tuple[RecordType, Sequence[tuple[int, bytes]]]
-]  # what jobs wrote and said, by its kind: (index, sealed)
-SMALL = 4_096  # bytes of an outcome, over which memory holds only its place
-HELD = 256 << 20  # bytes of smaller ones that a session holds; those that come then are read from disk, too
-STEP = 1.0  # seconds between two notes of how a batch stands
-LOOK = 32 << 20  # bytes between two looks at the size of the folder
-PART = 4 << 20  # bytes of arguments in a record
-FUNCTION = 64 << 20  # bytes of a function that is worth copying
+]  # logs, meta and earlier runs by record type: (index, sealed)
+SMALL = 4_096  # bytes of an outcome; of a larger one memory holds only the offset
+HELD = 256 << 20  # bytes of small outcomes that a session holds; later ones are read from disk, too
+STEP = 1.0  # seconds between two checkpoints of a batch
+LOOK = 32 << 20  # bytes written between two checks of the folder's size
+CHUNK = 4 << 20  # bytes of arguments in a record
+FUNCTION = 64 << 20  # bytes; a larger function is not copied
 
 
 class SpoolCopy:
-    """What a session knows of the copy of one batch in the spool."""
+    """The copy of one batch in the spool, as far as a session knows it."""
 
     def __init__(self) -> None:
-        self.header: BatchHeader | None = None  # None: it is not copied
-        self.checkpoint: Checkpoint | None = None  # how the batch stood there
-        self.recalled = False  # whether some of what is in memory came from it
-        self.has_outcome = False  # of a batch of one: whether its outcome was copied, which may have been read before
-        self.lacks_arguments: list[int] = []  # of a batch that another session submitted
-        self.lacks_function = False  # of such a batch, too
-        self.withdrawn: list[tuple[int, bytes | int]] = []  # outcomes that a retry withdrew; it is noted with the next
-        self.read: SpooledBatch | None = None  # what its files say, once they were read
+        self.header: BatchHeader | None = None  # None: the batch is not copied
+        self.checkpoint: Checkpoint | None = None  # the latest one
+        self.recalled = False  # whether outcomes in memory were read from the copy
+        self.has_outcome = False  # single job: whether its outcome was copied; it may be in memory before
+        self.lacks_arguments: list[int] = []  # jobs of another session's batch whose arguments are not copied
+        self.lacks_function = False  # whether the function of such a batch is not copied
+        self.withdrawn: list[tuple[int, bytes | int]] = []  # outcomes that a retry withdrew; written with the next ones
+        self.read: SpooledBatch | None = None  # the files, once they were read
 
     def withdraw(self, index: int, found: bytes | int | None) -> None:
-        """A retry has withdrawn the outcome of a job."""
+        """Takes note that a retry withdrew the outcome of a job."""
         self.has_outcome = False
         if found is not None and self.header is not None:
             self.withdrawn.append((index, found))
 
 
 class Outcomes(Protocol):
-    """The outcomes of a batch, as far as the spool reads them."""
+    """The outcomes in a BatchState that the spool reads."""
 
     weight: int
 
     def file_number(self, path: Path) -> int:
-        """The number of a file of the spool, as offsets tell it."""
+        """The number by which packed offsets name a file of the spool."""
 
     def blob(self, found: bytes | int) -> bytes:
-        """An outcome as it lay in the store. Raises BadSignature."""
+        """An outcome as stored in Redis. Raises BadSignature."""
 
 
 class Cursor(Protocol):
-    """How far the log of a batch was read."""
+    """The position in a batch's log."""
 
     uncopied: deque[int]
 
 
 class Memory(Protocol):
-    """What a session knows of one batch, as far as the spool reads it and writes to it; `changed` guards it."""
+    """The fields of a BatchState that the spool reads and writes; `changed` guards them."""
 
     changed: threading.Condition
     batch: str
@@ -90,284 +90,291 @@ class Memory(Protocol):
 
     @property
     def single(self) -> bool:
-        """Whether it is a batch of one made by `submit`."""
+        """Whether it is a single job."""
 
     @property
     def outcomes(self) -> Outcomes:
-        """What has landed."""
+        """The outcomes that were collected."""
 
     @property
     def cursor(self) -> Cursor:
-        """What has ended, but was not copied yet."""
+        """The log position, and the ended jobs that were not copied yet."""
 
     def standing(self, now: float) -> Checkpoint:
-        """How it stands."""
+        """Its checkpoint."""
 
 
 M = TypeVar("M", bound=Memory)
 
 
 class PendingWrite:
-    """What waits to be written, of a batch whose state is held weakly: of a job that nobody holds, nobody will ask."""
+    """A buffered write. The batch's state is referenced weakly: a job without a handle is not written."""
 
-    def __init__(self, state: Memory, kind: RecordType, start: int, blobs: Sequence[bytes]) -> None:
-        self.state, self.kind, self.start, self.blobs = weakref.ref(state), kind, start, blobs
+    def __init__(self, state: Memory, record_type: RecordType, start: int, blobs: Sequence[bytes]) -> None:
+        self.state, self.record_type, self.start, self.blobs = weakref.ref(state), record_type, start, blobs
 
     def of(self, batch: str) -> bool:
-        """Whether it is of this batch."""
+        """Whether it belongs to this batch."""
         state = self.state()
         return state is not None and state.batch == batch
 
     @property
-    def birth(self) -> BatchHeader | None:
-        """Of which batch it is; None: it is held no more."""
+    def header(self) -> BatchHeader | None:
+        """Header of its batch; None if no handle of the batch exists any more."""
         state = self.state()
         return None if state is None else state.on_disk.header
 
     @property
     def indexes(self) -> list[int]:
-        """Those of the blobs."""
+        """The indexes of the blobs."""
         count = len(self.blobs)
         return (
-            list(range(self.start, self.start + count)) if self.kind is RecordType.ARGUMENTS else [self.start] * count
+            list(range(self.start, self.start + count))
+            if self.record_type is RecordType.ARGUMENTS
+            else [self.start] * count
         )
 
 
 class Spool:
-    """The spool of one session. `folder` None: it is off. Nothing here raises for a disk that fails."""
+    """The spool of one session; `folder` None switches it off. A failing disk never raises here."""
 
-    def __init__(self, folder: Path | None, cap: int, tell: Callable[[str], None]) -> None:
-        self.folder, self.cap, self._tell = folder, cap, tell
-        self.why = "" if folder else "the spool is switched off"  # why nothing is written
+    def __init__(self, folder: Path | None, cap: int, notify: Callable[[str], None]) -> None:
+        self.folder, self.cap, self._notify = folder, cap, notify
+        self.why = "" if folder else "the spool is switched off"  # reason for not writing
         self._followed = weakref.WeakSet[Memory]()
-        self._held = 0  # bytes of outcomes that memory holds, at most
+        self._held = 0  # upper bound of the bytes of outcomes in memory
         self._warned = False
-        self._mark = secrets.token_hex(6)
+        self._session = secrets.token_hex(6)
         self._lock = threading.RLock()
         self._waiting: deque[PendingWrite] = deque()
-        self._loose: list[PendingWrite] = []  # of single jobs
-        self._loose_bytes = 0
-        self._pen = SpoolWriter(folder or Path(), self._mark)
-        self.desk = IoThread()
-        self._stood: dict[str, Checkpoint] = {}
+        self._singles: list[PendingWrite] = []  # those of single jobs
+        self._single_bytes = 0
+        self._writer = SpoolWriter(folder or Path(), self._session)
+        self.io = IoThread()
+        self._checkpoints: dict[str, Checkpoint] = {}
         self._ready = False
         self.read: dict[
             Path, tuple[int, SpoolFile]
-        ] = {}  # the files of single jobs as they were read last, by their size
+        ] = {}  # single-job files by path, with their size when they were read
 
     @property
     def on(self) -> bool:
-        """Whether it writes."""
+        """Whether results are written to disk."""
         return not self.why
 
-    # ------------------------------------------------------------ what comes in
+    # ------------------------------------------------------------ buffered writes
 
-    def arguments(self, state: Memory, start: int, sealed: Sequence[bytes]) -> None:
-        """Arguments from `start` on, as they are sent. Only remembers them: `drain` writes."""
+    def add_arguments(self, state: Memory, start: int, sealed: Sequence[bytes]) -> None:
+        """Buffers arguments from index `start` on; `flush` writes them."""
         if self.on and state.on_disk.header is not None and sealed:
             self._waiting.append(PendingWrite(state, RecordType.ARGUMENTS, start, sealed))
 
-    def function(self, state: Memory, function: bytes, spec: bytes = b"") -> None:
-        """The sealed function (empty: the same), and the description where it is another now. Only remembers them."""
+    def add_function(self, state: Memory, function: bytes, spec: bytes = b"") -> None:
+        """Buffers the sealed function (empty: unchanged), and the sealed spec if it has changed."""
         if self.on and state.on_disk.header is not None and len(function) <= FUNCTION:
             self._waiting.append(PendingWrite(state, RecordType.FUNCTION, time.time_ns() // 1000, [function, spec]))
 
-    def marks(self, state: Memory, start: int, marks: bytes) -> None:
-        """The marks of a named batch, from a job on. Only remembers them."""
-        if self.on and state.on_disk.header is not None and marks:
-            self._waiting.append(PendingWrite(state, RecordType.MARKS, start, [marks]))
+    def add_hashes(self, state: Memory, start: int, hashes: bytes) -> None:
+        """Buffers argument hashes of a named batch, from index `start` on."""
+        if self.on and state.on_disk.header is not None and hashes:
+            self._waiting.append(PendingWrite(state, RecordType.HASHES, start, [hashes]))
 
-    def drain(self) -> None:
-        """Writes what waits."""
+    def flush(self) -> None:
+        """Writes what is buffered."""
         with self._lock:
             while self._waiting:
-                sheet = self._waiting.popleft()
-                if (birth := sheet.birth) is None:
+                pending = self._waiting.popleft()
+                if (header := pending.header) is None:
                     continue
-                if birth.single:
-                    self._loose.append(sheet)
-                    self._loose_bytes += sum(map(len, sheet.blobs))
+                if header.single:
+                    self._singles.append(pending)
+                    self._single_bytes += sum(map(len, pending.blobs))
                 else:
-                    self._write(birth, sheet.kind, sheet.indexes, sheet.blobs)
-            if self._loose_bytes > PART:
-                self._drain_loose()
+                    self._write(header, pending.record_type, pending.indexes, pending.blobs)
+            if self._single_bytes > CHUNK:
+                self._flush_singles()
 
-    def _drain_loose(self) -> None:
-        """Writes what is of single jobs; not before one has ended: a script that only enqueues leaves no file."""
-        loose = [(birth, sheet) for sheet in self._loose if (birth := sheet.birth) is not None]
-        self._loose, self._loose_bytes = [], 0
-        given = [(birth, blob) for birth, sheet in loose if sheet.kind is RecordType.ARGUMENTS for blob in sheet.blobs]
+    def _flush_singles(self) -> None:
+        """Writes what is buffered of single jobs. Waits until one ends: a script that only enqueues leaves no file."""
+        singles = [(header, pending) for pending in self._singles if (header := pending.header) is not None]
+        self._singles, self._single_bytes = [], 0
+        given = [
+            (header, blob)
+            for header, pending in singles
+            if pending.record_type is RecordType.ARGUMENTS
+            for blob in pending.blobs
+        ]
         if given:
             size = sum(len(blob) for _, blob in given)
-            births, blobs = zip(*given, strict=True)
-            self._guarded(lambda: self._pen.singles(RecordType.ARGUMENTS, births, blobs), size)
-        for birth, sheet in loose:
-            if sheet.kind is not RecordType.ARGUMENTS:
-                self._write(birth, sheet.kind, sheet.indexes, sheet.blobs)
+            headers, blobs = zip(*given, strict=True)
+            self._attempt(lambda: self._writer.singles(RecordType.ARGUMENTS, headers, blobs), size)
+        for header, pending in singles:
+            if pending.record_type is not RecordType.ARGUMENTS:
+                self._write(header, pending.record_type, pending.indexes, pending.blobs)
 
-    def keep(self, state: Memory, pairs: Sequence[tuple[int, bytes]], said: Said = ()) -> dict[int, int]:
-        """Writes outcomes of a batch that have landed, and what was withdrawn; answers the places of those on disk.
+    def write_outcomes(self, state: Memory, pairs: Sequence[tuple[int, bytes]], extras: Extras = ()) -> dict[int, int]:
+        """Writes outcomes and withdrawals of a batch; returns the packed offsets of outcomes that are on disk only.
 
-        Called before memory takes them: what anyone has seen is on disk.
+        Called before the outcomes are visible in memory, so that a visible outcome is on disk.
         """
         with self._lock:
             self._followed.add(state)
-            birth = state.on_disk.header
-            if not self.on or birth is None or state.gone:
-                self._weigh(pairs)
+            header = state.on_disk.header
+            if not self.on or header is None or state.gone:
+                self._count_held(pairs)
                 return {}
             with state.changed:
                 withdrawn, state.on_disk.withdrawn = state.on_disk.withdrawn, []
             if withdrawn:
-                self._guarded(lambda: self._write_back(state, birth, withdrawn))
+                self._attempt(lambda: self._write_withdrawals(state, header, withdrawn))
             if not pairs:
                 return {}
             state.on_disk.has_outcome = state.single
             if state.single:
-                self._drain_loose()
-            self._write_said(birth, said)
-            found = self._write(birth, RecordType.OUTCOMES, [index for index, _ in pairs], [blob for _, blob in pairs])
+                self._flush_singles()
+            self._write_extras(header, extras)
+            found = self._write(header, RecordType.OUTCOMES, [index for index, _ in pairs], [blob for _, blob in pairs])
             if found is None:
-                self._weigh(pairs)
+                self._count_held(pairs)
                 return {}
-            return self._places(state, found[0], pairs, found[1])
+            return self._packed_offsets(state, found[0], pairs, found[1])
 
-    def keep_singles(self, found: Sequence[tuple[M, bytes, Said]]) -> dict[M, int]:
-        """As keep, for batches of one."""
-        places: dict[M, int] = {}
+    def write_single_outcomes(self, found: Sequence[tuple[M, bytes, Extras]]) -> dict[M, int]:
+        """As write_outcomes, for single jobs."""
+        packed: dict[M, int] = {}
         with self._lock:
-            # One that was forgotten while its outcome was on its way must not come back.
+            # A job that was forgotten while its outcome was fetched must not come back.
             fresh = [
                 each
                 for each in found
                 if each[0].on_disk.header and not each[0].on_disk.has_outcome and not each[0].gone
             ]
             for state, _, _ in fresh:
-                self.keep(state, ())
+                self.write_outcomes(state, ())
                 state.on_disk.has_outcome = True
             if fresh and self.on:
-                self._drain_loose()
-                births = [state.on_disk.header for state, _, _ in fresh if state.on_disk.header is not None]
-                for birth, (_, _, said) in zip(births, fresh, strict=True):
-                    self._write_said(birth, said)
+                self._flush_singles()
+                headers = [state.on_disk.header for state, _, _ in fresh if state.on_disk.header is not None]
+                for header, (_, _, extras) in zip(headers, fresh, strict=True):
+                    self._write_extras(header, extras)
                 blobs = [blob for _, blob, _ in fresh]
-                there = self._guarded(
-                    lambda: self._pen.singles(RecordType.OUTCOMES, births, blobs), sum(map(len, blobs))
+                there = self._attempt(
+                    lambda: self._writer.singles(RecordType.OUTCOMES, headers, blobs), sum(map(len, blobs))
                 )
                 if there is None:
-                    self._weigh([(0, blob) for blob in blobs])
-                    return places
+                    self._count_held([(0, blob) for blob in blobs])
+                    return packed
                 for (state, blob, _), offset in zip(fresh, there[1], strict=True):
-                    if place := self._places(state, there[0], [(0, blob)], [offset]):
-                        places[state] = place[0]
-        return places
+                    if offsets := self._packed_offsets(state, there[0], [(0, blob)], [offset]):
+                        packed[state] = offsets[0]
+        return packed
 
-    def keep_arguments(self, state: Memory, pairs: Sequence[tuple[int, bytes]]) -> None:
-        """Writes arguments that were read from the store."""
+    def write_arguments(self, state: Memory, pairs: Sequence[tuple[int, bytes]]) -> None:
+        """Writes arguments that were read from Redis."""
         with self._lock:
             if pairs and self.on and state.on_disk.header is not None:
                 indexes, blobs = zip(*pairs, strict=True)
                 self._write(state.on_disk.header, RecordType.ARGUMENTS, indexes, blobs)
 
-    def keep_said(self, state: Memory, said: Said) -> None:
-        """Writes what jobs wrote or said, apart from their outcomes."""
+    def write_extras(self, state: Memory, extras: Extras) -> None:
+        """Writes logs, meta or earlier runs, apart from outcomes."""
         with self._lock:
             if self.on and state.on_disk.header is not None:
-                self._write_said(state.on_disk.header, said)
+                self._write_extras(state.on_disk.header, extras)
 
-    def restored(self, state: Memory, made: Sequence[tuple[int, bytes]], standing: Checkpoint) -> None:
-        """Notes that a batch is on a server again, and outcomes that were made for it."""
+    def write_restored(self, state: Memory, made: Sequence[tuple[int, bytes]], checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint for a batch that was restored to a server, and the outcomes made for it."""
         with self._lock:
-            if self.on and (birth := state.on_disk.header) is not None:
+            if self.on and (header := state.on_disk.header) is not None:
                 if made:
-                    self._write(birth, RecordType.OUTCOMES, [index for index, _ in made], [blob for _, blob in made])
-                self._guarded(lambda: self._pen.note(birth, RecordType.STATE, standing))
+                    self._write(header, RecordType.OUTCOMES, [index for index, _ in made], [blob for _, blob in made])
+                self._attempt(lambda: self._writer.note(header, RecordType.CHECKPOINT, checkpoint))
 
-    def stands(self, state: Memory) -> None:
-        """Notes how a batch stands, now and then, and at its end. Nothing of it may wait to be copied."""
+    def checkpoint(self, state: Memory) -> None:
+        """Writes a checkpoint at most every STEP seconds, and at the end; none while outcomes wait to be copied."""
         with self._lock:
-            birth = state.on_disk.header
-            if not self.on or birth is None or state.single or state.cursor.uncopied:
+            header = state.on_disk.header
+            if not self.on or header is None or state.single or state.cursor.uncopied:
                 return
-            last, now = self._stood.get(state.batch, state.on_disk.checkpoint), time.time()
-            if last is not None and last.over == state.over and now - last.told < STEP:
+            last, now = self._checkpoints.get(state.batch, state.on_disk.checkpoint), time.time()
+            if last is not None and last.over == state.over and now - last.written_at < STEP:
                 return
             with state.changed:
-                standing = state.standing(now)
-            if last is None or standing != msgspec.structs.replace(last, told=now):
-                self._guarded(lambda: self._write_standing(birth, standing))
-                self._stood[state.batch] = standing
+                checkpoint = state.standing(now)
+            if last is None or checkpoint != msgspec.structs.replace(last, written_at=now):
+                self._attempt(lambda: self._write_checkpoint(header, checkpoint))
+                self._checkpoints[state.batch] = checkpoint
 
     def close(self) -> None:
-        """Writes what waits, and closes the files."""
-        self.drain()
+        """Writes what is buffered, and closes the files."""
+        self.flush()
         with self._lock:
-            if self._pen.has_singles:
-                self._drain_loose()
+            if self._writer.has_singles:
+                self._flush_singles()
             if self.folder is not None and self.on:
-                self._guarded(self._pen.close)
-            self.desk.leave()
+                self._attempt(self._writer.close)
+            self.io.stop()
 
-    # ------------------------------------------------------------ what memory holds
+    # ------------------------------------------------------------ memory
 
-    def light(self, blob: bytes) -> bool:
-        """Whether memory may hold this outcome; others are read from disk on demand."""
+    def fits_in_memory(self, blob: bytes) -> bool:
+        """Whether this outcome may stay in memory; others are read from disk on demand."""
         if len(blob) > SMALL or self._over():
             return False
         self._held += len(blob)
         return True
 
     def _over(self) -> bool:
-        if self._held > HELD:  # by what came; some of it has gone since
+        if self._held > HELD:  # counts every arrival; some were freed since
             self._held = sum(state.outcomes.weight for state in self._followed)
         return self._held > HELD
 
-    def _weigh(self, pairs: Sequence[tuple[int, bytes]]) -> None:
-        """Says once that memory holds more than it should, where there is no disk to put it on."""
+    def _count_held(self, pairs: Sequence[tuple[int, bytes]]) -> None:
+        """Counts outcomes that cannot be written to disk; warns once if they are over HELD."""
         self._held += sum(len(blob) for _, blob in pairs)
         if not self._warned and self._over():
             self._warned = True
-            self._tell(f"nbqueue: over {size_text(HELD)} of results are held in memory, since {self.why}.")
+            self._notify(f"nbqueue: over {size_text(HELD)} of results are in memory only, because {self.why}.")
 
     def read_only(self, why: str) -> None:
-        """From now on nothing is written; what is there may be read."""
+        """Stops writing; reading goes on."""
         self.why = self.why or why
 
-    def knows(self, batch: str) -> bool:
-        """Whether there is a batch of this id, from whenever."""
-        return bool(self._asked(lambda folder: directory.files_of(folder, batch)))
+    def has(self, batch: str) -> bool:
+        """Whether the spool has a batch of this id."""
+        return bool(self._try_read(lambda folder: directory.files_of(folder, batch)))
 
-    def answers(self) -> bool:
-        """Whether there is a spool whose disk answers."""
-        return bool(self._asked(lambda folder: [folder.exists()]))
+    def is_readable(self) -> bool:
+        """Whether the spool can be read: it is on, and its disk responds."""
+        return bool(self._try_read(lambda folder: [folder.exists()]))
 
-    def _asked(self, look: Callable[[Path], T]) -> T | None:
-        """What the folder says; None where there is none, or its disk does not answer."""
+    def _try_read(self, look: Callable[[Path], T]) -> T | None:
+        """The result of `look`; None if the spool is off, or its disk does not respond."""
         if (folder := self.folder) is None:
             return None
         try:
-            return self.desk.ask(lambda: look(folder))
+            return self.io.run(lambda: look(folder))
         except IoTimeout as why:
             self._hung(why)
             return None
 
-    # ------------------------------------------------------------ what goes out
+    # ------------------------------------------------------------ deleting
 
-    def forget(self, birth: BatchHeader) -> None:
-        """Removes the files of a batch; of a single job, notes that it is gone."""
+    def forget(self, header: BatchHeader) -> None:
+        """Removes the files of a batch; a single job is recorded as forgotten."""
         with self._lock:
-            self._waiting = deque(each for each in self._waiting if not each.of(birth.batch))
-            self._loose = [each for each in self._loose if not each.of(birth.batch)]
-            self._stood.pop(birth.batch, None)
-            if birth.single:
-                self._guarded(lambda: self._pen.drop(birth))
+            self._waiting = deque(each for each in self._waiting if not each.of(header.batch))
+            self._singles = [each for each in self._singles if not each.of(header.batch)]
+            self._checkpoints.pop(header.batch, None)
+            if header.single:
+                self._attempt(lambda: self._writer.delete(header))
             else:
-                self._asked(lambda _: self._pen.drop(birth))
+                self._try_read(lambda _: self._writer.delete(header))
 
     # ------------------------------------------------------------ writing
 
-    def _guarded(self, write: Callable[[], T], size: int = 0) -> T | None:
-        """What `write` answers; None where it failed, or took too long, which is told once."""
+    def _attempt(self, write: Callable[[], T], size: int = 0) -> T | None:
+        """The result of `write`; None if it failed or timed out, which the user is told once."""
         if not self.on:
             return None
 
@@ -376,30 +383,30 @@ class Spool:
             return write() if self.on else None
 
         try:
-            return self.desk.ask(prepared, size)
+            return self.io.run(prepared, size)
         except IoTimeout as why:
             self._hung(why)
         except OSError as why:
             assert self.folder is not None
             if isinstance(why, FileNotFoundError) and self.folder.is_dir():
-                return None  # someone has removed the file, and wants no copy of this batch
+                return None  # the file was removed on purpose: no new copy of this batch
             self._fail(f"{why.strerror or why} ({self.folder})")
         return None
 
     def _hung(self, why: IoTimeout) -> None:
-        """The disk is left alone from now on, also by those who would read."""
+        """Stops all use of a disk that hangs, reads included."""
         folder, self.folder = self.folder, None
         if self.on:
             self._fail(f"{why.strerror} ({folder})")
-        self.desk.leave()
+        self.io.stop()
 
     def _fail(self, why: str) -> None:
         self.why = why
         self._waiting.clear()
-        self._loose = []
-        self._tell(
-            f"nbqueue: what ends from now on is kept in this process's memory only, and not in the spool: {why}. "
-            "It is safe on the server for as long as its result_ttl says."
+        self._singles = []
+        self._notify(
+            f"nbqueue: stopped writing results to the spool: {why}. New results are kept in this process's memory "
+            "only; the server keeps them until their result_ttl is over."
         )
 
     def _prepare(self) -> None:
@@ -411,52 +418,52 @@ class Spool:
                 raise OSError(f"the folder belongs to user {facts.st_uid}, not to you")
             if stat.S_IMODE(facts.st_mode) & 0o077:
                 self.folder.chmod(0o700)
-        if not self._ready or self._pen.since > min(LOOK, self.cap // 8):
-            self._ready, self._pen.since = True, 0
-            dropped, left = directory.shrink(self.folder, self.cap, self._pen.being_written)
+        if not self._ready or self._writer.since > min(LOOK, self.cap // 8):
+            self._ready, self._writer.since = True, 0
+            dropped, left = directory.evict(self.folder, self.cap, self._writer.open_paths)
             if dropped:
-                self._tell(
-                    f"nbqueue: the spool is over its cap of {size_text(self.cap)}; the copies of "
-                    f"{', '.join(dropped[:5])}{f' and {len(dropped) - 5} more' if len(dropped) > 5 else ''} were "
-                    "dropped, the oldest first. `nbqueue prune` makes room, `spool_cap` in config.toml moves the cap."
+                self._notify(
+                    f"nbqueue: the spool was over its cap of {size_text(self.cap)}; the oldest copies were removed: "
+                    f"{', '.join(dropped[:5])}{f' and {len(dropped) - 5} more' if len(dropped) > 5 else ''}. "
+                    "`nbqueue prune` makes room; `spool_cap` in config.toml sets the cap."
                 )
             if left > self.cap:
-                self._fail(f"it is over its cap of {size_text(self.cap)}, and nothing in it is done")
+                self._fail(f"it is over its cap of {size_text(self.cap)}, and all of its batches are still running")
 
     def _write(
-        self, birth: BatchHeader, kind: RecordType, indexes: Sequence[int], blobs: Sequence[bytes]
+        self, header: BatchHeader, record_type: RecordType, indexes: Sequence[int], blobs: Sequence[bytes]
     ) -> tuple[Path, list[int]] | None:
-        return self._guarded(lambda: self._pen.blobs(birth, kind, indexes, blobs), sum(map(len, blobs)))
+        return self._attempt(lambda: self._writer.blobs(header, record_type, indexes, blobs), sum(map(len, blobs)))
 
-    def _write_said(self, birth: BatchHeader, said: Said) -> None:
-        for kind, pairs in said:
+    def _write_extras(self, header: BatchHeader, extras: Extras) -> None:
+        for record_type, pairs in extras:
             if pairs:
-                self._write(birth, kind, [index for index, _ in pairs], [blob for _, blob in pairs])
+                self._write(header, record_type, [index for index, _ in pairs], [blob for _, blob in pairs])
 
-    def _write_standing(self, birth: BatchHeader, standing: Checkpoint) -> None:
-        self._pen.note(birth, RecordType.STATE, standing)
-        if standing.over:
-            self._pen.rest(birth.batch)
+    def _write_checkpoint(self, header: BatchHeader, checkpoint: Checkpoint) -> None:
+        self._writer.note(header, RecordType.CHECKPOINT, checkpoint)
+        if checkpoint.over:
+            self._writer.close_file(header.batch)
 
-    def _places(
+    def _packed_offsets(
         self, state: Memory, path: Path, pairs: Sequence[tuple[int, bytes]], offsets: Iterable[int]
     ) -> dict[int, int]:
-        """The places of those that memory need not hold."""
+        """The packed offsets of outcomes that do not stay in memory."""
         if max(len(blob) for _, blob in pairs) <= SMALL and not self._over():
             self._held += sum(len(blob) for _, blob in pairs)
             return {}
         return {
-            index: records.place(state.outcomes.file_number(path), offset, len(blob), blob)
+            index: records.pack_offset(state.outcomes.file_number(path), offset, len(blob), blob)
             for (index, blob), offset in zip(pairs, offsets, strict=True)
-            if not self.light(blob)
+            if not self.fits_in_memory(blob)
         }
 
-    def _write_back(self, state: Memory, birth: BatchHeader, taken: Sequence[tuple[int, bytes | int]]) -> None:
+    def _write_withdrawals(self, state: Memory, header: BatchHeader, taken: Sequence[tuple[int, bytes | int]]) -> None:
         checks = []
         for _, found in taken:
             try:
                 checks.append(zlib.crc32(state.outcomes.blob(found)))
             except BadSignature:
-                checks.append(0)  # it cannot be read, so that no reader will take it either
-        names = [birth.batch] * len(taken) if birth.single else []
-        self._pen.note(birth, RecordType.BACK, Withdrawals([index for index, _ in taken], checks, names))
+                checks.append(0)  # cannot be read, by no other reader either
+        names = [header.batch] * len(taken) if header.single else []
+        self._writer.note(header, RecordType.WITHDRAWALS, Withdrawals([index for index, _ in taken], checks, names))

@@ -1,7 +1,10 @@
-"""The files that a session writes: which are open, and what each begins with. Raises OSError where the disk fails."""
+"""Writing the spool's files. Raises OSError if the disk fails."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
@@ -10,120 +13,176 @@ from pathlib import Path
 import msgspec
 
 from nbqueue.client.spool import directory
-from nbqueue.client.spool.records import Appender, BatchHeader, Block, Headers, RecordType
+from nbqueue.client.spool.records import CHECK, HEAD, MAGIC, BatchHeader, Block, Headers, RecordType
+from nbqueue.model import encode
 
 OPEN = 32  # files that are kept open for writing
 
 
-class SpoolWriter:
-    """Writes records: one file a batch, and one for all single jobs. `mark` tells this session's files from others'."""
+class Appender:
+    """Appends records to one file of this process. A failed write is undone."""
 
-    def __init__(self, folder: Path, mark: str) -> None:
-        self.folder, self.mark = folder, mark
-        self.since = 0  # bytes written since the folder's size was looked at
-        self._books: dict[str, Appender] = {}  # batch -> its file
+    def __init__(self, path: Path) -> None:
+        self.path, self.size = path, 0
+        self._fd = -1
+
+    def append(self, record_type: RecordType, table: msgspec.Struct, parts: Sequence[bytes] = ()) -> int:
+        """Writes one record; returns the offset of its data. Raises OSError, and leaves the file as it was."""
+        packed, data = encode(table), b"".join(parts)
+        head = HEAD.pack(MAGIC, record_type, len(packed), len(data), zlib.crc32(packed), zlib.crc32(data))
+        text = memoryview(b"".join((head, CHECK.pack(zlib.crc32(head)), packed, data)))
+        try:
+            self._open()
+            written = 0
+            while written < len(text):
+                written += os.write(self._fd, text[written:])
+        except OSError:
+            self.undo()
+            raise
+        self.size += len(text)
+        return self.size - len(data)
+
+    def _open(self) -> None:
+        if self._fd >= 0 and os.fstat(self._fd).st_nlink:
+            return
+        self.close()  # an open file was removed: writes to it would be lost
+        # Created once: a file that was removed since is not started again in the middle.
+        made = os.O_CREAT if not self.size else 0
+        self._fd = os.open(self.path, os.O_WRONLY | made | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        if os.fstat(self._fd).st_size != self.size:
+            os.ftruncate(self._fd, self.size)  # a failed write that could not be undone then
+
+    def undo(self) -> None:
+        """Truncates the file to its end before a failed write, and closes it."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):  # readers skip the half record, and the next append tries again
+                os.ftruncate(self._fd, self.size)
+            self.close()
+
+    def close(self) -> None:
+        """Closes the file; the next append reopens it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
+class SpoolWriter:
+    """Writes records: one file per batch, and one for all single jobs. `session` is part of the file names."""
+
+    def __init__(self, folder: Path, session: str) -> None:
+        self.folder, self.session = folder, session
+        self.since = 0  # bytes written since the folder's size was checked
+        self._files: dict[str, Appender] = {}  # batch -> its file
         self._open: OrderedDict[Appender, None] = OrderedDict()
-        self._born: set[tuple[str, str]] = set()  # single jobs of which the file says what they are
+        self._born: set[tuple[str, str]] = set()  # single jobs whose headers are in the file
 
     @property
-    def being_written(self) -> set[Path]:
-        """The files that are open."""
-        return {book.path for book in list(self._open)}
+    def open_paths(self) -> set[Path]:
+        """The open files."""
+        return {file.path for file in list(self._open)}
 
-    def book(self, birth: BatchHeader) -> Appender:
-        """The file of a batch, begun with what the batch is."""
-        book = self._books.get(birth.batch)
-        if book is None:
-            book = Appender(directory.path(self.folder, birth.batch, birth.nonce, self.mark))
-            book.append(RecordType.BORN, Headers([birth]))
-            self._books[birth.batch] = book
-        return self._used(book)
+    def _file(self, header: BatchHeader) -> Appender:
+        """The file of a batch, which begins with the batch's header."""
+        file = self._files.get(header.batch)
+        if file is None:
+            file = Appender(directory.path(self.folder, header.batch, header.nonce, self.session))
+            file.append(RecordType.HEADERS, Headers([header]))
+            self._files[header.batch] = file
+        return self._used(file)
 
     def _singles(self) -> Appender:
-        book = self._books.get("")
-        if book is None:
-            book = self._books[""] = Appender(directory.path(self.folder, "", "", self.mark))
-        return self._used(book)
+        file = self._files.get("")
+        if file is None:
+            file = self._files[""] = Appender(directory.path(self.folder, "", "", self.session))
+        return self._used(file)
 
-    def _used(self, book: Appender) -> Appender:
-        self._open[book] = None
-        self._open.move_to_end(book)
+    def _used(self, file: Appender) -> Appender:
+        self._open[file] = None
+        self._open.move_to_end(file)
         if len(self._open) > OPEN:
             self._open.popitem(last=False)[0].close()
-        return book
+        return file
 
     @property
     def has_singles(self) -> bool:
-        """Whether anything was written of single jobs."""
-        return "" in self._books
+        """Whether single jobs were written."""
+        return "" in self._files
 
     # ------------------------------------------------------------ writing
 
     def blobs(
-        self, birth: BatchHeader, kind: RecordType, indexes: Sequence[int], blobs: Sequence[bytes]
+        self, header: BatchHeader, record_type: RecordType, indexes: Sequence[int], blobs: Sequence[bytes]
     ) -> tuple[Path, list[int]]:
-        """Writes blobs of a batch, or of a single job; answers the file and where in it each lies."""
-        if birth.single:
-            return self.singles(kind, [birth] * len(blobs), blobs, indexes)
-        return self._blobs(self.book(birth), kind, Block(list(indexes), list(map(len, blobs))), blobs)
+        """Writes blobs of a batch, or of a single job; returns the file and the offset of each blob."""
+        if header.single:
+            return self.singles(record_type, [header] * len(blobs), blobs, indexes)
+        return self._blobs(self._file(header), record_type, Block(list(indexes), list(map(len, blobs))), blobs)
 
     def singles(
         self,
-        kind: RecordType,
-        births: Sequence[BatchHeader],
+        record_type: RecordType,
+        headers: Sequence[BatchHeader],
         blobs: Sequence[bytes],
         indexes: Sequence[int] | None = None,
     ) -> tuple[Path, list[int]]:
-        """Writes a blob each of single jobs; answers the file and where in it each lies."""
+        """Writes one blob for each single job; returns the file and the offset of each blob."""
         try:
-            return self._write_singles(kind, births, blobs, indexes)
-        except FileNotFoundError:  # it was removed as old, and the session goes on
-            self._books.pop("").close()
+            return self._write_singles(record_type, headers, blobs, indexes)
+        except FileNotFoundError:  # evicted as old while the session goes on
+            self._files.pop("").close()
             self._born.clear()
-            return self._write_singles(kind, births, blobs, indexes)
+            return self._write_singles(record_type, headers, blobs, indexes)
 
     def _write_singles(
-        self, kind: RecordType, births: Sequence[BatchHeader], blobs: Sequence[bytes], indexes: Sequence[int] | None
+        self,
+        record_type: RecordType,
+        headers: Sequence[BatchHeader],
+        blobs: Sequence[bytes],
+        indexes: Sequence[int] | None,
     ) -> tuple[Path, list[int]]:
-        book = self._singles()
-        born = {(birth.batch, birth.nonce): birth for birth in births}
-        if fresh := [birth for key, birth in born.items() if key not in self._born]:
-            book.append(RecordType.BORN, Headers(fresh))
+        file = self._singles()
+        born = {(header.batch, header.nonce): header for header in headers}
+        if fresh := [header for key, header in born.items() if key not in self._born]:
+            file.append(RecordType.HEADERS, Headers(fresh))
             self._born |= born.keys()
-        names = [birth.batch for birth in births]
-        return self._blobs(book, kind, Block(list(indexes or [0] * len(blobs)), list(map(len, blobs)), names), blobs)
+        names = [header.batch for header in headers]
+        return self._blobs(
+            file, record_type, Block(list(indexes or [0] * len(blobs)), list(map(len, blobs)), names), blobs
+        )
 
-    def _blobs(self, book: Appender, kind: RecordType, block: Block, blobs: Sequence[bytes]) -> tuple[Path, list[int]]:
-        before = book.size
-        start = book.append(kind, block, blobs)
-        self.since += book.size - before
-        return book.path, list(accumulate(block.sizes[:-1], initial=start))
+    def _blobs(
+        self, file: Appender, record_type: RecordType, block: Block, blobs: Sequence[bytes]
+    ) -> tuple[Path, list[int]]:
+        before = file.size
+        start = file.append(record_type, block, blobs)
+        self.since += file.size - before
+        return file.path, list(accumulate(block.sizes[:-1], initial=start))
 
-    def note(self, birth: BatchHeader, kind: RecordType, table: msgspec.Struct) -> None:
+    def note(self, header: BatchHeader, record_type: RecordType, table: msgspec.Struct) -> None:
         """Writes a record without data."""
-        (self._singles() if birth.single else self.book(birth)).append(kind, table)
+        (self._singles() if header.single else self._file(header)).append(record_type, table)
 
     # ------------------------------------------------------------ the end of a file
 
-    def rest(self, batch: str) -> None:
-        """Closes a batch's file; the next record opens it again."""
-        if (book := self._books.get(batch)) is not None:
-            book.close()
-            self._open.pop(book, None)
+    def close_file(self, batch: str) -> None:
+        """Closes a batch's file; the next record reopens it."""
+        if (file := self._files.get(batch)) is not None:
+            file.close()
+            self._open.pop(file, None)
 
-    def drop(self, birth: BatchHeader) -> None:
-        """Closes a batch's file for good: it is to be removed. Of a single job, notes that it is gone."""
-        if birth.single:
-            self._born.discard((birth.batch, birth.nonce))
+    def delete(self, header: BatchHeader) -> None:
+        """Removes the files of a batch. A single job gets a record that it was forgotten."""
+        if header.single:
+            self._born.discard((header.batch, header.nonce))
             if directory.single_files(self.folder):
-                self.note(birth, RecordType.FORGOTTEN, Block([0], [0], [f"{birth.batch}~{birth.nonce}"]))
+                self.note(header, RecordType.FORGOTTEN, Block([0], [0], [f"{header.batch}~{header.nonce}"]))
             return
-        self.rest(birth.batch)
-        self._books.pop(birth.batch, None)
-        directory.remove(directory.copies_of(self.folder, birth))
+        self.close_file(header.batch)
+        self._files.pop(header.batch, None)
+        directory.remove(directory.copies_of(self.folder, header))
 
     def close(self) -> None:
         """Closes all files."""
-        for book in self._books.values():
-            book.close()
+        for file in self._files.values():
+            file.close()
         self._open.clear()

@@ -404,8 +404,8 @@ class BatchState:
         """Takes over how it stood when it was spooled."""
         self.on_disk.recalled, self.on_disk.checkpoint = True, standing
         if standing is not None:
-            self.outcomes.recall(standing.cuts, standing.back)
-            self.open, self.cut, self.expires_us = standing.open, standing.cut, standing.expires_us
+            self.outcomes.recall(standing.canceled_ranges, standing.requeued)
+            self.open, self.cut, self.expires_us = standing.open, standing.truncated, standing.expires_us
 
     def recount(self) -> None:
         """Counts what is here: the store, which told the tally, has it no more. What is not here counts as queued."""

@@ -90,7 +90,7 @@ class OutcomeTable:
         """An outcome as it lay in the store, read from the spool if need be. Raises BadSignature."""
         if isinstance(found, bytes):
             return found
-        where = records.span(found)
+        where = records.unpack_offset(found)
         try:
             return records.read(self.files[where.file], where.offset, where.size)
         except OSError as why:

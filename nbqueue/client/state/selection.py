@@ -126,7 +126,7 @@ class Selection(BatchState):
     def recall(self, standing: Checkpoint | None) -> None:
         """As of any batch."""
         super().recall(standing)
-        for index in self.rows if standing is not None and standing.cuts else ():
+        for index in self.rows if standing is not None and standing.canceled_ranges else ():
             self._count(index)
 
     def withdraw(self, index: int) -> None:

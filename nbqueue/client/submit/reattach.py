@@ -129,7 +129,7 @@ class Reattach:
         state = self._new_state(spec, rows, payloads)
         known = state.followed
         if self._replaced is not None:
-            self._session.spool.function(state, *self._replaced)
+            self._session.spool.add_function(state, *self._replaced)
         batch = self._batch(state, spec, self._updated(len(rows)) if told else self._found(state))
         if not known:
             spooled.resume(batch, self._view)
@@ -160,7 +160,7 @@ class Reattach:
     def _single(self, told: list[str]) -> BatchRef:
         assert self._asked.marks is not None
         stored = self._session.ask(lambda broker: broker.marks(self._view.id))
-        if told or self._asked.marks.matched(stored, 1) != [0]:
+        if told or self._asked.marks.match(stored, 1) != [0]:
             raise self._changed(told or ["the arguments of this single job changed"])
         batch = find.handle(self._session, self._view)
         batch.function, batch.shown_in = self._asked.function.call, None
@@ -180,7 +180,7 @@ class Reattach:
             self._first = self._view.n
             batch.spec = self._update(rows)
         if self._replaced is not None:
-            self._session.spool.function(batch.state, *self._replaced)
+            self._session.spool.add_function(batch.state, *self._replaced)
         if source.state.rows is not None:
             state = Selection(batch.id, batch.queue, "", batch.spec, source.state.rows, whole=self._view.tally)
             state.shares(find.handle(self._session, self._view).state)
@@ -196,7 +196,7 @@ class Reattach:
         assert asked.marks is not None
         while True:
             stored = ask(lambda broker: broker.marks(self._view.id))
-            found = asked.marks.matched(stored, self._view.n)
+            found = asked.marks.match(stored, self._view.n)
             self._new = [place for place, index in enumerate(found) if index is None]
             if not self._new or not self._view.open:
                 break
@@ -327,8 +327,8 @@ class Reattach:
         session.ask(lambda broker: broker.extend(name, first, sealed[0], nonce=asked.nonce, last=last, marks=own))
         start = first
         for run in sealed:
-            session.spool.arguments(state, start, run)
-            session.spool.marks(state, start, own[upload.MARK * (start - first) :][: upload.MARK * len(run)])
+            session.spool.add_arguments(state, start, run)
+            session.spool.add_hashes(state, start, own[upload.MARK * (start - first) :][: upload.MARK * len(run)])
             start += len(run)
         upload.send_parts(session, state, sealed, asked.nonce, begun, first=first, marks=own)
 

@@ -36,11 +36,11 @@ class Restoring:
     """One batch on its way back. Raises BadSignature where its function or description are not signed by us."""
 
     def __init__(self, session: Session, found: SpooledBatch) -> None:
-        self._session, self._found, self._birth = session, found, found.birth
+        self._session, self._found, self._birth = session, found, found.header
         self.sealed = found.function()
         if self.sealed is None:
-            raise BadSignature(what=f"The function of {found.birth.batch}", why="the spool has no copy of it")
-        payload = session.sealer.unseal(wire.FUNCTION, found.birth.batch, -1, self.sealed)
+            raise BadSignature(what=f"The function of {found.header.batch}", why="the spool has no copy of it")
+        payload = session.sealer.unseal(wire.FUNCTION, found.header.batch, -1, self.sealed)
         self.record = decode(FunctionRecord, payload, "A function")
         self.spec = spooled.spec_of(session, found)
         self._outcomes = {index: (path, each) for index, path, each in found.outcomes()}
@@ -52,7 +52,7 @@ class Restoring:
     def state(self, index: int) -> State | None:
         """How a job ended; None if the spool has no outcome of it."""
         if index not in self._outcomes:
-            return State.CANCELED if self._found.is_cut(index) else None
+            return State.CANCELED if self._found.is_canceled(index) else None
         return header(self._outcomes[index][1].head)[0]
 
     def back(self, run: Collection[int], afresh: Collection[int] = ()) -> None:
@@ -80,7 +80,7 @@ class Restoring:
             failure_ttl=self.spec.failure_ttl,
         )
         told = session.ask(lambda broker: broker.submit(new, [], last=False))
-        marks, start = self._found.marks() if self.spec.salt else b"", 0
+        marks, start = self._found.hashes() if self.spec.salt else b"", 0
         for part, last in self._parts(run, afresh):
             facts: dict[str, Any] = {"nonce": birth.nonce, "last": last, "created_us": birth.created_us}
             facts["marks"] = marks[MARK * start :]
@@ -108,7 +108,7 @@ class Restoring:
         if blob is not None and index in afresh:
             self._withdrawn.append((index, blob))
             blob = None
-        wanted = index in afresh or (index in run and not self._found.is_cut(index))
+        wanted = index in afresh or (index in run and not self._found.is_canceled(index))
         if blob is None and not (given and wanted):
             blob = self._canceled(index)
             self._made.append((index, blob))
@@ -148,11 +148,11 @@ class Restoring:
         state = BatchState(birth.batch, birth.queue, epoch, self.spec)
         state.on_disk.header, state.on_disk.withdrawn = birth, self._withdrawn
         now = time.time()
-        spool.function(state, b"", spec)
-        spool.drain()
+        spool.add_function(state, b"", spec)
+        spool.flush()
         standing = Checkpoint(now, self._before, n, False, False, False, None, [], [], epoch, tally, self.spec.restored)
-        spool.keep(state, ())
-        spool.restored(state, self._made, standing)
+        spool.write_outcomes(state, ())
+        spool.write_restored(state, self._made, standing)
 
 
 # ---------------------------------------------------------------- for a retry
@@ -166,7 +166,7 @@ def revived(batch: BatchRef) -> list[int] | None:
     session, state = batch.session, batch.state
     if state.gone not in {"lost", "expired"} or state.on_disk.header is None or batch.single or batch.spec.source:
         return None
-    session.spool.drain()
+    session.spool.flush()
     if not session.spool.on or (found := archive.tale(session.spool, state.on_disk.header)) is None:
         return None
     try:

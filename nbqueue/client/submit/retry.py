@@ -64,7 +64,7 @@ def retry(
     count = session.ask(lambda broker: broker.retry(batch.id, seen, nonce=nonce, front=front, **changes))
     batch.spec = spec
     if count and ("function" in changes or "spec" in changes):
-        session.spool.function(state, changes.get("function", b""), changes.get("spec", b""))
+        session.spool.add_function(state, changes.get("function", b""), changes.get("spec", b""))
     _take_in(batch, seen, count, queue)
     if count < len(indexes):
         # Others ran them again, or the server went back and they ran anew: the next retry must name what stands now.
@@ -167,7 +167,7 @@ def _replaced(batch: BatchRef, func: Callable[..., Any] | str, spec: Spec) -> tu
     changes: dict[str, Any] = {"key": record.key, "signer": sealer.keyring.current.hex()}
     changes |= {"python": record.python, "host": record.host}
     if spec.salt:
-        record = msgspec.structs.replace(record, likeness=function_diff.likeness(function.call, str(func)))
+        record = msgspec.structs.replace(record, likeness=function_diff.fingerprint_of(function.call, str(func)))
     changes["function"] = sealer.seal(wire.FUNCTION, batch.id, -1, encode(record))
     env = tuple(sorted(record.env))
     return msgspec.structs.replace(spec, key=record.key, label=function.label, env=env), changes

@@ -41,7 +41,7 @@ class Remembered:
         doubts = [f"item {index} cannot be compared ({why})" for index, why in asked.marks.doubts[:1]]
         if (told or doubts) and not asked.options.update:
             raise self._changed([*told, *doubts])
-        rows = asked.marks.matched(self._found.marks(), self._found.n)
+        rows = asked.marks.match(self._found.hashes(), self._found.n)
         states = [None if row is None else self._kept.state(row) for row in rows]
         wanted = {State.FINISHED} if asked.options.update else set(State)
         if not told and all(state in wanted for state in states):
@@ -57,7 +57,7 @@ class Remembered:
         return None
 
     def _changes(self) -> list[str]:
-        asked, spec, birth = self._asked, self._kept.spec, self._found.birth
+        asked, spec, birth = self._asked, self._kept.spec, self._found.header
         source = "" if asked.source is None else asked.source.id
         if birth.single != asked.single or spec.source != source:
             kind = f"on the results of {spec.source}" if spec.source else "of items"
@@ -65,7 +65,7 @@ class Remembered:
         return function_diff.differences(self._kept.record, asked.function.record, spec.seed, asked.options.seed)
 
     def _changed(self, told: list[str]) -> Changed:
-        return Changed(name=self._asked.options.name, batch=self._found.birth.batch, what="; ".join(told))
+        return Changed(name=self._asked.options.name, batch=self._found.header.batch, what="; ".join(told))
 
     def _following(self) -> BatchRef | None:
         """What ran on the results of another batch: all of it, or it must run again."""
@@ -102,7 +102,7 @@ def remembered(asked: SubmitPlan) -> Remembered | None:
     """What the spool has of a batch of this name; None where that cannot be compared with this call."""
     session, name = asked.session, asked.options.name
     found = spooled.find(session, name)
-    if found is None or found.birth.name != name:
+    if found is None or found.header.name != name:
         return None
     try:
         return Remembered(asked, found, Restoring(session, found))

@@ -95,7 +95,7 @@ class SubmitPlan:
         """From now on its function and its calls can be compared with those of another session."""
         self.marks = ArgumentHashes(self.session.sealer.keyring.key, secrets.token_bytes(16))
         self.calls = replace(self.calls, rows=self.marks.reading(self.calls.rows))
-        alike = function_diff.likeness(self.function.call, name)
+        alike = function_diff.fingerprint_of(self.function.call, name)
         record = msgspec.structs.replace(self.function.record, likeness=alike)
         self.function = replace(self.function, record=record)
 
@@ -265,11 +265,11 @@ class SubmitPlan:
     def _spooled(self, state: BatchState, sealed: list[list[bytes]]) -> None:
         """Lets the spool have function and arguments as they are sent."""
         if not self.single or self.marks is not None:  # of many single jobs that are not to be found again it has none
-            self.session.spool.function(state, self._function_blob)
+            self.session.spool.add_function(state, self._function_blob)
         start = 0
         for part in sealed:
-            self.session.spool.arguments(state, start, part)
-            self.session.spool.marks(state, start, self._span(start, start + len(part)))
+            self.session.spool.add_arguments(state, start, part)
+            self.session.spool.add_hashes(state, start, self._span(start, start + len(part)))
             start += len(part)
 
     def _own_id(self, payloads: list[bytes]) -> str | None:
@@ -300,7 +300,7 @@ class SubmitPlan:
     def _fresh_id(self, attempt: int = 0) -> str:
         name = new_id(self.function.label, (8 if self.single else 4) + attempt)
         # Where the spool has an older batch of this id, one could be taken for the other.
-        return self._fresh_id(attempt + 1) if not self.single and self.session.spool.knows(name) else name
+        return self._fresh_id(attempt + 1) if not self.single and self.session.spool.has(name) else name
 
     def _send(self, name: str, part: list[bytes], broker: Broker, *, last: bool) -> Submitted:
         return broker.submit(self._new(name), part, last=last, marks=self._span(0, len(part)))

@@ -198,8 +198,8 @@ class Upload:
             with state.changed:
                 state.reach(start)
         else:
-            self._session.spool.arguments(state, start, sealed)
-            self._session.spool.marks(state, start, self._marks(start, start + len(buffer)))
+            self._session.spool.add_arguments(state, start, sealed)
+            self._session.spool.add_hashes(state, start, self._marks(start, start + len(buffer)))
         with state.changed:
             state.arguments.add(buffer)
         self._sent += len(buffer)
