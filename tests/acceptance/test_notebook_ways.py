@@ -11,7 +11,7 @@ from lab import ARTEFACTS, missing, until
 
 from nbqueue.client.panel import html, job_details
 from nbqueue.client.panel.failures import FailureGroup
-from nbqueue.client.panel.model import Failures, PanelModel
+from nbqueue.client.panel.model import FailureLine, PanelModel
 from nbqueue.client.panel.polling import JobProgress, QueueWorkers
 from nbqueue.client.panel.widget import _STYLE
 from nbqueue.model import Tally
@@ -249,14 +249,14 @@ def test_the_panel_can_be_read_on_every_background(lab):
             QueueWorkers("default", 1, 2, ("node3",)),
             QueueWorkers("gpu", 0, 0, (), "run nbqueue worker gpu", "nbqueue worker"),
         ),
-        trouble=("the server cannot be reached",),
-        failures=(Failures(kind, 1),),
+        problems=("the server cannot be reached",),
+        failures=(FailureLine(kind, 1),),
         retry=1,
     )
     told = job_details.JobDetails("pages-7k2f:3", "ran 3 s", "Traceback ...", "printed")
     inner = html.static(msgspec.structs.replace(seen, ended=True), {0: told}, asof="Snapshot. See x()", again="x()")
     inner += "<div class='nbq-controls'>" + _STYLE + html.head(seen) + html.message("Canceled.", wrong=True)
-    inner += html.told(told, "x = 5") + "</div>"
+    inner += html.job_html(told, "x = 5") + "</div>"
     page = lab.browser.new_page(viewport={"width": 900, "height": 900})
     for name, sheet, behind in themes():
         page.set_content(f"<style>{sheet}</style><body style='margin:0;padding:9px;background:{behind}'>{inner}</body>")

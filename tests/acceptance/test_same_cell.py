@@ -162,7 +162,7 @@ def test_kernels_reattach_and_say_that_the_earlier_batch_of_a_cell_still_runs(se
     assert "still runs" not in said
     earlier = nbqueue.attach().id
     status, said = first.run(cell)
-    assert f"still runs: {earlier} (3 queued)" in said
+    assert f"still running: {earlier} (3 queued)" in said
     assert f"nbqueue.attach(&#x27;{earlier}&#x27;).cancel()" in said
     assert "Cancel the earlier batch" in said
     assert first.run("batch.ref.earlier[0].cancel()")[0] == "ok"

@@ -220,7 +220,7 @@ def test_a_key_that_no_worker_has_is_told_by_all_who_tell_it(session, fleet, tmp
         job.wait(1)
     assert f"nbqueue: no worker of the queue 'low' has {name}" in capfd.readouterr().err
     lookout = polling.WorkersPoller()
-    monkeypatch.setattr(polling, "LOOK_SERVING", 0.0)
+    monkeypatch.setattr(polling, "WORKERS_PERIOD", 0.0)
     monkeypatch.setattr(polling, "LONELY", 0.0)
     lookout.look([job.batch])
     assert name in lookout.found.advice

@@ -12,7 +12,7 @@ import nbqueue
 from nbqueue.client.panel import html, model
 from nbqueue.client.panel.failures import FailureGroups
 from nbqueue.client.panel.rate import RateEstimator
-from nbqueue.client.panel.widget import Acts, PanelWidget
+from nbqueue.client.panel.widget import PanelActions, PanelWidget
 from nbqueue.client.state.batch_state import BatchState
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 
@@ -56,17 +56,17 @@ def redraws(n: int) -> tuple[float, list[float], list[float]]:
     end(0, ended)
     groups, pace = FailureGroups(str), RateEstimator()
     groups.add(batch.ref)
-    controls = PanelWidget("ab12", Acts([batch], groups))
+    controls = PanelWidget("ab12", PanelActions([batch], groups))
     began = time.perf_counter()
-    while not groups.look():
+    while not groups.update():
         pass
     first, live, saved = time.perf_counter() - began, [], []
     for _ in range(REDRAWS):
         end(ended, ended + NEWS)
         ended += NEWS
         began = time.perf_counter()
-        groups.look()
-        seen = model.look([batch.ref], pace, groups, ())
+        groups.update()
+        seen = model.snapshot([batch.ref], pace, groups, ())
         controls.show(seen)
         live.append(time.perf_counter() - began)
         began = time.perf_counter()

@@ -99,7 +99,7 @@ def test_integers_and_booleans_with_missing_rows():
 
 NOTHING = [None, columns.MISSING, pd.NA, pd.NaT, float("nan"), np.float32("nan"), np.float64("nan")]
 WHOLE = st.integers(-(1 << 63), (1 << 63) - 1)
-KINDS = {
+MAX_GROUPS = {
     "iu": WHOLE | WHOLE.map(np.int64) | st.integers(0, 255).map(np.uint8),
     "u": st.integers(1 << 63, (1 << 64) - 1),
     "b": st.booleans() | st.booleans().map(np.bool_),
@@ -107,13 +107,13 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MAX_GROUPS)
 @given(st.data())
 def test_a_column_of_numbers_stays_one_whatever_is_missing_and_no_value_changes(kind, data):
     if kind == "f":
-        values = [0.5, *data.draw(st.lists(KINDS[kind] | st.sampled_from(NOTHING)))]
+        values = [0.5, *data.draw(st.lists(MAX_GROUPS[kind] | st.sampled_from(NOTHING)))]
     else:
-        values = data.draw(st.lists(KINDS[kind], min_size=1)) + data.draw(st.lists(st.sampled_from(NOTHING)))
+        values = data.draw(st.lists(MAX_GROUPS[kind], min_size=1)) + data.draw(st.lists(st.sampled_from(NOTHING)))
     found = columns.column(data.draw(st.permutations(values)))
     assert found.dtype.kind in kind
     assert sorted(found.dropna()) == sorted(value for value in values if not columns.is_missing(value))

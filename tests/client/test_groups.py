@@ -20,12 +20,12 @@ def line_of(frame):
 def grouped(function, items):
     groups = FailureGroups(line_of)
     groups.add(nbqueue.map(function, items, inline="collect").ref)
-    assert groups.look()
+    assert groups.update()
     return groups
 
 
 def told(groups):
-    return [(len(kind.members), kind.what) for kind in groups.kinds()]
+    return [(len(kind.members), kind.what) for kind in groups.groups()]
 
 
 def by_key(x):
@@ -39,7 +39,7 @@ def by_key(x):
 def test_failures_of_one_kind_are_one_group_with_the_users_line():
     groups = grouped(by_key, range(8))
     assert told(groups) == [(4, "KeyError: 'title'"), (1, "KeyError: 'body'")]
-    assert groups.kinds()[0].where == f"line {by_key.__code__.co_firstlineno + 4} of test_groups.py"
+    assert groups.groups()[0].where == f"line {by_key.__code__.co_firstlineno + 4} of test_groups.py"
     assert len(groups) == 5
 
 
@@ -67,7 +67,7 @@ def worded(word):
 def test_many_messages_from_one_place_are_one_kind_by_what_they_share():
     words = ["apple", "berry", "cherry", "date", "elder", "fig", "grape"]
     few, many = grouped(worded, words[:VARIETY]), grouped(worded, words)
-    assert len(few.kinds()) == VARIETY
+    assert len(few.groups()) == VARIETY
     assert told(many) == [(7, f"ValueError: could not convert '{GAP}' to float")]
 
 
@@ -76,7 +76,7 @@ def parsed(text):
 
 
 def test_the_place_is_the_users_line_and_not_the_librarys():
-    (kind,) = grouped(parsed, ["{"]).kinds()
+    (kind,) = grouped(parsed, ["{"]).groups()
     assert kind.where.endswith("of test_groups.py")
     assert kind.what.startswith("json.decoder.JSONDecodeError: Expecting property name")
 
@@ -85,12 +85,12 @@ def test_a_retry_takes_failures_out_and_puts_others_in():
     batch = nbqueue.map(by_key, range(4), inline="collect")
     groups = FailureGroups(line_of)
     groups.add(batch.ref)
-    groups.look()
+    groups.update()
     batch.retry(rows=[1, 2], func=lambda x: x)
-    groups.look()
+    groups.update()
     assert told(groups) == [(2, "KeyError: 'title'")]
     batch.retry(func=numbered)
-    groups.look()
+    groups.update()
     assert told(groups) == [(2, f"ValueError: row {GAP} at {GAP} took {GAP} s")]
 
 
@@ -128,7 +128,7 @@ def test_what_real_workers_settle_is_grouped_too(session):
     hands.stop()
     groups = FailureGroups(line_of)
     groups.add(batch.ref)
-    groups.look()
+    groups.update()
     assert told(groups) == [(4, "KeyError: 'title'"), (1, "KeyError: 'body'")]
 
 
@@ -144,11 +144,11 @@ def test_a_look_costs_what_is_new_and_not_what_there_is():
     groups = FailureGroups(line_of)
     groups.add(batch.ref)
     looks = 1
-    while not groups.look():
+    while not groups.update():
         looks += 1
     assert looks >= N / 2_000
     assert told(groups) == [(N, f"KeyError: row {GAP}")]
     begun = time.thread_time()
     for _ in range(100):
-        groups.look()
+        groups.update()
     assert time.thread_time() - begun < 0.3

@@ -57,7 +57,7 @@ def test_everyone_who_waits_is_told(lost):
     for ask in asked:
         with pytest.raises(LostByServer, match="has forgotten"):
             ask()
-    assert "forgotten this batch, and 3 jobs of it" in model.trouble(batch.ref.state)
+    assert "lost this batch; 3 jobs of it must run again" in model.problem(batch.ref.state)
     assert "lost by the server" in repr(batch)
 
 

@@ -74,7 +74,7 @@ def test_a_frame_is_whole_after_the_server_forgot_and_the_kernel_was_restarted(s
     assert again.results(errors="skip") == [0, 1, 4, BIG, 25]
     assert [job.index for job in again.failed] == [3]
     assert again[2].args == (2,)
-    assert model.safety(again.ref.state, 0) == "All results saved; no longer on the server"
+    assert model.retention_note(again.ref.state, 0) == "All results saved; no longer on the server"
     assert nbqueue.attach(batch.id) == nbqueue.attach() == batch
     again.forget()
     assert files(new) == []
@@ -314,7 +314,7 @@ def test_without_a_spool_nothing_is_written(server, session, hands, monkeypatch,
     hands.work()
     assert batch.results(timeout=10) == [1, BIG]
     assert not (tmp_path / "home" / "spool").exists()
-    assert "in memory here only (the spool is switched off)" in model.safety(batch.ref.state, 0, new.spool.why)
+    assert "in memory here only (the spool is switched off)" in model.retention_note(batch.ref.state, 0, new.spool.why)
     flush(new.broker)
     new.collector.stop()
     last = nbqueue.connect(server.url, namespace=session.settings.namespace)

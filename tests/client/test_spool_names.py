@@ -219,7 +219,7 @@ def test_failures_of_a_batch_that_was_brought_back_are_those_that_it_has_now(ser
     assert batch.wait(10)
     groups = FailureGroups(str)
     groups.add(batch.ref)
-    assert groups.look()
+    assert groups.update()
     assert len(groups) == 2
     for left in (2, 0):
         settled(batch)
@@ -235,7 +235,7 @@ def test_failures_of_a_batch_that_was_brought_back_are_those_that_it_has_now(ser
         own.work()
         own.stop()
         assert batch.wait(10)
-        assert groups.look()
+        assert groups.update()
         assert (len(groups), batch.tally.failed) == (left, left)
 
 

@@ -31,15 +31,15 @@ def tellers(batch):
     """What each says of job 1: its cause."""
     job, groups = batch[1], FailureGroups(str)
     groups.add(batch.ref)
-    wait_until(groups.look)
-    told = job_details.told(batch.ref, 1)
+    wait_until(groups.update)
+    told = job_details.details_of(batch.ref, 1)
     frame = batch.to_frame(wait=False, meta=True)
     return {
         "frame": (frame["status"][1], frame["cause"][1]),
         "gather": tuple(nbqueue.gather([job])[["status", "error"]].iloc[0]),
         "job": job.error,
         "details": (told.facts, told.traceback),
-        "groups": [kind.what for kind in groups.kinds()],
+        "groups": [kind.what for kind in groups.groups()],
         "causes": Jobs([job], "one").causes,
         "table": repr(Jobs([job], "one")).splitlines()[-1],
     }
@@ -75,7 +75,7 @@ def test_a_job_that_the_server_lost_is_a_failure_wherever_it_is_told(session, ot
     found = Batch(find.fetch(other, batch[1].id).batch)
     found.ref.state.gone = "lost"
     cause = Cause.LOST_BY_SERVER
-    assert (found[1].error, job_details.told(found.ref, 1).facts) == (cause, f"cause {cause}")
+    assert (found[1].error, job_details.details_of(found.ref, 1).facts) == (cause, f"cause {cause}")
     assert Jobs([found[1]], "one").causes == {cause: 1}
     assert list(found.to_frame(wait=False, meta=True)["cause"]) == [cause] * 3
     assert [job.index for job in found.failed] == [0, 1, 2]

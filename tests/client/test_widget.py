@@ -8,8 +8,8 @@ from helpers import wait_until
 import nbqueue
 from nbqueue.client.panel import model, widget
 from nbqueue.client.panel.failures import FailureGroups
-from nbqueue.client.panel.rate import pace_of
-from nbqueue.client.panel.widget import Acts, PanelWidget
+from nbqueue.client.panel.rate import rate_of
+from nbqueue.client.panel.widget import PanelActions, PanelWidget
 from nbqueue.client.submit import retry
 from nbqueue.store import server as program
 
@@ -20,12 +20,12 @@ class Shown:
     def __init__(self, batch):
         self.batch, self.groups = batch, FailureGroups(lambda frame: f"line {frame[1]}")
         self.groups.add(batch.ref)
-        self.controls = PanelWidget("ab12", Acts([batch.ref], self.groups, retry.again))
+        self.controls = PanelWidget("ab12", PanelActions([batch.ref], self.groups, retry.again))
         self.draw()
 
     def draw(self):
-        self.groups.look()
-        self.controls.show(model.look([self.batch.ref], pace_of(self.batch.ref.state), self.groups, ()))
+        self.groups.update()
+        self.controls.show(model.snapshot([self.batch.ref], rate_of(self.batch.ref.state), self.groups, ()))
         return self
 
     @property
@@ -64,7 +64,7 @@ def test_what_the_cell_left_running_has_a_button_of_its_own(session):
     batch.ref.earlier = [before.ref]
     shown = Shown(batch)
     assert set(shown.buttons) == {"Cancel", "Cancel the earlier batch"}
-    assert f"still runs: {before.id} (5 queued)" in shown.controls._lines.value
+    assert f"still running: {before.id} (5 queued)" in shown.controls._lines.value
     shown.buttons["Cancel the earlier batch"].click()
     wait_until(lambda: f"5 canceled of {before.id}" in shown.note)
     wait_until(lambda: before.done)
@@ -82,7 +82,7 @@ def test_retry_runs_what_failed_and_says_that_the_function_has_changed(session, 
     shown = Shown(nbqueue.map(halves, range(6)))
     assert shown.batch.wait(20)
     shown.draw().buttons["Retry 3 failed"].click()
-    wait_until(lambda: "3 run again. halves has changed since" in shown.note)
+    wait_until(lambda: "3 retried. halves has changed since" in shown.note)
     wait_until(lambda: shown.batch.ref.state.outcomes.attempt(1) == 2 and shown.batch.done)
 
 
@@ -141,7 +141,7 @@ def test_a_widget_whose_batch_is_done_holds_it_no_more(session, busy):
     assert shown.batch.wait(20)
     shown.draw()
     controls, batch = shown.controls, weakref.ref(shown.batch)
-    controls.acts.drop()
+    controls.actions.drop()
     del shown
     gc.collect()
     assert batch() is None
@@ -150,11 +150,11 @@ def test_a_widget_whose_batch_is_done_holds_it_no_more(session, busy):
 
 def test_a_kernel_keeps_so_many_widgets_and_no_more(session):
     shown = [Shown(nbqueue.map(abs, [1], progress=False)) for _ in range(3)]
-    while len(widget._kept) < widget.KEPT:
+    while len(widget._widgets) < widget.MAX_WIDGETS:
         shown.append(Shown(shown[0].batch))
-    first = widget._kept[0]
+    first = widget._widgets[0]
     Shown(shown[0].batch)
-    assert len(widget._kept) == widget.KEPT
+    assert len(widget._widgets) == widget.MAX_WIDGETS
     assert first.box.comm is None
     shown[0].batch.cancel()
 

@@ -1,4 +1,4 @@
-"""Live progress in a notebook or terminal, drawn from a frozen model.
+"""Live progress in a notebook or terminal, rendered from a frozen model.
 
 May import lookup and what is below it.
 """

@@ -1,4 +1,4 @@
-"""What shows a batch: a panel in a notebook, rich's bar in a terminal, nothing where no one looks."""
+"""Choosing how a batch is shown: a panel in a notebook, rich's progress bar in a terminal, else nothing."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 from nbqueue.client.panel import previous_run
 from nbqueue.client.panel.panel import Panel
-from nbqueue.client.panel.rate import line, pace_of
+from nbqueue.client.panel.rate import line, rate_of
 from nbqueue.client.panel.widget import Retry
 from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.client.session.kernel import cell, shell
 
-TITLE, WORDS = 24, 68  # characters of a batch's name in a terminal, and of the words that have the precedence
-SHARED_FROM = 4  # the batch of a cell that begins the shared panel
+TITLE, WORDS = 24, 68  # characters of a batch's name in a terminal, and of the text beside it, which goes first
+SHARED_FROM = 4  # from this batch of a cell on, batches share one panel
 
 
 # ---------------------------------------------------------------- the notebook
@@ -25,7 +25,7 @@ _cells: dict[int, tuple[int, Panel | None]] = {}  # execution -> (batches shown,
 
 
 def announce(batch: BatchRef, retry: Retry) -> None:
-    """Shows a batch that was just submitted: a panel of its own, or a place in the cell's shared one."""
+    """Shows a batch that was just submitted, in a panel of its own or in the cell's shared panel."""
     number = cell()
     if number is None:
         return
@@ -43,7 +43,7 @@ def announce(batch: BatchRef, retry: Retry) -> None:
 
 
 def view(batch: BatchRef, retry: Retry) -> None:
-    """A fresh view of a batch, in the cell that runs."""
+    """Shows a new panel of a batch in the running cell."""
     Panel(batch, retry)
 
 
@@ -52,7 +52,7 @@ def view(batch: BatchRef, retry: Retry) -> None:
 
 @contextmanager
 def in_terminal(batch: BatchRef) -> Iterator[Callable[[], None]]:
-    """While it lasts, a bar moves in the terminal; yields what draws it anew. Nothing where stdout is no terminal."""
+    """Shows a progress bar while the block runs, if stdout is a terminal; yields the function that redraws it."""
     if shell() is not None or not batch.visible or not sys.stdout.isatty():
         yield _nothing
         return
@@ -64,12 +64,12 @@ def in_terminal(batch: BatchRef) -> Iterator[Callable[[], None]]:
     words = rich.TextColumn("{task.fields[words]}", markup=False)
     with rich.Progress(title, rich.BarColumn(), words) as bar:
         task = bar.add_task(batch.name or batch.id, total=max(1, len(batch)), words="")
-        pace = pace_of(batch.state)
+        rate = rate_of(batch.state)
 
         def show() -> None:
             tally, n = batch.tally, len(batch)
-            pace.see(tally.over, ended=batch.state.settled)
-            bar.update(task, total=max(1, n), completed=tally.over, words=line(tally, n, pace.eta(n - tally.over)))
+            rate.see(tally.over, ended=batch.state.settled)
+            bar.update(task, total=max(1, n), completed=tally.over, words=line(tally, n, rate.eta(n - tally.over)))
 
         show()
         try:

@@ -1,6 +1,6 @@
-"""A View as HTML, the same live and saved: inline styles, the theme's own colours, nothing from the network.
+"""A PanelModel as HTML, live and saved: inline styles, the theme's colours, nothing from the network.
 
-Every text that is put in goes through `_safe`. Colours are JupyterLab's and VS Code's variables, with fallbacks.
+Every inserted text is escaped by `_safe`. Colours are variables of JupyterLab and VS Code, with fallbacks.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import html
 from collections.abc import Mapping
 
 from nbqueue.client.panel.job_details import JobDetails
-from nbqueue.client.panel.model import Failures, PanelModel
+from nbqueue.client.panel.model import FailureLine, PanelModel
 from nbqueue.client.panel.polling import JobProgress
 
 TRACE = 6_000  # characters of a traceback in a saved notebook
@@ -23,7 +23,7 @@ _HUES = {
     "scheduled": "#9575cd",
     "deferred": "#bcaaa4",
 }
-_PLAIN = {  # for frontends that clean HTML, and drop what they cannot judge
+_PLAIN = {  # for frontends that sanitize HTML and drop variables
     "finished": "#388e3c",
     "failed": "#d32f2f",
     "canceled": "#8a8a8a",
@@ -32,8 +32,7 @@ _PLAIN = {  # for frontends that clean HTML, and drop what they cannot judge
     "scheduled": "#9575cd",
     "deferred": "#bcaaa4",
 }
-# Text and what is behind it, from one source: of two, one may be light and the other too. Where the page names none of
-# them, those of the browser, which follow its scheme.
+# Text and background from one source: from two, both might be light. Without a theme, the browser's own colours.
 PAIR = (
     "color:var(--jp-ui-font-color1,var(--vscode-foreground,CanvasText));"
     "background:var(--jp-layout-color0,var(--vscode-editor-background,Canvas))"
@@ -51,41 +50,42 @@ def _safe(text: str) -> str:
 
 
 def head(view: PanelModel) -> str:
-    """All that is seen without a click: what moves, and the lines below it."""
+    """Everything that is visible without a click: the top, and the lines below."""
     return _page(_top(view) + _lines(view))
 
 
 def top(view: PanelModel) -> str:
-    """What moves: title, pace, bar, counts, and how far running jobs are."""
+    """The part that moves: title, rate, bar, counts, and the progress of running jobs."""
     return _page(_top(view))
 
 
 def lines(view: PanelModel) -> str:
-    """The lines below, which seldom change: whoever selects a command in them keeps the selection."""
+    """The lines below, which seldom change: a selected command in them stays selected."""
     text = _lines(view)
     return _page(text) if text else ""
 
 
 def _top(view: PanelModel) -> str:
     about = f" <span style='{_MUTED}'>{_safe(view.about)}</span>" if view.about else ""
-    title = f"<span><b>{_safe(view.title)}</b>{about}</span><span style='margin-left:auto'>{_safe(view.pace)}</span>"
+    progress = f"<span style='margin-left:auto'>{_safe(view.progress_text)}</span>"
+    title = f"<span><b>{_safe(view.title)}</b>{about}</span>{progress}"
     seed = f"<span style='margin-left:auto;{_SMALL}'>{_safe(view.seed)}</span>" if view.seed else ""
     parts = [
         f"<div style='display:flex;flex-wrap:wrap;column-gap:16px'>{title}</div>",
         _bar(view),
         f"<div style='display:flex;flex-wrap:wrap;column-gap:16px'>{_legend(view)}{seed}</div>",
-        *(_going(each) for each in view.going),
+        *(_job_progress(each) for each in view.running),
     ]
     return "".join(parts)
 
 
 def _lines(view: PanelModel) -> str:
-    found = [_note(text, "failed") for text in view.trouble]
+    found = [_note(text, "failed") for text in view.problems]
     found += [_note(text, "started", command) for text, command in view.notes]
-    found += [_note(each.advice, "started", each.command) for each in view.serving if each.advice]
-    said = _safe("".join(f"{part.rstrip('.')}. " for part in (view.served, view.safe) if part)).rstrip()
-    # The line is there from the beginning, so that nothing moves when it has words.
-    return "".join(found) + (f"<div style='{_MUTED}'>{said or '&nbsp;'}</div>" if said or not view.ended else "")
+    found += [_note(each.advice, "started", each.command) for each in view.workers if each.advice]
+    text = _safe("".join(f"{part.rstrip('.')}. " for part in (view.workers_text, view.retention) if part)).rstrip()
+    # The line exists from the beginning, so that the layout does not jump when it gets text.
+    return "".join(found) + (f"<div style='{_MUTED}'>{text or '&nbsp;'}</div>" if text or not view.ended else "")
 
 
 def _page(inner: str) -> str:
@@ -115,8 +115,8 @@ def _legend(view: PanelModel) -> str:
     )
 
 
-def _going(each: JobProgress | None) -> str:
-    """A running job and how far it says it is, in one line; an empty one where there is none."""
+def _job_progress(each: JobProgress | None) -> str:
+    """The progress of a running job in one line; an empty line for None."""
     if each is None:
         return "<div>&nbsp;</div>"
     bar = ""
@@ -126,18 +126,18 @@ def _going(each: JobProgress | None) -> str:
         bar = (
             f"<span style='{outer}'><span style='{inner}{_PLAIN['started']};{inner}{_HUES['started']}'></span></span> "
         )
-    # One line high whatever it says; without a wrap, it would make the panel as wide as its words.
+    # Always one line high; without wrapping, a long text would widen the panel.
     line = f"{_MUTED};height:1.6em;overflow:hidden;overflow-wrap:anywhere"
     return f"<div style='{line}'>{_safe(each.job)} {bar}{_safe(each.words)}</div>"
 
 
 def _note(text: str, hue: str, command: str = "") -> str:
-    """A line that asks for attention; the command in it stands out, and can be selected with one click."""
-    told = _told(text[:1].upper() + text[1:], command)
-    return f"<div style='border-left:3px solid {_HUES[hue]};padding-left:8px;margin:3px 0'>{told}</div>"
+    """A highlighted line; a command in it is set as code, and selected with one click."""
+    text = _with_command(text[:1].upper() + text[1:], command)
+    return f"<div style='border-left:3px solid {_HUES[hue]};padding-left:8px;margin:3px 0'>{text}</div>"
 
 
-def _told(text: str, command: str) -> str:
+def _with_command(text: str, command: str) -> str:
     if not command:
         return _safe(text)
     style = f"font-family:{_CODE};user-select:all;padding:0 4px;border:1px solid {_LINE};border-radius:3px"
@@ -145,18 +145,18 @@ def _told(text: str, command: str) -> str:
 
 
 def message(text: str, *, wrong: bool = False) -> str:
-    """A line from the panel itself: what a click did, or why it could not."""
+    """A line about the last click: its result, or its error."""
     return _page(_note(text, "failed" if wrong else "started")) if text else ""
 
 
-def told(job: JobDetails, arguments: str | None = None, *, most: int | None = None) -> str:
-    """One failed job: how it ran, its traceback, what it printed, its arguments if they were asked for."""
+def job_html(job: JobDetails, arguments: str | None = None, *, most: int | None = None) -> str:
+    """One failed job: its run, traceback and log; its arguments if given."""
     trace = job.traceback if most is None or len(job.traceback) <= most else "...\n" + job.traceback[-most:]
     parts = [f"<div><b>{_safe(job.job)}</b> <span style='{_MUTED}'>{_safe(job.facts)}</span></div>", _pre(trace)]
     if arguments is not None:
-        parts += ["<div>Its arguments</div>", _pre(arguments)]
+        parts += ["<div>Arguments</div>", _pre(arguments)]
     if job.log:
-        parts += ["<div>The end of what it printed</div>", _pre(job.log)]
+        parts += ["<div>End of its log</div>", _pre(job.log)]
     return _page("".join(parts))
 
 
@@ -172,11 +172,11 @@ def _pre(text: str) -> str:
 
 
 def static(
-    view: PanelModel, examples: Mapping[int, JobDetails] | None = None, *, asof: str = "", again: str = ""
+    view: PanelModel, examples: Mapping[int, JobDetails] | None = None, *, asof: str = "", command: str = ""
 ) -> str:
-    """The whole as HTML without a kernel; `examples` has a job for each place in `view.failures`.
+    """The panel as HTML that needs no kernel; `examples` has one job for each position in `view.failures`.
 
-    `asof` says of which moment it is, and may hold a command, `again`.
+    `asof` tells the time of the snapshot, and may contain `command`.
     """
     parts = [_kind(each, (examples or {}).get(place)) for place, each in enumerate(view.failures)]
     if view.failures and view.more:
@@ -185,24 +185,24 @@ def static(
         code = f"<code style='font-family:{_CODE}'>batch.retry()</code>"
         parts.append(_page(f"<div>{code} runs what failed again.</div>"))
     kinds = f"<div class='nbq-kinds'>{''.join(parts)}</div>" if parts else ""
-    below = _page(f"<div style='{_MUTED}'>{_told(asof, again)}</div>") if asof else ""
+    below = _page(f"<div style='{_MUTED}'>{_with_command(asof, command)}</div>") if asof else ""
     return f"<div style='max-width:860px;padding:3px 8px;border-radius:4px;{PAIR}'>{head(view)}{kinds}{below}</div>"
 
 
-def _kind(each: Failures, job: JobDetails | None) -> str:
+def _kind(each: FailureLine, job: JobDetails | None) -> str:
     hue = f"border-left:3px solid {_HUES['failed']};padding-left:8px;margin:3px 0"
     if job is None:
         return _page(f"<div style='{hue}'>{_safe(each.text)}</div>")
-    body = told(job, most=TRACE)
+    body = job_html(job, most=TRACE)
     return _page(f"<details style='{hue}'><summary style='cursor:pointer'>{_safe(each.text)}</summary>{body}</details>")
 
 
 def beside(ident: str, inner: str, *, final: bool) -> str:
-    """The saved form beside a live widget that is marked `nbq-live-IDENT`: nothing is seen twice.
+    """The saved form beside a live widget with the class `nbq-live-IDENT`: nothing is visible twice.
 
-    Before the end the widget is seen, and the saved form only where the widget is not, as after a restart of the
-    kernel; at the end the saved form's bar, and of the widget what can be clicked. JupyterLab's "model not found", and
-    a widget whose kernel is gone, are hidden.
+    While the batch runs, the widget is visible, and the saved form only without a widget, as after a restart of the
+    kernel. At the end the saved form is visible, and the clickable parts of the widget. JupyterLab's "model not found"
+    and a widget without a kernel are hidden.
     """
     mark, saved, gone = f".nbq-live-{ident}", f".nbq-saved-{ident}", "jupyter-widgets-disconnected"
     live = f"{mark}:not(.{gone})"

@@ -1,4 +1,4 @@
-"""All about one failed job, for those who ask: from memory, and from the store what only lies there."""
+"""Details of one failed job, on a click: outcome, log and arguments, from memory or read from the server."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from nbqueue.errors import NbqueueError
 from nbqueue.model import Cause
 
 ARGUMENT = 2_000  # characters of an argument
-LOG = 4_000  # characters of what it printed
+LOG = 4_000  # characters of its log
 
 
 class JobDetails(NamedTuple):
-    """One failed job. `facts` is a line of how it ran; `log` is None where it was not asked for."""
+    """One failed job. `facts` is one line about its run; `log` is None if it was not read."""
 
     job: str
     facts: str
@@ -26,13 +26,13 @@ class JobDetails(NamedTuple):
     log: str | None = None
 
 
-def told(batch: BatchRef, index: int, *, log: bool = False) -> JobDetails | None:
-    """What there is to know of a job; None while it has no outcome. `log` asks the store, and never raises."""
+def details_of(batch: BatchRef, index: int, *, log: bool = False) -> JobDetails | None:
+    """The details of a job; None while it has no outcome. Reading the `log` may ask the server, and never raises."""
     job = batch.job(index)
     outcome = refresh.shown_of(job)
     if outcome is None:
         return None
-    facts = [f"cause {outcome.cause}"] if outcome.cause not in {None, Cause.ERROR} else []  # of errors it says nothing
+    facts = [f"cause {outcome.cause}"] if outcome.cause not in {None, Cause.ERROR} else []  # `error` says nothing new
     facts += [f"ran {clock(outcome.runtime_us / 1e6)}"] if outcome.runtime_us else []
     facts += [f"CPU {clock(outcome.cpu_us / 1e6)}"] if outcome.cpu_us else []
     facts += [f"peak memory {outcome.max_rss_kb / 1024:,.0f} MB"] if outcome.max_rss_kb else []
@@ -47,18 +47,18 @@ def _log(batch: BatchRef, index: int) -> str:
     try:
         text = spooled.log(batch.job(index))
     except NbqueueError as why:
-        return f"<not to be had: {why}>"
+        return f"<log unavailable: {why}>"
     return text if len(text) <= LOG else "... " + text[-LOG:]
 
 
 def arguments(batch: BatchRef, index: int) -> str:
-    """The arguments of a job, one per line, as Python shows them. Unpickles them, so only for those who ask."""
+    """The arguments of a job as `name = repr`, one per line. Unpickles them, so called on request only."""
     try:
         payload = lookup.payload(batch, index)
     except NbqueueError as why:
-        return f"<not to be had: {why}>"
+        return f"<arguments unavailable: {why}>"
     if payload is None:
-        return "<the arguments are not to be had any more>"
+        return "<arguments no longer available>"
     args, kwargs, label = lookup.opened_call(payload)
     names = [*batch.spec.columns, *(f"arg_{place}" for place in range(len(batch.spec.columns), len(args)))]
     lines = [f"{name} = {_shown(value)}" for name, value in [*zip(names, args, strict=False), *kwargs.items()]]
@@ -68,6 +68,6 @@ def arguments(batch: BatchRef, index: int) -> str:
 def _shown(value: Any) -> str:
     try:
         text = repr(value)
-    except Exception as why:  # noqa: BLE001 - a __repr__ of the user's may raise anything
+    except Exception as why:  # noqa: BLE001 - the user's __repr__ may raise anything
         return f"<cannot be shown: {perform.type_name(type(why))}: {perform.text_of(why)}>"
     return text if len(text) <= ARGUMENT else f"{text[:ARGUMENT]}... ({len(text):,} characters)"

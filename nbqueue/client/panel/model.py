@@ -1,4 +1,4 @@
-"""What a panel shows, as a plain record: counts, pace, who serves, what is collected, what failed. No frontend here."""
+"""The content of a panel as a frozen record: counts, rate, workers, saved results, failures. No frontend code here."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from nbqueue.model import Tally
 if TYPE_CHECKING:
     from nbqueue.client.state.batch_state import BatchState
 
-# In the order in which a bar shows them.
+# In the order of the bar.
 STATES = ("finished", "failed", "canceled", "started", "queued", "scheduled", "deferred")
-SOON = 2  # days, for which the hour matters
-KINDS = 8  # kinds of failure that a panel lists
+SOON = 2  # days; dates within them are shown with the time
+MAX_GROUPS = 8  # failure groups that a panel lists
 
 
-class Failures(NamedTuple):
-    """One kind of failure, `size` times: `37x KeyError: 'title' - line 12 of this cell`."""
+class FailureLine(NamedTuple):
+    """One failure group of `size` jobs: `37x KeyError: 'title' - line 12 of this cell`."""
 
-    kind: FailureGroup
+    group: FailureGroup
     size: int
 
     @property
     def text(self) -> str:
-        """The kind in a line."""
-        where = f" - {self.kind.where}" if self.kind.where else ""
-        return f"{self.size:,}x {self.kind.what}{where}"
+        """The group in one line."""
+        where = f" - {self.group.where}" if self.group.where else ""
+        return f"{self.size:,}x {self.group.what}{where}"
 
 
 class PanelModel(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is to see of some batches at one moment. Times in seconds, rate in jobs per second."""
+    """Snapshot of some batches for display. Times in seconds, rate in jobs per second."""
 
     title: str
     about: str = ""
@@ -50,27 +50,25 @@ class PanelModel(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None = None
     eta: float | None = None
     elapsed: float | None = None
-    serving: tuple[QueueWorkers, ...] = ()
-    going: tuple[
-        JobProgress | None, ...
-    ] = ()  # some of the jobs that run, and how far they say they are; None: a free line
-    notes: tuple[tuple[str, str], ...] = ()  # (what there is to say, the command in it)
-    earlier: int = 0  # how many batches the same cell submitted before, and still run
+    workers: tuple[QueueWorkers, ...] = ()
+    running: tuple[JobProgress | None, ...] = ()  # progress of some running jobs; None: an empty line
+    notes: tuple[tuple[str, str], ...] = ()  # (text, the command in it)
+    earlier: int = 0  # number of running batches that the same cell submitted before
     seed: str = ""
-    safe: str = ""
-    trouble: tuple[str, ...] = ()
-    failures: tuple[Failures, ...] = ()
-    more: str = ""  # how many kinds of failure are not listed
-    retry: int = 0  # how many jobs `retry` would run again
+    retention: str = ""
+    problems: tuple[str, ...] = ()
+    failures: tuple[FailureLine, ...] = ()
+    more: str = ""  # about the failure groups that are not listed
+    retry: int = 0  # number of jobs that `retry` would run again
 
     @property
     def counts(self) -> list[tuple[str, int]]:
-        """(state, count) in the order of the bar, without what is nil; finished is always told."""
+        """(state, count) in the order of the bar; zero counts are left out, except of finished."""
         found = [(state, int(getattr(self.tally, state))) for state in STATES]
         return [(state, count) for state, count in found if count or state == "finished"]
 
     @property
-    def pace(self) -> str:
+    def progress_text(self) -> str:
         """`118 of 1,000, 3.2/s, about 3 min left, 42 s elapsed`."""
         parts = [f"{self.tally.over:,} of {self.n:,}{'+' if self.open else ''}"]
         parts += [rate_words(self.rate)] if self.rate and not self.ended else []
@@ -80,42 +78,42 @@ class PanelModel(msgspec.Struct, frozen=True, kw_only=True):
         return ", ".join(parts)
 
     @property
-    def served(self) -> str:
+    def workers_text(self) -> str:
         """`2 at a time on node3`, for each queue."""
-        several = len(self.serving) > 1
-        told = [each for each in self.serving if not each.advice]
-        return "; ".join((f"{each.queue}: " if several else "") + _served(each) for each in told)
+        several = len(self.workers) > 1
+        served = [each for each in self.workers if not each.advice]
+        return "; ".join((f"{each.queue}: " if several else "") + _workers_text(each) for each in served)
 
 
-def _served(serving: QueueWorkers) -> str:
-    if not serving.workers:
+def _workers_text(workers: QueueWorkers) -> str:
+    if not workers.workers:
         return "No worker yet"
-    hosts = ", ".join(serving.hosts[:3]) + (f" and {len(serving.hosts) - 3} more" if len(serving.hosts) > 3 else "")
-    return f"{serving.slots:,} at a time on {hosts}"
+    hosts = ", ".join(workers.hosts[:3]) + (f" and {len(workers.hosts) - 3} more" if len(workers.hosts) > 3 else "")
+    return f"{workers.slots:,} at a time on {hosts}"
 
 
 # ---------------------------------------------------------------- from batches
 
 
-def look(
+def snapshot(
     batches: Sequence[BatchRef],
-    pace: RateEstimator,
+    rate: RateEstimator,
     groups: FailureGroups,
-    serving: Sequence[QueueWorkers],
-    going: Sequence[JobProgress | None] = (),
+    workers: Sequence[QueueWorkers],
+    running: Sequence[JobProgress | None] = (),
 ) -> PanelModel:
-    """What there is to see of `batches` now. From memory, in a time that does not depend on the number of jobs."""
+    """The present content of a panel, from memory, in a time that does not depend on the number of jobs."""
     states = [batch.state for batch in batches]
     tally, n = total([state.tally for state in states]), sum(state.n for state in states)
     over = all(ended(state) for state in states)
     missing = sum(map(_missing, states))
-    # The race is over with the last job. What is left then is to copy, of a batch that was attached all of it.
-    pace.see(tally.over, ended=not any(map(_runs, states)), missing=missing)
+    # The clock stops with the last job, although outcomes may remain to be copied (all, of an attached batch).
+    rate.see(tally.over, ended=not any(map(_runs, states)), missing=missing)
     first = batches[0]
     about = f"and {len(batches) - 1} more" if len(batches) > 1 else first.id if first.name else ""
-    kinds = groups.kinds()
-    listed = sorted(kinds, key=lambda kind: -_weight(kind, exact=over))[:KINDS]
-    hidden = sum(len(kind.members) for kind in kinds) - sum(len(kind.members) for kind in listed)
+    all_groups = groups.groups()
+    listed = sorted(all_groups, key=lambda group: -_weight(group, exact=over))[:MAX_GROUPS]
+    hidden = sum(len(group.members) for group in all_groups) - sum(len(group.members) for group in listed)
     return PanelModel(
         title=first.name or first.id,
         about=about,
@@ -123,25 +121,25 @@ def look(
         n=n,
         ended=over,
         open=any(state.open and not ended(state) for state in states),
-        rate=pace.rate,
-        eta=None if over or any(state.open for state in states) else pace.eta(n - tally.over),
-        elapsed=pace.elapsed,
-        serving=() if over else tuple(serving),
-        going=() if over else tuple(going),
-        safe=safety(_first_to_go(states), missing if pace.lags or over else 0, first.session.spool.why),
+        rate=rate.rate,
+        eta=None if over or any(state.open for state in states) else rate.eta(n - tally.over),
+        elapsed=rate.elapsed,
+        workers=() if over else tuple(workers),
+        running=() if over else tuple(running),
+        retention=retention_note(_first_to_go(states), missing if rate.lags or over else 0, first.session.spool.why),
         notes=_notes(batches),
         earlier=0 if over else len(_earlier(batches)),
         seed=f"seed {first.spec.seed}" if len(batches) == 1 and first.spec.seed is not None else "",
-        trouble=tuple(dict.fromkeys(word for batch in batches if (word := trouble_of(batch)))),
-        failures=tuple(Failures(kind, len(kind.members)) for kind in kinds if kind in listed),
-        more=f"and {hidden:,} more, of {counted(len(kinds) - KINDS, 'other kind')}" if hidden else "",
+        problems=tuple(dict.fromkeys(word for batch in batches if (word := problem_of(batch)))),
+        failures=tuple(FailureLine(group, len(group.members)) for group in all_groups if group in listed),
+        more=f"and {hidden:,} more in {counted(len(all_groups) - MAX_GROUPS, 'other group')}" if hidden else "",
         retry=sum(state.tally.failed for state in states if not state.gone and not state.fault),
     )
 
 
-def _weight(kind: FailureGroup, *, exact: bool) -> int:
-    """What decides which kinds are listed. While they grow side by side, the list shall not change all the time."""
-    size = len(kind.members)
+def _weight(group: FailureGroup, *, exact: bool) -> int:
+    """Sort key of the listed groups: rounded unless `exact`, so that growing groups do not swap all the time."""
+    size = len(group.members)
     return size if exact else size.bit_length()
 
 
@@ -154,12 +152,12 @@ def _earlier(batches: Sequence[BatchRef]) -> list[BatchRef]:
 
 
 def _notes(batches: Sequence[BatchRef]) -> tuple[tuple[str, str], ...]:
-    told = [(batch.note, "") for batch in batches if batch.note]
-    return (*told, *previous_run.words(_earlier(batches)))
+    notes = [(batch.note, "") for batch in batches if batch.note]
+    return (*notes, *previous_run.words(_earlier(batches)))
 
 
 def ended(state: BatchState) -> bool:
-    """Whether nothing more will be heard of a batch."""
+    """Whether no more updates of a batch will come."""
     return bool(state.settled or state.gone or state.fault)
 
 
@@ -167,37 +165,34 @@ def _runs(state: BatchState) -> bool:
     return not ended(state) and (state.open or state.tally.over < state.n)
 
 
-def trouble_of(batch: BatchRef) -> str:
-    """What is wrong with a batch; empty if nothing."""
-    found = trouble(batch.state)
+def problem_of(batch: BatchRef) -> str:
+    """The problem of a batch, or of the connection; empty if there is none."""
+    found = problem(batch.state)
     outage = batch.session.collector.outage
     if not found and outage is not None and not ended(batch.state):
-        return f"The server cannot be reached at the moment; what runs goes on. {outage}"
+        return f"The server cannot be reached at the moment; running jobs go on. {outage}"
     return found
 
 
-def trouble(state: BatchState) -> str:
-    """What is wrong with a batch, by what was heard of it; empty if nothing."""
+def problem(state: BatchState) -> str:
+    """The problem of a batch; empty if there is none."""
     if state.fault is not None:
-        return f"nothing more is heard of it here: {type(state.fault).__name__}: {state.fault}"
+        return f"live updates stopped: {type(state.fault).__name__}: {state.fault}"
     if state.error is not None:
-        return f"its input stopped here: {type(state.error).__name__}: {state.error}"
+        return f"reading the input failed: {type(state.error).__name__}: {state.error}"
     words = {
-        "lost": f"the server has forgotten this batch, and {counted(state.n - state.collected, 'job')} of it that must "
-        "run again; what was collected here stays",
+        "lost": f"the server lost this batch; {counted(state.n - state.collected, 'job')} of it must run again. "
+        "Results that were collected here are kept",
         "expired": "its results have expired",
         "forgotten": "it was removed from the server",
     }
     if state.settled and state.gone != "forgotten":
-        return "the upload was cut short" if state.cut else ""  # all of it is here
+        return "the upload was cut short" if state.cut else ""  # all outcomes are here
     return words.get(state.gone, "") or ("the upload was cut short" if state.cut else "")
 
 
-def safety(state: BatchState, missing: int, why: str = "") -> str:
-    """What is not copied here yet, how long the server keeps it, and where the copies are.
-
-    `why` nothing is written to disk; empty where it is.
-    """
+def retention_note(state: BatchState, missing: int, why: str = "") -> str:
+    """Where the results are (server, spool, memory), and for how long; `why` is the reason if the spool is off."""
     if not state.known or not state.tally.over or (state.gone and not state.settled):
         return ""
     until = f"for {lifetime(state.ttl)} after the batch ends"
@@ -214,7 +209,7 @@ def safety(state: BatchState, missing: int, why: str = "") -> str:
 
 
 def _day(us: int) -> str:
-    """A day, as people write it, with its year only where that is another one; the time too where it is soon."""
+    """A date, with the year if it is not this one; with the time if it is soon."""
     then, now = datetime.fromtimestamp(us / 1e6, tz=UTC).astimezone(), datetime.now(UTC).astimezone()
     year = f" {then.year}" if then.year != now.year and (then - now).days > SOON else ""
     clock = f", {then:%H:%M}" if (then - now).days < SOON else ""
@@ -226,7 +221,7 @@ def _missing(state: BatchState) -> int:
 
 
 def _first_to_go(states: Sequence[BatchState]) -> BatchState:
-    """The one of whose results the server keeps the shortest; those that run are kept."""
+    """A running batch if there is one; else the batch whose results expire first."""
     running = [state for state in states if state.expires_us is None]
     return running[0] if running else min(states, key=lambda state: state.expires_us or 0)
 

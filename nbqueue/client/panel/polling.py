@@ -1,4 +1,4 @@
-"""What a panel asks the store for, seldom: how far running jobs say they are (`nbqueue.progress`), and who serves."""
+"""What a panel polls from the server: the progress of running jobs (`nbqueue.progress`), and the workers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from nbqueue.client.session.batch_ref import BatchRef
 from nbqueue.errors import BadSignature, NbqueueError
 from nbqueue.store import pending
 
-LOOK = 1.0  # seconds between two looks
-SHOWN = 5  # jobs
-BATCHES = 3  # of one panel that are asked about
-LOOK_SERVING = 2.0  # seconds between two looks
-LONELY = 2.0  # seconds without a worker, after which one is asked for
+PERIOD = 1.0  # seconds between two polls of progress
+SHOWN = 5  # jobs that are shown
+BATCHES = 3  # batches of one panel that are polled
+WORKERS_PERIOD = 2.0  # seconds between two polls of the workers
+PATIENCE = 2.0  # seconds without a worker, after which the panel gives advice
 
 
 class JobProgress(NamedTuple):
-    """A running job, and how far it says it is."""
+    """The progress that a running job reported."""
 
     job: str
     done: float
@@ -35,78 +35,78 @@ class JobProgress(NamedTuple):
 
     @property
     def share(self) -> float | None:
-        """From 0 to 1; None where the job does not know."""
+        """From 0 to 1; None without a total."""
         return min(1.0, max(0.0, self.done / self.total)) if self.total else None
 
 
 class ProgressPoller:
-    """Asks the store what running jobs say; for the painter's thread.
+    """Polls the progress of running jobs; used by the render thread.
 
-    A job keeps its place in the list, and a place is kept when its job has ended: what is seen beneath does not move.
+    A job keeps its line, and the line stays empty when the job has ended, so that the layout below does not move.
     """
 
     def __init__(self) -> None:
         self._next = 0.0
-        self._places: list[_Said | None] = []
+        self._lines: list[_Found | None] = []
 
     @property
-    def going(self) -> tuple[JobProgress | None, ...]:
-        """What was said last, place by place; None where no job is, or its end has been heard."""
-        return tuple(None if each is None or each.ended else each.going for each in self._places)
+    def running(self) -> tuple[JobProgress | None, ...]:
+        """The latest progress, line by line; None for a line without a running job."""
+        return tuple(None if each is None or each.ended else each.running for each in self._lines)
 
-    def look(self, batches: Sequence[BatchRef]) -> None:
-        """Looks, if it is time. Never raises for a server that is away."""
+    def poll(self, batches: Sequence[BatchRef]) -> None:
+        """Polls if PERIOD is over. Never raises if the server is away."""
         if time.monotonic() < self._next:
             return
-        self._next = time.monotonic() + LOOK
+        self._next = time.monotonic() + PERIOD
         moving = [batch for batch in batches if batch.state.tally.started and not batch.inline and not batch.state.gone]
-        found: dict[tuple[str, int], _Said] = {}
+        found: dict[tuple[str, int], _Found] = {}
         for batch in moving[:BATCHES]:
             try:
-                told = [] if batch.session.asleep else batch.session.broker.noted(batch.id)
+                metas = [] if batch.session.asleep else batch.session.broker.noted(batch.id)
             except NbqueueError:
-                return  # the collector's outage is told; what was known last stays
-            for index, blob in sorted(told):
+                return  # the panel shows the collector's outage; the last progress stays
+            for index, blob in sorted(metas):
                 if (one := _read(batch, index, blob)) is not None:
                     found[batch.id, index] = one
         self._arrange(found, sum(batch.state.tally.started for batch in moving))
 
-    def _arrange(self, found: dict[tuple[str, int], _Said], started: int) -> None:
-        places = [None if each is None else found.pop((each.batch.id, each.row), None) for each in self._places]
-        if found or any(places):  # as many as run at a time: all of them may come to say something
-            size = min(SHOWN, max(len(places), started))
-            places += [None] * (size - len(places))
+    def _arrange(self, found: dict[tuple[str, int], _Found], started: int) -> None:
+        lines = [None if each is None else found.pop((each.batch.id, each.row), None) for each in self._lines]
+        if found or any(lines):  # a line for each running job: all may report progress
+            size = min(SHOWN, max(len(lines), started))
+            lines += [None] * (size - len(lines))
         others = iter(found.values())
-        self._places = [next(others, None) if each is None else each for each in places]
+        self._lines = [next(others, None) if each is None else each for each in lines]
 
 
-class _Said(NamedTuple):
-    """What a job said."""
+class _Found(NamedTuple):
+    """The progress of a job, as read."""
 
     batch: BatchRef
     row: int
-    going: JobProgress
+    running: JobProgress
 
     @property
     def ended(self) -> bool:
         return self.row in self.batch.state.outcomes
 
 
-def _read(batch: BatchRef, index: int, blob: bytes) -> _Said | None:
+def _read(batch: BatchRef, index: int, blob: bytes) -> _Found | None:
     try:
-        said = job_meta.opened(batch.session.sealer, batch.spec, batch.id, index, blob).progress
+        progress = job_meta.opened(batch.session.sealer, batch.spec, batch.id, index, blob).progress
     except BadSignature:
-        return None  # of someone else's making: not shown
-    if said is None or not batch.state.holds(index):
+        return None  # not signed by us: not shown
+    if progress is None or not batch.state.holds(index):
         return None
-    return _Said(batch, index, JobProgress(batch.job(index).id, *said))
+    return _Found(batch, index, JobProgress(batch.job(index).id, *progress))
 
 
-# ---------------------------------------------------------------- who serves
+# ---------------------------------------------------------------- workers
 
 
 class QueueWorkers(NamedTuple):
-    """The live workers of a queue. `advice` says what is missing, `command` is the part of it that is to be run."""
+    """The live workers of a queue. `advice` says what is missing; `command` is the command in it."""
 
     queue: str
     workers: int
@@ -117,20 +117,20 @@ class QueueWorkers(NamedTuple):
 
 
 class WorkersPoller:
-    """Looks now and then who serves the batches of a queue; for the painter's thread, since it asks the store."""
+    """Polls the workers of one queue; used by the render thread."""
 
     def __init__(self) -> None:
         self._next = 0.0
-        self._lonely: float | None = None
+        self._without_workers: float | None = None
         self.found: QueueWorkers | None = None
 
-    def look(self, batches: Sequence[BatchRef]) -> None:
-        """Brings `found` up to date, as long as one of these has not ended. Never raises for a server that is away."""
+    def poll(self, batches: Sequence[BatchRef]) -> None:
+        """Updates `found` while one of the batches runs. Never raises if the server is away."""
         running = [batch for batch in batches if not (batch.inline or batch.state.over or batch.state.gone)]
         now = time.monotonic()
         if not running or now < self._next or running[0].session.asleep:
             return
-        self._next = now + LOOK_SERVING
+        self._next = now + WORKERS_PERIOD
         batch = next((each for each in running if each.state.tally.queued), running[0])
         session, state = batch.session, batch.state
         advice = Advice(session, state)
@@ -138,10 +138,12 @@ class WorkersPoller:
             mine = pending.Workers(session.broker).of(state.queue)
             why = advice.pending() if state.tally.queued else None
         except NbqueueError:
-            return  # the collector's outage is told; what was known last stays
+            return  # the panel shows the collector's outage; the last workers stay
         hosts = tuple(dict.fromkeys(info.host for info in mine))
         found = QueueWorkers(state.queue, len(mine), sum(info.slots for info in mine), hosts)
-        self._lonely = (self._lonely or now) if why is not None and why.reason != pending.BUSY else None
-        if self._lonely is not None and now - self._lonely >= LONELY:
+        self._without_workers = (
+            (self._without_workers or now) if why is not None and why.reason != pending.BUSY else None
+        )
+        if self._without_workers is not None and now - self._without_workers >= PATIENCE:
             found = found._replace(advice=advice.message(), command=advice.command())
         self.found = found

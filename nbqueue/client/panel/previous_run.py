@@ -1,4 +1,4 @@
-"""What a notebook's cell submitted before: if that still runs when the cell is run again, its panel says so."""
+"""Batches of a cell's previous run: if they still run when the cell is run again, the new panel says so."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nbqueue.client.session.batch_ref import BatchRef
 
 
 class _Run(NamedTuple):
-    """One execution of a cell: its number, what it submitted, and what the one before left running."""
+    """One execution of a cell: its number, its batches, and the running batches of the execution before."""
 
     number: int
     batches: list[weakref.ref[BatchRef]]
@@ -21,7 +21,7 @@ _runs: dict[str, _Run] = {}
 
 
 def note(batch: BatchRef) -> None:
-    """Remembers `batch` for the cell that runs, and tells it what that cell left running the last time."""
+    """Records `batch` for the running cell, and sets its `earlier` to the running batches of the cell's last run."""
     number, origin = kernel.cell(), kernel.origin()
     if number is None or origin is None:
         return
@@ -38,16 +38,18 @@ def _runs_still(earlier: BatchRef | None, batch: BatchRef) -> bool:
 
 
 def running(batch: BatchRef) -> bool:
-    """Whether something of it may still run."""
+    """Whether jobs of it may still run."""
     state = batch.state
     return not (state.settled or state.gone or state.fault)
 
 
 def words(batches: list[BatchRef]) -> list[tuple[str, str]]:
-    """(what there is to say, the command in it) for each that still runs."""
+    """(text, the command in it) for each batch."""
     found = []
     for batch in batches:
         command = f"nbqueue.attach({batch.id!r}).cancel()"
-        text = f"The batch of this cell's previous run still runs: {batch.id} ({batch.tally}). {command} cancels it."
+        text = (
+            f"A batch of this cell's previous run is still running: {batch.id} ({batch.tally}). {command} cancels it."
+        )
         found.append((text, command))
     return found

@@ -1,4 +1,4 @@
-"""How fast a batch moves, and the words for it."""
+"""The rate of a batch, and durations in words."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from nbqueue.model import Tally
 if TYPE_CHECKING:
     from nbqueue.client.state.batch_state import BatchState
 
-WINDOW = 30.0  # seconds over which a pace is taken ...
-ENOUGH = 20  # ... if as many jobs ended in it; else it is taken since the beginning
-LAG = 2.0  # seconds without having copied everything, after which it is told
+WINDOW = 30.0  # seconds over which the rate is measured ...
+ENOUGH = 20  # ... if so many jobs ended in it; else since the beginning
+LAG = 2.0  # seconds of uncopied results, after which the panel says so
 
 
 class RateEstimator:
-    """How fast outcomes come in, since the batch was first seen. `age`: how long it had run by then.
+    """Rate and elapsed time of a batch, since it was first seen. `age`: seconds that it had run by then.
 
-    What comes after an end, be it a retry or new items, is a new race; not so of `several` batches of one cell.
+    A retry or new items after the end restart the measurement, but not for `several` batches of one cell.
     """
 
     def __init__(self, age: float = 0.0, *, several: bool = False) -> None:
@@ -38,7 +38,7 @@ class RateEstimator:
         self._behind: float | None = None
 
     def see(self, over: int, *, ended: bool, missing: int = 0) -> None:
-        """Takes how many have ended by now, and how many of these are not copied yet."""
+        """Records the number of ended jobs, and of those that are not copied yet."""
         now = time.monotonic()
         self._behind = None if not missing else self._behind or now
         anew = over < self._over or (self._rests and not ended and not self._several)
@@ -58,17 +58,17 @@ class RateEstimator:
 
     @property
     def lags(self) -> bool:
-        """Whether something has not been copied for longer than copying takes."""
+        """Whether results have been uncopied for more than LAG."""
         return self._behind is not None and time.monotonic() - self._behind > LAG
 
     @property
     def elapsed(self) -> float | None:
-        """Seconds since the beginning, to the end; None for what had ended before it was seen."""
+        """Seconds from the beginning to the end; None if it had ended before it was first seen."""
         return self._now - self._first[0] + self._age if self._first is not None and self._seen_running else None
 
     @property
     def rate(self) -> float | None:
-        """Jobs per second, lately; None while nothing tells."""
+        """Recent jobs per second; None while unknown."""
         if not self._recent or self._first is None:
             return None
         since, before = self._recent[0]
@@ -84,7 +84,7 @@ class RateEstimator:
 _paces: WeakKeyDictionary[BatchState, RateEstimator] = WeakKeyDictionary()
 
 
-def pace_of(state: BatchState) -> RateEstimator:
+def rate_of(state: BatchState) -> RateEstimator:
     """The pace of a batch: one for all that show it."""
     if state not in _paces:
         _paces[state] = RateEstimator(max(0.0, time.time() - state.created_us / 1e6) if state.created_us else 0.0)
@@ -101,9 +101,9 @@ _LINED = ("deferred", "scheduled", "queued", "started", "finished", "failed", "c
 def line(tally: Tally, n: int, eta: float | None) -> str:
     """`120 of 1,000: 700 queued, 2 started, 118 finished, 2 failed, about 3 min left`."""
     counts = [(name, int(getattr(tally, name))) for name in _LINED]
-    told = ", ".join(f"{count:,} {name}" for name, count in counts if count or name == "finished")
+    shown = ", ".join(f"{count:,} {name}" for name, count in counts if count or name == "finished")
     left = f", about {left_words(eta)} left" if eta is not None and tally.over < n else ""
-    return f"{tally.over:,} of {n:,}: {told}{left}"
+    return f"{tally.over:,} of {n:,}: {shown}{left}"
 
 
 def span(seconds: float) -> str:
