@@ -1,4 +1,4 @@
-"""`nbqueue demo`: the first five minutes, in ten seconds."""
+"""`nbqueue demo`: a first look in ten seconds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import click
 
-from nbqueue.cli.pages import documents, served
-from nbqueue.cli.words import count_words_at_url
+from nbqueue.cli.demo_function import count_words_at_url
+from nbqueue.cli.demo_pages import documents, served
 from nbqueue.client import api
 from nbqueue.client.batch import Batch
 
@@ -26,7 +26,7 @@ batch.to_frame()"""
 @click.command()
 @click.argument("urls", nargs=-1, metavar="[URL]...")
 def demo(urls: tuple[str, ...]) -> None:
-    """Count the words of many pages, to see nbqueue at work.
+    """Count the words of many pages, to show how nbqueue works.
 
     Starts a private server and two slots in a temporary folder, maps a function over the URLs (without any: over the
     texts of the packages installed here, served from this machine), and stops what it started.
@@ -50,8 +50,8 @@ def demo(urls: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def _own_home() -> Iterator[None]:
-    """A temporary home, so that the demo touches nothing of the user's."""
-    kept = {
+    """A temporary home, so that the demo does not touch the user's files."""
+    saved = {
         name: os.environ.pop(name, None) for name in ("NBQUEUE_HOME", "NBQUEUE_URL", "NBQUEUE_SLOTS", "NBQUEUE_SECRET")
     }
     home = Path(tempfile.mkdtemp(prefix="nbq-demo-"))
@@ -60,7 +60,7 @@ def _own_home() -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(home, ignore_errors=True)
-        for name, value in kept.items():
+        for name, value in saved.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
@@ -77,5 +77,7 @@ def _report(batch: Batch[int], *, own: bool) -> None:
     for job in list(failed)[:3]:
         click.echo(f"  {job.id}  {job.error}")
     if own:
-        click.echo("One page is missing on purpose: a failed call is one row of the frame, and stops nothing.")
+        click.echo(
+            "One page is missing on purpose: a failed call is one row of the frame and does not stop the others."
+        )
     click.echo(f"\nNext, paste this into a notebook:\n\n{PASTE}\n")

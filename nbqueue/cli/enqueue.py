@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from nbqueue.checks import seconds
-from nbqueue.cli import arguments as grammar
-from nbqueue.cli.common import duration, server_options, session
+from nbqueue.cli import rq_arguments
+from nbqueue.cli.server_options import duration, server_options, session
 from nbqueue.errors import BadInput, BadOption, InUse
 from nbqueue.policies import Retry
 
@@ -34,7 +34,7 @@ from nbqueue.policies import Retry
 @click.option("--retry-interval", multiple=True, default=("0",), help="Seconds before each retry.")
 @click.option("--schedule-in", callback=duration, help="Run it after this long, as 10s, 5m or 2d.")
 @click.option("--schedule-at", type=click.DateTime(), help="Run it at this local time, as 2030-12-24T18:00:00.")
-@click.option("-P", "--path", multiple=True, help="Folders in which the function is looked for [default: this one].")
+@click.option("-P", "--path", multiple=True, help="Folders to import the function from [default: the current one].")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @server_options
 def enqueue(
@@ -56,7 +56,7 @@ def enqueue(
     \b
       nbqueue enqueue mylib.count http://example.org limit:=3 --timeout 10m
     """  # noqa: D301 - click reads the control character
-    args, kwargs = grammar.parse(arguments)
+    args, kwargs = rq_arguments.parse(arguments)
     found = [os.path.abspath(each) for each in path or (".",)]  # noqa: PTH100 - links stay as they are
     sys.path[:0] = [each for each in found if each not in sys.path]
     at, after = typed.pop("schedule_at"), typed.pop("schedule_in")
@@ -71,7 +71,7 @@ def enqueue(
 
 
 def _check(function: str, kwargs: dict[str, Any]) -> None:
-    """Raises BadInput for what is no function's name, or an option in place of an argument: before a server starts."""
+    """Raises BadInput for a wrong function name, or an option given as argument, before a server is started."""
     from nbqueue.client.calls.function import describe
 
     found = describe(function)
@@ -80,7 +80,7 @@ def _check(function: str, kwargs: dict[str, Any]) -> None:
     if strange := sorted(kwargs.keys() & options - named.keys()):
         flag = f"--{strange[0].replace('_', '-')} {kwargs[strange[0]]}"
         raise BadInput(
-            message=f"{strange[0]!r} is no parameter of {found.label}{found.signature}. Is the option meant: {flag}?"
+            message=f"{found.label}{found.signature} has no parameter {strange[0]!r}. Did you mean the option {flag}?"
         )
 
 
@@ -98,7 +98,7 @@ def _send(
         return queue.enqueue(function, *args, **kwargs)
     except InUse as why:
         name = why.facts["name"]
-        look = f"Choose another one, or look at that one with `nbqueue show {name}`."
+        look = f"Choose another id, or see that job with `nbqueue show {name}`."
         raise BadInput(message=f"The id {name!r} is in use by another job or batch. {look}") from why
 
 
@@ -122,7 +122,7 @@ def _options(
     if depends_on:
         options["depends_on"] = Dependency(list(depends_on), allow_failure=allow_failure)
     elif allow_failure:
-        raise BadInput(message="--allow-failure needs a --depends-on that it is about.")
+        raise BadInput(message="--allow-failure needs --depends-on.")
     if retry_max:
         options["retry"] = Retry(retry_max, interval=[seconds("--retry-interval", each) for each in retry_interval])
     return options

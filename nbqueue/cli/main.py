@@ -1,4 +1,4 @@
-"""The command `nbqueue`: one file a group of commands, imported when it is called."""
+"""The command `nbqueue`: one file per group of commands, imported on demand."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from nbqueue.errors import NbqueueError
 _COMMANDS = {
     "worker": "worker",
     "enqueue": "enqueue",
-    "info": "look",
-    "batches": "look",
+    "info": "info",
+    "batches": "info",
     "show": "show",
     "requeue": "manage",
     "cancel": "manage",
@@ -33,7 +33,7 @@ _COMMANDS = {
 
 
 class _Lazy(click.Group):
-    """A group whose commands are imported when they are needed, so that a worker does not load what a demo needs."""
+    """A group whose commands are imported on demand, so that a worker does not load what a demo needs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)
@@ -53,18 +53,18 @@ def cli() -> None:
     \b
     First steps:
       nbqueue demo                      see it work, on this machine
-      nbqueue worker --burst            work until nothing is left
-      nbqueue info                      queues, workers, batches
+      nbqueue worker --burst            work until no jobs are left
+      nbqueue info                      show queues, workers, batches
     """  # noqa: D301 - click reads the control character
 
 
 def _warn(message: Warning | str, *_where: Any) -> None:
-    """One line; which line of ours warned is nothing to who types commands."""
+    """Prints a warning as one line, without the source line."""
     click.secho(f"nbqueue: {inert(str(message))}", fg="yellow", err=True)
 
 
 def main() -> None:
-    """Runs the command line; errors of ours are one line and exit code 1, warnings one line."""
+    """Runs the command line; errors of nbqueue print one line and exit with code 1, warnings print one line."""
     warnings.showwarning = _warn  # type: ignore[assignment]
     try:
         cli.main(prog_name="nbqueue", standalone_mode=True, auto_envvar_prefix="NBQUEUE")

@@ -1,4 +1,4 @@
-"""What changes the work of others: requeue, empty, cancel, stop, suspend, resume, shutdown."""
+"""Commands that act on jobs and workers: requeue, empty, cancel, stop, suspend, resume, shutdown."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from nbqueue.checks import counted
-from nbqueue.cli.common import Words, duration, reach, server_options, session
+from nbqueue.cli.server_options import Words, duration, reach, server_options, session
 from nbqueue.errors import BadInput, NbqueueError
 
-LISTED = 10  # batches that a line names
+LISTED = 10  # batches or queues that one line names
 
 
 def _all_queues(url: str | None, namespace: str | None, config: Path | None) -> list[str]:
@@ -22,16 +22,16 @@ def _all_queues(url: str | None, namespace: str | None, config: Path | None) -> 
 
 
 def _known(names: tuple[str, ...], url: str | None, namespace: str | None, config: Path | None) -> list[str]:
-    """These queues, or all. Raises BadInput for one that nothing was ever enqueued in."""
+    """These queues, or all. Raises BadInput for a queue that was never used."""
     known = _all_queues(url, namespace, config)
     if strange := [name for name in names if name not in known]:
-        there = f"those that have been used are {', '.join(known[:LISTED])}" if known else "none has been used yet"
-        raise BadInput(message=f"There is no queue {strange[0]!r}: {there}. `nbqueue info` shows all.")
+        there = f"existing queues are {', '.join(known[:LISTED])}" if known else "no queue has been used yet"
+        raise BadInput(message=f"There is no queue {strange[0]!r}: {there}. `nbqueue info` lists all.")
     return list(names) or known
 
 
 def _each(names: tuple[str, ...], act: Callable[[str], Any]) -> int:
-    """Acts on each; one that fails does not keep the others from it. The number that failed."""
+    """Calls `act` on each name, and goes on after errors; returns the number of errors."""
     failed = 0
     for name in names:
         try:
@@ -61,7 +61,7 @@ def requeue(
     from nbqueue.client.queue import Queue
 
     if bool(job_ids) == everything:
-        raise BadInput(message="Name jobs to requeue, or say --all (with --queue NAME for those of one queue).")
+        raise BadInput(message="Name the jobs to requeue, or give --all (with --queue NAME for one queue only).")
     session(url, namespace, config)
     if everything:
         chosen = _known(queues, url, namespace, config)
@@ -83,10 +83,10 @@ def requeue(
 def _listed(batches: Counter[str]) -> str:
     """`: 200 of sweep, 3 of fit-7k2f and 8 of 8 others`."""
     first = batches.most_common(LISTED)
-    told = ", ".join(f"{size:,} of {name}" for name, size in first)
+    names = ", ".join(f"{size:,} of {name}" for name, size in first)
     if others := len(batches) - len(first):
-        told += f" and {batches.total() - sum(size for _, size in first):,} of {counted(others, 'other')}"
-    return f": {told}" if told else ""
+        names += f" and {batches.total() - sum(size for _, size in first):,} of {counted(others, 'other')}"
+    return f": {names}" if names else ""
 
 
 @click.command()
@@ -96,11 +96,11 @@ def _listed(batches: Counter[str]) -> str:
 def empty(
     queues: tuple[str, ...], *, everything: bool, url: str | None, namespace: str | None, config: Path | None
 ) -> None:
-    """Cancel all jobs that wait in QUEUES. `nbqueue requeue` brings them back."""
+    """Cancel all jobs that wait in QUEUES. `nbqueue requeue` runs them after all."""
     from nbqueue.client.queue import Queue
 
     if bool(queues) == everything:
-        raise BadInput(message="Name queues to empty, or say --all.")
+        raise BadInput(message="Name the queues to empty, or give --all.")
     session(url, namespace, config)
     for name in _known(queues, url, namespace, config):
         click.echo(f"{counted(Queue(name).empty(), 'job')} canceled in {name}")
@@ -141,9 +141,9 @@ def stop(job_ids: tuple[str, ...], *, url: str | None, namespace: str | None, co
     def act(name: str) -> None:
         if not Job.fetch(name).stop():
             raise BadInput(
-                message=f"{name} does not run, so there is nothing to stop. `nbqueue cancel` ends what waits."
+                message=f"{name} is not running, so there is nothing to stop. `nbqueue cancel` cancels waiting jobs."
             )
-        click.echo(f"{name} is told to stop")
+        click.echo(f"{name} is names to stop")
 
     sys.exit(bool(_each(job_ids, act)))
 
@@ -164,7 +164,7 @@ def shutdown(workers: tuple[str, ...], *, url: str | None, namespace: str | None
             raise NoSuchWorker(name=name, server=opened.server)
         for worker in found:
             worker.shutdown()
-            click.echo(f"{worker.id} is told to exit")
+            click.echo(f"{worker.id} is names to exit")
 
     sys.exit(bool(_each(workers, act)))
 

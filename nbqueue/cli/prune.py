@@ -1,4 +1,4 @@
-"""`nbqueue prune`: old copies in the spool, batches on the server that are done since long, and results of neither."""
+"""`nbqueue prune`: removing old batches from the server and the spool, and spilled results that neither needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 from nbqueue import settings, spill
 from nbqueue.checks import OFF, counted, in_units, size_text, spill_root
-from nbqueue.cli.common import Reached, duration, reach, server_options
+from nbqueue.cli.server_options import Reached, duration, reach, server_options
 from nbqueue.client.spool import directory
 from nbqueue.client.spool.directory import SpooledFiles
 from nbqueue.errors import BadOption, SetupError
@@ -21,12 +21,14 @@ from nbqueue.wire import Keyring
 
 
 class Old(NamedTuple):
-    """What prune found: on the server, in the spool, and of spilled results those that neither will have any more."""
+    """What prune removes: batches on the server, copies in the spool, and spilled results that neither needs then."""
 
     views: list[BatchView]
-    kept: list[SpooledFiles]
+    copies: list[SpooledFiles]
     spilled: list[spill.Folder]
-    names: dict[str, str | None]  # of all batches on the server, by id: what a copy was named may have been renamed
+    names: dict[
+        str, str | None
+    ]  # of all batches on the server, by id: a batch may have been renamed since it was copied
 
 
 def _roots(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> list[str]:
@@ -34,7 +36,7 @@ def _roots(_context: click.Context, _option: click.Parameter, value: tuple[str, 
 
 
 def _older(context: click.Context, option: click.Parameter, value: str | float) -> float | None:
-    """As duration; a bare number may be meant as days, and would be seconds."""
+    """As duration, but refuses a bare number: seconds, where days were probably meant."""
     if str(value).strip().replace(".", "", 1).isdecimal():
         raise BadOption(message=f"--older {value}: give a unit, as {value}d for days or {value}h for hours.")
     return duration(context, option, value)
@@ -58,49 +60,50 @@ def prune(
 ) -> None:
     """Remove old results: your done batches from the server, and their copies from this disk. Lists them first.
 
-    What runs stays. Spilled results, in the folder of the settings or --spill, go when neither has their batch.
+    Running batches stay. Spilled results, in the folder of the settings or of --spill, are removed when neither the
+    server nor the spool has their batch.
     """
     found = settings.load(url, namespace, config=config)
     try:
         server: Reached | None = reach(url, namespace, config)
     except SetupError as why:
         server = None
-        click.secho(f"nbqueue: only the spool is looked at. {why}", err=True)
+        click.secho(f"nbqueue: pruning the spool only. {why}", err=True)
     old = _old(found, server, older, [*([found.spill] if found.spill else []), *roots])
     for line in (*_lines(server, old), *_spilled_lines(old)):
         click.echo(line)
-    size = size_text(sum(one.size for one in old.kept))
-    what = f"{len(old.views):,} on the server, {len(old.kept):,} in the spool ({size})"
+    size = size_text(sum(one.size for one in old.copies))
+    what = f"{len(old.views):,} on the server, {len(old.copies):,} in the spool ({size})"
     if old.spilled:
         what += f", {len(old.spilled):,} in the spill ({size_text(sum(one.size for one in old.spilled))})"
     if dry_run:
         click.echo(f"would remove {what}")
         return
-    if (old.views or old.kept or old.spilled) and not yes and sys.stdin.isatty():
+    if (old.views or old.copies or old.spilled) and not yes and sys.stdin.isatty():
         click.confirm(f"remove {what}?", abort=True)
     _remove(server, old)
     click.echo(f"removed {what}")
 
 
 def _old(found: settings.Settings, server: Reached | None, older: float, roots: list[str]) -> Old:
-    """What has not changed for `older` seconds: done batches of ours, copies of what does not run, spilled results."""
-    # Listed first: a batch that comes in between is among those that are wanted.
+    """Unchanged for `older` seconds: our done batches, copies of batches that do not run, spilled results."""
+    # Listed first: a batch that is submitted meanwhile is then found on the server.
     spilled = [one for root in dict.fromkeys(roots) for one in spill.folders(root, found.namespace)]
     views = [] if server is None else server.broker.batches()
     ours = set(Keyring.load(found.home).ids) if views else set()
     since = 0 if server is None else server.broker.now_us() - older * 1e6
     running = {view.id for view in views if not view.done}
-    kept = [] if found.spool is None else directory.list_batches(found.spool)
+    copies = [] if found.spool is None else directory.list_batches(found.spool)
     old_views = [view for view in views if view.signer in ours and view.done_us is not None and view.done_us <= since]
-    old_kept = [one for one in kept if one.written <= time.time() - older and one.key not in running]
+    old_copies = [one for one in copies if one.written <= time.time() - older and one.key not in running]
     if server is None:
-        return Old(old_views, old_kept, [], {})  # nobody knows which results are still wanted
-    going = {view.id for view in old_views}
-    wanted = {view.id for view in views} - going
-    wanted |= {batch for one in kept if one not in old_kept for batch in directory.batches_in(one)}
+        return Old(old_views, old_copies, [], {})  # without the server, any spilled result may still be needed
+    removed = {view.id for view in old_views}
+    wanted = {view.id for view in views} - removed
+    wanted |= {batch for one in copies if one not in old_copies for batch in directory.batches_in(one)}
     limit = time.time() - older
     old_spilled = [one for one in spilled if one.written <= limit and one.batch not in wanted]
-    return Old(old_views, old_kept, old_spilled, {view.id: view.name for view in views})
+    return Old(old_views, old_copies, old_spilled, {view.id: view.name for view in views})
 
 
 def _lines(server: Reached | None, old: Old) -> Iterator[str]:
@@ -108,9 +111,9 @@ def _lines(server: Reached | None, old: Old) -> Iterator[str]:
     for view in old.views:
         ended = _ago(now / 1e6 - (view.done_us or 0) / 1e6)
         yield f"server  {view.id}{_named(view.name)}  {counted(view.n, 'job')}, done {ended}"
-    for one in old.kept:
-        birth = one.header()
-        name = old.names.get(one.batch, None if birth is None else birth.name)
+    for one in old.copies:
+        header = one.header()
+        name = old.names.get(one.batch, None if header is None else header.name)
         yield f"spool   {one.batch}{_named(name)}  {size_text(one.size)}, written {_ago(time.time() - one.written)}"
 
 
@@ -131,7 +134,7 @@ def _remove(server: Reached | None, old: Old) -> None:
     for view in old.views:
         assert server is not None
         server.broker.forget(view.id)
-    for one in old.kept:
+    for one in old.copies:
         directory.remove(one.paths)
     for each in old.spilled:
         spill.forget(each.root, each.namespace, each.batch)

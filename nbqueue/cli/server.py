@@ -1,4 +1,4 @@
-"""`nbqueue server`: the private server of this machine, by hand."""
+"""`nbqueue server`: starting and stopping the private server of this machine."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from nbqueue.store import server as program
 from nbqueue.store.connection import shown
 
 
-@click.group(short_help="Start, stop or look at a server of your own.")
+@click.group(short_help="Start, stop or check a private server.")
 def server() -> None:
-    """Start, stop or look at a Redis or Valkey server of your own, without being its administrator."""
+    """Start, stop or check a private Redis or Valkey server; no administrator is needed."""
 
 
 @server.command(short_help="Make the private server reachable from other machines.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port [default: a free one].")
 @click.option("--bind", default="0.0.0.0", show_default=True, help="The address to listen on.")  # noqa: S104 - other nodes must reach it; it has a password
 def start(port: int, bind: str) -> None:
-    """Make this machine's private server reachable for workers on other machines, with the same data.
+    """Make this machine's private server reachable for workers on other machines, with its data.
 
-    It listens with a password, and its address is written to the connection file in your nbqueue home: where that
-    home is shared, workers and notebooks elsewhere find it without any setting.
+    It asks for a password, and its address is written to the connection file in your nbqueue home: workers and
+    notebooks on machines that share this home find it without any setting.
     """
     found = settings.load()
     url = reachable.start(found, port=port, bind=bind)
     click.echo(f"The server is up at {shown(url)}.")
     click.echo(f"Its address and password are in {found.home / 'connection.toml'} (readable by you only).")
-    click.echo("Machines that share this home find it by themselves; elsewhere copy that file and the file `secret`.")
+    click.echo("Machines that share this home find it by themselves; for others copy that file and the file `secret`.")
     click.echo("Stop it with `nbqueue server stop`.")
 
 
@@ -37,7 +37,7 @@ def stop() -> None:
     """Stop this machine's private server; its data stay on disk for the next start."""
     found = settings.load()
     if reachable.stop(found):
-        click.echo("The server is stopped. What it holds is on disk, for the next start.")
+        click.echo("The server is stopped. Its data are on disk, for the next start.")
     else:
         click.echo("No private server runs on this machine.")
 

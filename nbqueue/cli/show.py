@@ -1,4 +1,4 @@
-"""`nbqueue show ID`: all that is known of a job or a batch. Nothing of the user is unpickled unless it is asked for."""
+"""`nbqueue show ID`: the details of a job or a batch. User data is unpickled on request only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nbqueue.checks import inert
-from nbqueue.cli.common import console, print_json, server_options, session
+from nbqueue.cli.server_options import console, print_json, server_options, session
 from nbqueue.client.lookup import find
 from nbqueue.errors import NoSuchJob
 from nbqueue.model import utc
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nbqueue.store.records import BatchView
 
 
-@click.command(short_help="Show a job or a batch: how it went, what went wrong.")
+@click.command(short_help="Show a job or a batch: state, errors, output.")
 @click.argument("job_id", metavar="ID")
 @click.option("--args", "with_args", is_flag=True, help="Show its arguments too (unpickles them).")
 @click.option("--result", "with_result", is_flag=True, help="Show its result too (unpickles it).")
@@ -34,9 +34,9 @@ def show(
     namespace: str | None,
     config: Path | None,
 ) -> None:
-    """Show a job: where it is, how it went, what it printed, its traceback. Or a batch, and which of its jobs failed.
+    """Show a job: its state, times, output and traceback. Or a batch, and its failed jobs.
 
-    ID is that of a job or a batch, or the name of a batch.
+    ID is the id of a job or a batch, or the name of a batch.
     """
     from nbqueue.client.batch import Batch
     from nbqueue.client.job import Job
@@ -61,7 +61,7 @@ def show(
 
 
 def _batch(batch: Batch[Any], view: BatchView) -> tuple[dict[str, Any], dict[str, str]]:
-    """As _facts and _texts of a job."""
+    """The facts and texts of a batch."""
     facts = {
         "batch": batch.id,
         "name": view.name,
@@ -79,7 +79,7 @@ def _batch(batch: Batch[Any], view: BatchView) -> tuple[dict[str, Any], dict[str
 
 
 def _facts(job: Any) -> dict[str, Any]:
-    """What is said in a word; what is not known is left out."""
+    """One-line facts; unknown ones are left out."""
     facts = {
         "job": job.id,
         "function": job.func_name,
@@ -104,7 +104,7 @@ def _facts(job: Any) -> dict[str, Any]:
 
 
 def _spent(outcome: Any) -> dict[str, Any]:
-    """What a run took, where, and how its process ended."""
+    """Resources, host and exit code of a run."""
     if outcome is None or not outcome.worker:
         return {}
     return {
@@ -117,7 +117,7 @@ def _spent(outcome: Any) -> dict[str, Any]:
 
 
 def _texts(job: Any) -> dict[str, str]:
-    """What takes several lines."""
+    """Texts of several lines."""
     echoes = [f"{echo.hook} {echo.label}: {echo.failure}" for echo in job.echoes if echo.failure is not None]
     texts = {"traceback": job.exc_info or "", "callbacks that failed": "\n".join(echoes), "output": job.log}
     return {name: text for name, text in texts.items() if text}

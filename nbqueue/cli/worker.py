@@ -1,4 +1,4 @@
-"""`nbqueue worker`: the hands."""
+"""`nbqueue worker`: running jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from nbqueue.checks import check_queue
-from nbqueue.cli.common import Reached, Words, duration, reach, server_options
+from nbqueue.cli.server_options import Reached, Words, duration, reach, server_options
 from nbqueue.client.worker import RQS, Worker
 from nbqueue.errors import BadOption
 from nbqueue.model import LEASE
@@ -29,7 +29,7 @@ def _queues(_context: click.Context, _option: click.Parameter, value: tuple[str,
 @click.option("-b", "--burst", is_flag=True, help="Exit when no jobs are left.")
 @click.option("-j", "--slots", type=click.IntRange(1, 4096), help="Jobs at a time [default: the CPUs it may use].")
 @click.option("-n", "--name", help="Display name [default: the host's].")
-@click.option("--isolate", is_flag=True, help="A process of its own for every job, however short.")
+@click.option("--isolate", is_flag=True, help="Run every job in a process of its own, however short.")
 @click.option("--max-jobs", type=click.IntRange(1), help="Exit after this many jobs.")
 @click.option(
     "--max-idle", "--max-idle-time", callback=duration, help="Exit after this long without a job, as 300, 5m or 2h."
@@ -38,7 +38,7 @@ def _queues(_context: click.Context, _option: click.Parameter, value: tuple[str,
 @click.option("--grace", callback=duration, default="5", help="Seconds for running jobs after SIGTERM [default: 5].")
 @click.option("-P", "--path", multiple=True, help="A folder to import from, before all others; repeatable.")
 @click.option("--preload", multiple=True, help="A module to import before any function; repeatable.")
-@click.option("--exception-handler", multiple=True, help="A function to call on failures, as mylib.tell; repeatable.")
+@click.option("--exception-handler", multiple=True, help="A function to call on failures, as mylib.notify; repeatable.")
 @click.option("-w", "--worker-class", help="A subclass of nbqueue.Worker, as mylib.MyWorker or nbqueue.SimpleWorker.")
 @click.option(
     "--worker-ttl",
@@ -52,7 +52,7 @@ def _queues(_context: click.Context, _option: click.Parameter, value: tuple[str,
 @click.option("-q", "--quiet", is_flag=True, help="Log only warnings.")
 @click.option("--logging-level", "--logging_level", help="WARNING or more is as --quiet.")
 @click.option("--pid", type=click.Path(path_type=Path, dir_okay=False), help="Write the process id into this file.")
-@click.option("-v", "--verbose", is_flag=True, help="Changes nothing: without --quiet all is told.")
+@click.option("-v", "--verbose", is_flag=True, help="Changes nothing: this is the default.")
 @click.option("-s", "--with-scheduler", is_flag=True, hidden=True)
 @click.option("--results-ttl", hidden=True)
 @click.option("-ds", "--dequeue-strategy", hidden=True)
@@ -66,18 +66,18 @@ def worker(
 ) -> None:
     """Run jobs of QUEUES, in this order of priority [default: default].
 
-    Every job runs in a process that may crash, hang or leak without harm to others. The worker leaves at Ctrl-C or
-    SIGTERM: running jobs get a grace, then they are given back for others to run.
+    Every job runs in a process that may crash, hang or leak without harm to others. The worker stops on Ctrl-C or
+    SIGTERM: running jobs get a grace period, and are then re-queued for other workers.
 
     \b
       nbqueue worker --burst high default low
       nbqueue worker --slots 4 --max-idle 10m
     """  # noqa: D301 - click reads the control character
-    _say_rqs(options)
+    _warn_ignored(options)
     if options["quiet"] and options["verbose"]:
         raise BadOption(message="--quiet and --verbose contradict each other: give one of them.")
     made = _made(queues, reach(url, namespace, config), options)
-    # What a job may read of its worker's environment holds neither the way to the server nor the key.
+    # Jobs can read the worker's environment: it must contain neither the server's address nor the secret.
     os.environ.pop("NBQUEUE_URL", None)
     os.environ.pop("NBQUEUE_SECRET", None)
     if options["pid"] is not None:
@@ -86,7 +86,7 @@ def worker(
     made.work(options["burst"], level, max_jobs=options["max_jobs"], max_idle_time=options["max_idle"])
 
 
-def _say_rqs(options: dict[str, Any]) -> None:
+def _warn_ignored(options: dict[str, Any]) -> None:
     for name, why in RQS.items():
         if options.pop(name, None):
             click.echo(f"nbqueue: --{name.replace('_', '-')} changes nothing here: {why}.", err=True)
@@ -126,7 +126,7 @@ def _class(name: str | None) -> type[Worker]:
     try:
         found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as why:
-        raise BadOption(message=f"--worker-class {name} cannot be imported ({why}). Say where it is with -P.") from why
+        raise BadOption(message=f"--worker-class {name} cannot be imported ({why}). Give its folder with -P.") from why
     if not inspect.isclass(found) or not issubclass(found, Worker):
-        raise BadOption(message=f"--worker-class {name} is no subclass of nbqueue.Worker: make it one.")
+        raise BadOption(message=f"--worker-class {name} is not a subclass of nbqueue.Worker.")
     return found

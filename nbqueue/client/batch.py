@@ -129,7 +129,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         Raises LostByServer or Expired when the store has the batch no more, and what stopped the upload.
         """
         met = waiting.for_batch(self.ref, timeout, bar=display.in_terminal)
-        frame.warn_if_cut(self.ref)
+        frame.warn_if_truncated(self.ref)
         return met
 
     def __await__(self) -> Generator[Any, None, Batch[R]]:
@@ -142,7 +142,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
             await asyncio.to_thread(refresh.reconsider_all, ref)  # it asks the server, which may be slow
         await awaiting.until(ref, lambda: ref.state.settled, bar=display.in_terminal)
         waiting.over(ref)
-        frame.warn_if_cut(ref)
+        frame.warn_if_truncated(ref)
         return self
 
     def results(self, errors: Literal["raise", "return", "skip"] = "raise", timeout: float | None = None) -> list[R]:
@@ -205,7 +205,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         """
         if wait:
             self._ended(timeout)
-        return concat.stack(self.ref, args=args)
+        return concat.concat(self.ref, args=args)
 
     def _ended(self, timeout: float | None, *, strict: bool = False) -> None:
         """Waits. Raises NotDone, and where the server lost it or its input broke off: a warning unless `strict`."""

@@ -219,11 +219,11 @@ def test_a_key_that_no_worker_has_is_told_by_all_who_tell_it(session, fleet, tmp
     with pytest.raises(nbqueue.NotDone):
         job.wait(1)
     assert f"nbqueue: no worker of the queue 'low' has {name}" in capfd.readouterr().err
-    lookout = polling.WorkersPoller()
+    poller = polling.WorkersPoller()
     monkeypatch.setattr(polling, "WORKERS_PERIOD", 0.0)
-    monkeypatch.setattr(polling, "LONELY", 0.0)
-    lookout.look([job.batch])
-    assert name in lookout.found.advice
+    monkeypatch.setattr(polling, "PATIENCE", 0.0)
+    poller.poll([job.batch])
+    assert name in poller.found.advice
 
 
 def test_what_is_not_done_says_where_it_is(session, fleet, tmp_path):

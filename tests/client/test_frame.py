@@ -322,7 +322,7 @@ def test_results_of_unlike_depth_are_stacked():
     assert found.index.get_level_values("a").tolist() == ["u", "w"]
     assert found.index.get_level_values("b").isna().tolist() == [False, True]
     doubled = pd.DataFrame([[1, 2]], columns=["v", "v"])
-    with pytest.raises(nbqueue.NbqueueError, match="cannot be put below each other"):
+    with pytest.raises(nbqueue.NbqueueError, match="cannot be concatenated"):
         collect(lambda x: [doubled, flat][x], [0, 1]).concat()
 
 

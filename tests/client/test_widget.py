@@ -171,14 +171,14 @@ def test_rows_stay_where_they_are_while_kinds_come_grow_and_go(session, busy):
     second._button.click()
     wait_until(lambda: "KeyError" in second._told.value)
     boxes = shown.controls._kinds.children
-    shown.groups._drop((0, 0))  # as when it is run again
+    shown.groups._remove((0, 0))  # as when it is run again
     shown.draw()
     assert shown.controls._kinds.children == boxes
     assert first.box.layout.display == "none"
     assert second.open
     assert "KeyError" in second._told.value
     for index in (1, 2):
-        shown.groups._drop((0, index))
+        shown.groups._remove((0, index))
     shown.draw()
     assert not second.open
     shown.groups._place((0, 2), shown.batch.ref)

@@ -72,7 +72,7 @@ def test_results_expire_while_they_are_gathered(wire, no_copy):
     wire.proxy.closed = False
     with pytest.raises(Expired, match="result_ttl"):
         first.wait(LIMIT)
-    with pytest.warns(UserWarning, match="not known any more: it expired"):
+    with pytest.warns(UserWarning, match="are gone: they expired"):
         frame = first.to_frame(wait=False)
     assert len(frame) == 20
     assert 3 <= (frame["status"] == "finished").sum() < 20

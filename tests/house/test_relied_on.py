@@ -48,7 +48,7 @@ from pandas.api.types import infer_dtype
 from redis import exceptions as wrong
 
 from nbqueue import perform
-from nbqueue.cli.common import Words
+from nbqueue.cli.server_options import Words
 from nbqueue.client.calls import closures, fingerprint, modules
 from nbqueue.store import server as program
 from nbqueue.store.connection import _REFUSALS, adopt, translate

@@ -229,7 +229,7 @@ class Verdict:
         for client in self.stage.clients:
             lines = client.errors.read_text().splitlines()
             # Warnings to the user, each with its line of source below it, are as good as lines of ours.
-            fine = ("nbqueue: ", "  frame = batch.to_frame", "  frame.warn_if_cut(", "  return session.connect(")
+            fine = ("nbqueue: ", "  frame = batch.to_frame", "  frame.warn_if_truncated(", "  return session.connect(")
             strange = [line for line in lines if line and "UserWarning: " not in line and not line.startswith(fine)]
             if strange:
                 self.note(f"client {client.number} printed: {strange[:40]}")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nbqueue.cli.arguments import parse
+from nbqueue.cli.rq_arguments import parse
 from nbqueue.errors import BadInput
 
 

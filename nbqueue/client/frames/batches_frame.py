@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbqueue.client.lookup import find as handles
-from nbqueue.client.lookup import spooled
+from nbqueue.client.lookup import find, spooled
 from nbqueue.client.session.session import Session
 from nbqueue.client.spool.directory import SpooledFiles
 from nbqueue.client.spool.records import BatchHeader
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     from nbqueue.store.records import BatchView
 
-_FIRST = ("finished", "failed", "started", "queued")  # what one looks for: how far they are
+_FIRST = ("finished", "failed", "started", "queued")  # progress comes first
 COLUMNS = (
     *("id", "name", "function", "n", *_FIRST, "created_at", "queue"),
     *(*(state.value for state in State if state not in _FIRST), "expires_at", "bytes", "spooled", "owner"),
@@ -28,19 +27,19 @@ COLUMNS = (
 
 
 def batches(session: Session) -> pd.DataFrame:
-    """All batches on the server and those that the spool has besides, the latest first; how far they are comes first.
+    """All batches on the server and in the spool, the latest first.
 
-    `bytes` is about what a batch takes on the server, `spooled` what its copy takes here. What the server has no more
-    has no `expires_at`, and 0 bytes. Single jobs are not measured.
+    `bytes` is the approximate size of a batch on the server, `spooled` the size of its copy on this disk. A batch that
+    is no longer on the server has no `expires_at`, and 0 bytes. Single jobs are not measured.
     """
     import pandas as pd
 
     views = [view for view in session.ask(lambda broker: broker.batches()) if not view.expired]
-    many = [view.id for view in views if not view.single]  # a million single jobs are not asked about one by one
+    many = [view.id for view in views if not view.single]  # there may be a million single jobs
     sizes = dict(zip(many, session.ask(lambda broker: broker.sizes(many)), strict=True))
     copies = spooled.copies(session)
     rows = [_row(session, view, sizes.get(view.id), copies.pop(view.id, None)) for view in views]
-    rows += [_spooled(kept, birth, spec) for kept, birth, spec in copies.values()]
+    rows += [_spooled(copy, header, spec) for copy, header, spec in copies.values()]
     rows.sort(key=itemgetter("created_at"), reverse=True)
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame["bytes"] = frame["bytes"].astype("Int64")
@@ -49,19 +48,25 @@ def batches(session: Session) -> pd.DataFrame:
     return frame
 
 
-def _spooled(kept: SpooledFiles, birth: BatchHeader, spec: Spec) -> dict[str, Any]:
-    standing = kept.checkpoint()
-    tally = standing.tally if standing is not None else Tally(n=birth.n)
-    facts = {"id": birth.batch, "name": birth.name, "function": birth.label, "queue": birth.queue, "owner": spec.owner}
-    sizes = {"expires_at": None, "bytes": 0, "spooled": kept.size}
-    return {**facts, **msgspec.structs.asdict(tally), "created_at": utc(birth.created_us), **sizes}
+def _spooled(copy: SpooledFiles, header: BatchHeader, spec: Spec) -> dict[str, Any]:
+    checkpoint = copy.checkpoint()
+    tally = checkpoint.tally if checkpoint is not None else Tally(n=header.n)
+    facts = {
+        "id": header.batch,
+        "name": header.name,
+        "function": header.label,
+        "queue": header.queue,
+        "owner": spec.owner,
+    }
+    sizes = {"expires_at": None, "bytes": 0, "spooled": copy.size}
+    return {**facts, **msgspec.structs.asdict(tally), "created_at": utc(header.created_us), **sizes}
 
 
 def _row(
     session: Session, view: BatchView, size: int | None, copy: tuple[SpooledFiles, BatchHeader, Spec] | None
 ) -> dict[str, Any]:
     try:
-        spec = handles.spec_of(session, view)
+        spec = find.spec_of(session, view)
         label, owner = spec.label, spec.owner
     except BadSignature:
         label, owner = "", f"someone else (key {view.signer})"

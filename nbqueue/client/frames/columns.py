@@ -1,4 +1,4 @@
-"""Lists of Python values as columns: integers stay integers, and what is missing stays missing."""
+"""Lists of Python values as pandas columns: integers stay integers, and missing values stay missing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 SUMMARY = 1_000  # bytes of a pickled argument, over which a frame shows a summary
 EXACT = 2**53  # up to here a float holds every integer
-WIDEST = 1_000  # columns that results may spread to; wider ones stay objects
+WIDEST = 1_000  # columns that results may spread to; wider results stay objects
 
 
 class Missing:
-    """Marks a cell without a value, which None need not be."""
+    """Marks a cell without a value: None may be a value."""
 
     def __repr__(self) -> str:
         return "missing"
@@ -29,17 +29,17 @@ MISSING = Missing()
 
 
 class Summary(str):
-    """Words in the place of a large argument."""
+    """The text that stands for a large argument."""
 
     __slots__ = ()
 
 
 def column(values: list[Any]) -> pd.Series[Any]:
-    """A column of `values`, in which MISSING and None are missing, and so are NaN, NaT and NA beside other values.
+    """A column of `values`. MISSING and None are missing values, and so are NaN, NaT and NA beside other values.
 
-    Numbers and booleans get a dtype of numbers, also where some are missing: Int64, UInt64 and boolean then, or
-    float64. Text and times become what pandas makes of them; all else stays an object. No value changes: integers that
-    a float cannot hold are not made floats.
+    Numbers and booleans get a numeric dtype, also with missing values: then Int64, UInt64, boolean or float64. pandas
+    chooses the dtype of text and times; everything else stays an object. No value changes: integers that a float
+    cannot hold exactly do not become floats.
     """
     import numpy as np
     import pandas as pd
@@ -61,23 +61,23 @@ def column(values: list[Any]) -> pd.Series[Any]:
 
 
 def text(values: Sequence[str | None]) -> pd.Series[Any]:
-    """A column of text. It has the same dtype, and the same mark for what is missing, also where all is missing."""
+    """A column of text, with the same dtype and missing value even if all values are missing."""
     import pandas as pd
 
     return pd.Series(values, dtype=pd.Series([""]).dtype)
 
 
 def is_missing(value: Any) -> bool:
-    """Whether this is a mark for a missing value: MISSING, None, NaN, NaT or NA."""
+    """Whether this is a missing value: MISSING, None, NaN, NaT or NA."""
     import numpy as np
     import pandas as pd
 
     if isinstance(value, float | np.floating | np.datetime64 | np.timedelta64):
-        return bool(value != value)  # noqa: PLR0124 - as NaN is known
+        return bool(value != value)  # noqa: PLR0124 - true for NaN
     return value is None or value is MISSING or value is pd.NA or value is pd.NaT
 
 
-_PLAIN = {"string", "datetime64", "datetime", "timedelta64", "timedelta"}  # pandas knows best
+_PLAIN = {"string", "datetime64", "datetime", "timedelta64", "timedelta"}  # pandas chooses the dtype
 
 
 def _kind(values: list[Any]) -> tuple[str, bool]:
@@ -109,10 +109,10 @@ def _objects(values: list[Any]) -> pd.Series[Any]:
     import numpy as np
     import pandas as pd
 
-    # Filled one by one: given whole, NumPy would look into lists and arrays.
+    # Filled one by one: np.array(values) would unpack lists and arrays.
     cells = np.empty(len(values), dtype=object)
-    for place, value in enumerate(values):
-        cells[place] = None if value is MISSING else value
+    for position, value in enumerate(values):
+        cells[position] = None if value is MISSING else value
     return pd.Series(cells, dtype=object)
 
 
@@ -138,12 +138,12 @@ def spread(value: Any) -> dict[str, Any] | None:
 def _spread(value: Any) -> dict[str, Any] | None:
     try:
         return spread(value)
-    except Exception:  # noqa: BLE001 - methods of the user's class, which may raise anything: it stays whole
+    except Exception:  # noqa: BLE001 - methods of the user's class may raise anything; the value is then not spread
         return None
 
 
 def results(values: list[Any], taken: frozenset[str]) -> dict[str, list[Any]]:
-    """Columns of results: `result` for single values, one for each key of those that spread.
+    """Columns of results: `result` for single values, one column per key of dicts and the like.
 
     A key that is `taken` gets `res_`.
     """
@@ -163,7 +163,7 @@ def results(values: list[Any], taken: frozenset[str]) -> dict[str, list[Any]]:
 
 
 def free(name: str, taken: frozenset[str] | set[str], prefix: str) -> str:
-    """`name`, with as many prefixes as it takes to be free."""
+    """`name`, prefixed until it is not taken."""
     while name in taken:
         name = prefix + name
     return name
@@ -173,10 +173,10 @@ def free(name: str, taken: frozenset[str] | set[str], prefix: str) -> str:
 
 
 def summary(value: Any) -> Any:
-    """`value`, or some words on it where it is over SUMMARY bytes."""
+    """`value`, or a short description if it is over SUMMARY bytes."""
     try:
         size = wire.measured(value)
-    except Exception:  # noqa: BLE001 - any class may refuse; then it is shown as it is
+    except Exception:  # noqa: BLE001 - pickling may raise anything; the value is then shown as it is
         return value
     if size <= SUMMARY:
         return value

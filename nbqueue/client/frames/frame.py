@@ -1,4 +1,4 @@
-"""A batch as a DataFrame: arguments, results, and how each job went. No failed job, and no cell, makes it raise."""
+"""A batch as a DataFrame: arguments, results, outcomes. Failed jobs and unreadable values are cells, not errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nbqueue import perform
 from nbqueue.checks import size_text, warn
 from nbqueue.client.frames import columns
 from nbqueue.client.frames.columns import MISSING
-from nbqueue.client.frames.rows import Rows, of_batch, of_jobs
+from nbqueue.client.frames.rows import FrameInput, of_batch, of_jobs
 from nbqueue.client.lookup.arguments import opened_call
 from nbqueue.client.lookup.results import has_run, parents_of, text_of
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
@@ -35,12 +35,12 @@ META = (
     "meta",
     "progress",
 )
-_STATES = [str(state) for state in State]  # the categories of every frame, so that frames can be put together
+_STATES = [str(state) for state in State]  # the same categories in every frame, so that frames can be concatenated
 RESERVED = frozenset({"result", *PLAIN, *META})
 
 
 def build(batch: BatchRef, *, meta: bool, args: bool) -> pd.DataFrame:
-    """The frame of what is known of `batch`; reads arguments from the store where they are not in memory."""
+    """The frame of `batch` as it is now; arguments that are not in memory are read from the server or the spool."""
     return _build(of_batch(batch), meta=meta, args=args)
 
 
@@ -49,7 +49,7 @@ def of(jobs: Sequence[JobRef], *, meta: bool, args: bool) -> pd.DataFrame:
     return _build(of_jobs(jobs), meta=meta, args=args)
 
 
-def _build(rows: Rows, *, meta: bool, args: bool) -> pd.DataFrame:
+def _build(rows: FrameInput, *, meta: bool, args: bool) -> pd.DataFrame:
     import pandas as pd
 
     cells = arguments_of(rows, whole=args)
@@ -65,26 +65,26 @@ def _build(rows: Rows, *, meta: bool, args: bool) -> pd.DataFrame:
     return pd.DataFrame(made, index=pd.RangeIndex(rows.n)).set_axis(index_of(rows), axis=0)
 
 
-def warn_if_cut(batch: BatchRef) -> None:
-    """Says that the upload was cut short, if it was."""
+def warn_if_truncated(batch: BatchRef) -> None:
+    """Warns if the upload was cut short."""
     if batch.state.cut:
-        warn(f"The upload of {batch.id} was cut short: it holds the {len(batch):,} items that arrived, and no more.")
+        warn(f"The upload of {batch.id} was cut short: it holds only the {len(batch):,} items that arrived.")
 
 
 # ---------------------------------------------------------------- outcomes
 
 
 def value_of(outcome: Outcome | None) -> Any:
-    """The value of a job, or MISSING; where it cannot be opened here, words that say so."""
+    """The value of a job, or MISSING; a text if it cannot be unpickled here."""
     if outcome is None or outcome.state is not State.FINISHED:
         return MISSING
     try:
         return perform.opened(outcome)
-    except NbqueueError as why:  # it costs one cell, not the frame
+    except NbqueueError as why:  # affects one cell, not the frame
         return perform.cell(why)
 
 
-def _plain(rows: Rows) -> dict[str, pd.Series[Any]]:
+def _plain(rows: FrameInput) -> dict[str, pd.Series[Any]]:
     errors = [
         None if o is None or o.state is State.FINISHED else text_of(o, parents_of(spec))
         for o, spec in zip(rows.outcomes, rows.specs, strict=True)
@@ -100,14 +100,14 @@ def _floats(values: Sequence[float | None]) -> pd.Series[Any]:
 
 
 def _if_run(outcome: Outcome | None) -> Outcome | None:
-    """The outcome, if its job ran to an end; None if it never began, or was canceled."""
+    """The outcome if the job ran to its end; None if it never started, or was canceled."""
     return outcome if outcome is not None and outcome.state is not State.CANCELED and has_run(outcome) else None
 
 
-def _meta(rows: Rows) -> dict[str, pd.Series[Any]]:
+def _meta(rows: FrameInput) -> dict[str, pd.Series[Any]]:
     import pandas as pd
 
-    outcomes, queued, said = rows.outcomes, rows.queued(), rows.notes()
+    outcomes, queued, notes = rows.outcomes, rows.queued(), rows.notes()
     ran = [_if_run(o) for o in outcomes]
     floats = {
         "wait_s": [_waited(o, us) for o, us in zip(ran, queued, strict=True)],
@@ -126,22 +126,22 @@ def _meta(rows: Rows) -> dict[str, pd.Series[Any]]:
         **{name: _floats(values) for name, values in floats.items()},
         "host": columns.text([None if o is None else o.host or None for o in outcomes]),
         "worker": columns.text([None if o is None else o.worker or None for o in outcomes]),
-        "meta": columns.column([one.meta or None for one in said]),
-        "progress": columns.column([one.progress for one in said]),
+        "meta": columns.column([one.meta or None for one in notes]),
+        "progress": columns.column([one.progress for one in notes]),
     }
 
 
-def _versions(rows: Rows) -> list[str | None]:
-    """Which version of the function made each row; None where none ran, or that was not recorded."""
+def _versions(rows: FrameInput) -> list[str | None]:
+    """The version of the function that made each row; None if the job did not run, or it was not recorded."""
     return [None if o is None else o.version or None for o in rows.outcomes]
 
 
-def _several_versions(rows: Rows) -> bool:
-    """Whether rows of one batch were made by several versions of its function, or by another than it has now."""
+def _several_versions(rows: FrameInput) -> bool:
+    """Whether rows of one batch were made by several versions of its function, or not by its present one."""
     found, versions = dict[str, set[str]](), _versions(rows)
-    for batch, _, places in rows.groups:
+    for batch, _, positions in rows.groups:
         mine = found.setdefault(batch.id, {batch.spec.version})
-        mine.update(version for place in places if (version := versions[place]) is not None)
+        mine.update(version for position in positions if (version := versions[position]) is not None)
     return any(len(each - {""}) > 1 for each in found.values())
 
 
@@ -159,25 +159,25 @@ def times(stamps: Iterable[int | None]) -> pd.Series[Any]:
 # ---------------------------------------------------------------- arguments
 
 
-def arguments_of(rows: Rows, *, whole: bool) -> dict[str, list[Any]]:
-    """The argument columns of a frame, by their names there."""
+def arguments_of(rows: FrameInput, *, whole: bool) -> dict[str, list[Any]]:
+    """The argument columns of a frame, by column name."""
     cells: dict[str, list[Any]] = {}
     for name, values in _arguments(rows, whole=whole).items():
         cells[columns.free(name, RESERVED | cells.keys(), "arg_")] = values
     return cells
 
 
-def _arguments(rows: Rows, *, whole: bool) -> dict[str, list[Any]]:
-    """Values by parameter name, of all jobs: the parameters in their order, then what else was given."""
+def _arguments(rows: FrameInput, *, whole: bool) -> dict[str, list[Any]]:
+    """The values of all jobs by parameter name: parameters in their order, then other arguments."""
     names = dict.fromkeys(name for spec in {id(spec): spec for spec in rows.specs}.values() for name in spec.columns)
-    found: dict[str, list[Any]] = {name or f"arg_{place}": [] for place, name in enumerate(names or rows.empty)}
+    found: dict[str, list[Any]] = {name or f"arg_{position}": [] for position, name in enumerate(names or rows.empty)}
     used = set() if rows.n else set(found)
     for index, (spec, payload) in enumerate(zip(rows.specs, rows.payloads, strict=True)):
         spilled = None if whole else perform.spilled_in(payload)
-        args, kwargs, _ = opened_call(payload) if spilled is None else ((_told_of(spilled),), {}, None)
+        args, kwargs, _ = opened_call(payload) if spilled is None else ((_spilled_summary(spilled),), {}, None)
         positions = spec.columns
         if len(args) > len(positions):
-            positions += tuple(f"arg_{place}" for place in range(len(positions), len(args)))
+            positions += tuple(f"arg_{position}" for position in range(len(positions), len(args)))
         small = whole or payload is None or len(payload) <= columns.SUMMARY
         for name, value in [*zip(positions, args, strict=False), *kwargs.items()]:
             if name not in used:
@@ -187,12 +187,12 @@ def _arguments(rows: Rows, *, whole: bool) -> dict[str, list[Any]]:
     return {name: values for name, values in found.items() if name in used}
 
 
-def _told_of(spilled: Spilled) -> str:
-    """Words in the place of a large argument, which need not be read for a summary."""
+def _spilled_summary(spilled: Spilled) -> str:
+    """The text that stands for a spilled argument, which is not read for it."""
     return columns.Summary(f"<{size_text(spilled.size)} in {spilled.root}>")
 
 
-def index_of(rows: Rows) -> pd.Index[Any]:
+def index_of(rows: FrameInput) -> pd.Index[Any]:
     """The index of a frame: positions, or the labels that came with the items."""
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""What there is in a queue, as a frame. Nothing is unpickled for it."""
+"""The jobs of a queue as a frame. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 from nbqueue.client.lookup import queue_contents
 
-PART = 1_000
+CHUNK = 1_000
 _TIMES = ("created_at", "enqueued_at", "started_at", "ended_at")
 COLUMNS = (
     *("job_id", "function", "description", "status", "cause", "error", "attempt", *_TIMES, "runtime_s"),
@@ -44,11 +44,11 @@ def to_frame(session: Session, queue: str) -> pd.DataFrame:
     views = [view for view in session.ask(lambda broker: broker.in_queue(queue)) if not view.expired]
     rows = [row for view in reversed(views) for row in _rows(session, view)]
     cells: list[dict[str, Any]] = []
-    for start in range(0, len(rows), PART):  # results may be large, and no cell holds one
-        part = rows[start : start + PART]
-        pairs = [row[:2] for row in part]
+    for start in range(0, len(rows), CHUNK):  # in chunks: results may be large, and no cell holds one
+        chunk = rows[start : start + CHUNK]
+        pairs = [row[:2] for row in chunk]
         blobs, metas = session.ask(Broker.outcomes_of, pairs), session.ask(Broker.metas_of, pairs)
-        cells += [_cells(session, *each) for each in zip(part, blobs, metas, strict=True)]
+        cells += [_cells(session, *each) for each in zip(chunk, blobs, metas, strict=True)]
     made = pd.DataFrame({name: columns.column([row[name] for row in cells]) for name in COLUMNS})
     for name in _TIMES:
         made[name] = frame.times(row[name] for row in cells)
@@ -66,7 +66,7 @@ def _rows(session: Session, view: BatchView) -> Iterator[_Row]:
 def _cells(session: Session, row: _Row, blob: bytes | None, meta: bytes | None) -> dict[str, Any]:
     view, spec = row.view, row.spec
     outcome = None if blob is None else shown(lambda: opened(session.sealer, row.batch, row.index, blob))
-    said = _notes(session, row, meta)
+    notes = _notes(session, row, meta)
     ran = outcome if outcome is not None and has_run(outcome) else None
     return {
         "job_id": view.id if view.single else job_id(view.id, row.index),
@@ -82,8 +82,8 @@ def _cells(session: Session, row: _Row, blob: bytes | None, meta: bytes | None) 
         "ended_at": None if outcome is None else outcome.ended_us or None,
         "runtime_s": None if ran is None else ran.runtime_us / 1e6,
         "depends_on": ", ".join([*spec.depends_on, *([spec.source] if spec.source else [])]) or None,
-        "meta": said.meta or None,
-        "progress": said.progress,
+        "meta": notes.meta or None,
+        "progress": notes.progress,
         "worker": None if outcome is None else outcome.worker or None,
         "owner": spec.owner or None,
     }

@@ -1,4 +1,4 @@
-"""What a frame is made of: outcomes, arguments, states and notes of jobs, of one batch or of many, fetched in parts."""
+"""The input of a frame: outcomes, arguments, states and meta of jobs, of one batch or several, fetched in chunks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from nbqueue.checks import warn
+from nbqueue.checks import counted, warn
 from nbqueue.client.lookup import find, job_meta, refresh, spooled
 from nbqueue.client.lookup.arguments import opened_call, payloads, payloads_of
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
@@ -15,20 +15,20 @@ from nbqueue.errors import BadSignature, NoSuchBatch, SetupError
 from nbqueue.model import Notes, Outcome, Spec, State, job_id
 from nbqueue.store.broker import Broker
 
-PART = 1_000
+CHUNK = 1_000
 
 
 class Group(NamedTuple):
-    """Jobs of one batch, and where they stand in the frame."""
+    """Jobs of one batch, and their positions in the frame."""
 
     batch: BatchRef
     indexes: Sequence[int]
-    places: Sequence[int]
+    positions: Sequence[int]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows in the order of the frame. `specs` says how each was submitted; `labels` is None where positions do."""
+class FrameInput:
+    """The rows of a frame. `specs` has the spec of each job; `labels` is None if the index are positions."""
 
     jobs: Sequence[JobRef]
     ids: list[str]
@@ -42,57 +42,56 @@ class Rows:
 
     @property
     def n(self) -> int:
-        """How many."""
+        """The number of rows."""
         return len(self.outcomes)
 
     def states(self) -> list[State]:
-        """Where each job is; `queued` where the store cannot be asked."""
-        waiting = [place for place, outcome in enumerate(self.outcomes) if outcome is None]
+        """The state of each job; `queued` if the server cannot be reached."""
+        waiting = [position for position, outcome in enumerate(self.outcomes) if outcome is None]
         try:
-            found = iter(_states([self.jobs[place] for place in waiting]))
+            found = iter(_states([self.jobs[position] for position in waiting]))
         except SetupError as why:
-            warn(f"What is queued and what runs is not known at the moment: {why}")
+            warn(f"Unfinished jobs are shown as queued, because the server cannot be asked at the moment: {why}")
             found = iter([State.QUEUED] * self.n)
-        if gone := sum(bool(self.jobs[place].batch.state.gone) for place in waiting):
-            text = (
-                "What became of {:,} jobs is not known any more: it expired, or was deleted, before it was copied here."
+        if gone := sum(bool(self.jobs[position].batch.state.gone) for position in waiting):
+            warn(
+                f"The results of {counted(gone, 'job')} are gone: they expired or were deleted before they were copied."
             )
-            warn(text.format(gone))
         return [next(found) if outcome is None else outcome.state for outcome in self.outcomes]
 
     def queued(self) -> list[int]:
-        """When each could first be taken, in us; 0 where that is not known."""
+        """The time at which each job was queued, in us; 0 if not known."""
         found = [0] * self.n
         views: dict[tuple[int, str], int] = {}
-        firsts = [self.jobs[group.places[0]] for group in self.groups if group.places and not group.batch.inline]
+        firsts = [self.jobs[group.positions[0]] for group in self.groups if group.positions and not group.batch.inline]
         firsts = [job for job in firsts if not job.batch.state.gone]
         for session, _, pairs in refresh.by_session(firsts):
             try:
-                told = session.ask(Broker.views, [batch for batch, _ in pairs])
+                answer = session.ask(Broker.views, [batch for batch, _ in pairs])
             except SetupError as why:
-                warn(f"When jobs were queued is not known at the moment: {why}")
+                warn(f"queued_at is the time of submission, because the server cannot be asked at the moment: {why}")
                 continue
-            views |= {(id(session), view.id): view.queued_us or view.created_us for view in told if view is not None}
-        for batch, _, places in self.groups:
-            for place in places:
-                found[place] = views.get((id(batch.session), batch.id), batch.state.created_us)
+            views |= {(id(session), view.id): view.queued_us or view.created_us for view in answer if view is not None}
+        for batch, _, positions in self.groups:
+            for position in positions:
+                found[position] = views.get((id(batch.session), batch.id), batch.state.created_us)
         return found
 
     def notes(self) -> list[Notes]:
-        """What each job said of itself; nothing of one whose record is not signed by us."""
+        """Meta and progress of each job; empty if the record is not signed by us."""
         found = [Notes()] * self.n
-        for batch, indexes, places in self.groups:
-            for place, one in zip(places, _noted(batch, indexes), strict=True):
-                found[place] = one
+        for batch, indexes, positions in self.groups:
+            for position, one in zip(positions, _metas(batch, indexes), strict=True):
+                found[position] = one
         return found
 
 
-def of_batch(batch: BatchRef) -> Rows:
+def of_batch(batch: BatchRef) -> FrameInput:
     """The rows of a whole batch."""
     n = len(batch)
     spec = batch.spec
     labels = _labels(batch, n) if spec.labeled else None
-    return Rows(
+    return FrameInput(
         [batch.job(index) for index in batch.indexes],
         [batch.id] if batch.single else [job_id(batch.id, index) for index in batch.indexes],
         [Group(batch, batch.indexes, range(n))],
@@ -105,14 +104,14 @@ def of_batch(batch: BatchRef) -> Rows:
     )
 
 
-def of_jobs(jobs: Sequence[JobRef]) -> Rows:
-    """The rows of some jobs, in their order."""
+def of_jobs(jobs: Sequence[JobRef]) -> FrameInput:
+    """The rows of some jobs, in the given order."""
     found: dict[int, Group] = {}
-    for place, job in enumerate(jobs):
+    for position, job in enumerate(jobs):
         group = found.setdefault(id(job.batch.state), Group(job.batch, [], []))
         group.indexes.append(job.index)  # type: ignore[attr-defined]
-        group.places.append(place)  # type: ignore[attr-defined]
-    return Rows(
+        group.positions.append(position)  # type: ignore[attr-defined]
+    return FrameInput(
         jobs,
         [job.id for job in jobs],
         list(found.values()),
@@ -128,7 +127,7 @@ def _states(jobs: list[JobRef]) -> list[State]:
     return [State.QUEUED if job.batch.state.gone else next(answers) or State.QUEUED for job in jobs]
 
 
-def _noted(batch: BatchRef, indexes: Sequence[int]) -> list[Notes]:
+def _metas(batch: BatchRef, indexes: Sequence[int]) -> list[Notes]:
     if batch.inline:
         return [batch.state.inline.notes.get(index, Notes()) for index in indexes]
     try:
@@ -138,7 +137,7 @@ def _noted(batch: BatchRef, indexes: Sequence[int]) -> list[Notes]:
             else batch.session.ask(lambda broker: broker.metas(batch.id, indexes))
         )
     except SetupError as why:
-        warn(f"What jobs said of themselves is not known at the moment: {why}")
+        warn(f"meta and progress are empty, because the server cannot be asked at the moment: {why}")
         return [Notes()] * len(indexes)
     found = []
     for index, blob in zip(indexes, blobs, strict=True):
@@ -150,7 +149,7 @@ def _noted(batch: BatchRef, indexes: Sequence[int]) -> list[Notes]:
 
 
 def _labels(batch: BatchRef, n: int) -> list[Any]:
-    """The index labels that came with the items; of a batch that runs on another's results, those of the other."""
+    """The index labels of the items; of a batch that runs on another batch's results, the labels of that batch."""
     origin: BatchRef = batch
     while origin.spec.source:
         known = origin.source or _source(origin)

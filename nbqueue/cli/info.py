@@ -1,4 +1,4 @@
-"""`nbqueue info` and `nbqueue batches`: a look that changes nothing."""
+"""`nbqueue info` and `nbqueue batches`: showing what is on the server. Both only read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nbqueue.checks import counted, in_units, inert
-from nbqueue.cli.common import Words, console, duration, print_json, reach, server_options
+from nbqueue.cli.server_options import Words, console, duration, print_json, reach, server_options
 from nbqueue.errors import BadSignature, NoServer
 from nbqueue.model import WorkerInfo, decode, utc
 from nbqueue.store import pending
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _TEXTS = {"queue", "worker", "queues", "host", "batch", "function"}
 _COUNTS = ("deferred", "scheduled", "queued", "started", "finished", "failed", "canceled")
-_EVERY = 1.0  # seconds between two looks of --watch
+_INTERVAL = 1.0  # seconds between two refreshes of --watch
 
 
 @click.command(short_help="Show queues, workers and running batches.")
@@ -46,15 +46,15 @@ def info(
     """Show queues, workers and running batches; of QUEUES only, if named. Reads only."""
     _, broker, where = reach(url, namespace, config)
 
-    def look() -> dict[str, Any]:
-        return _look(broker, where, set(queues))
+    def snapshot() -> dict[str, Any]:
+        return _snapshot(broker, where, set(queues))
 
     if not watch and interval is None:
-        found = look()
+        found = snapshot()
         print_json(found) if as_json else _print(found, queues)
         return
     try:
-        _watch(look, interval or _EVERY, queues, as_json=as_json)
+        _watch(snapshot, interval or _INTERVAL, queues, as_json=as_json)
     except KeyboardInterrupt:
         return
 
@@ -70,13 +70,13 @@ def batches(*, as_json: bool, url: str | None, namespace: str | None, config: Pa
         print_json(found)
     else:
         table = _batch_table(found)
-        console().print(table if table.row_count else "No batch is there.")
+        console().print(table if table.row_count else "There are no batches.")
 
 
-# ---------------------------------------------------------------- what there is
+# ---------------------------------------------------------------- data
 
 
-def _look(broker: Broker, where: str, only: set[str]) -> dict[str, Any]:
+def _snapshot(broker: Broker, where: str, only: set[str]) -> dict[str, Any]:
     """Everything that info shows, as plain data."""
     queues = [
         {"queue": name, **{word: getattr(tally, word) for word in _COUNTS}, "slots": broker.live_slots(name)}
@@ -97,7 +97,7 @@ def _workers(broker: Broker) -> list[dict[str, Any]]:
 
 def _worker(raw: bytes) -> dict[str, Any]:
     try:
-        each = decode(WorkerInfo, raw, "What a worker says of itself")
+        each = decode(WorkerInfo, raw, "The record of a worker")
     except BadSignature:
         return {"worker": "(unreadable)", "host": "", "pid": None, "queues": [], "slots": None}
     facts = {name: getattr(each, name) for name in ("host", "pid", "slots", "python", "version")}
@@ -121,7 +121,7 @@ def _batches(views: list[BatchView]) -> list[dict[str, Any]]:
 
 
 def _waiting(broker: Broker, running: list[BatchView]) -> list[dict[str, Any]]:
-    """Why queued jobs are not begun, for whatever reason but that all slots are busy."""
+    """Why queued jobs do not start, except because all slots are busy."""
     found = pending.grouped(broker, running, _facts)
     return [
         {"jobs": sum(view.tally.queued for view in views), **why._asdict(), "batches": [view.id for view in views]}
@@ -135,23 +135,23 @@ def _facts(view: BatchView) -> tuple[str, str]:
     return spec.label, spec.owner
 
 
-# ---------------------------------------------------------------- how it is shown
+# ---------------------------------------------------------------- output
 
 
-def _watch(look: Callable[[], dict[str, Any]], interval: float, queues: tuple[str, ...], *, as_json: bool) -> None:
+def _watch(snapshot: Callable[[], dict[str, Any]], interval: float, queues: tuple[str, ...], *, as_json: bool) -> None:
     from rich.live import Live
 
     terminal = console()
     if as_json or not terminal.is_terminal:
         while True:
-            print_json(look(), indent=None) if as_json else _print(look(), queues)
+            print_json(snapshot(), indent=None) if as_json else _print(snapshot(), queues)
             time.sleep(interval)
     with Live(console=terminal, screen=True, auto_refresh=False) as live:
         while True:
             try:
-                live.update(_page(look(), queues), refresh=True)
+                live.update(_page(snapshot(), queues), refresh=True)
             except NoServer as why:
-                live.update(f"{time.strftime('%H:%M:%S')}  {why} Looking again.", refresh=True)
+                live.update(f"{time.strftime('%H:%M:%S')}  {why} Trying again.", refresh=True)
             time.sleep(interval)
 
 
@@ -165,7 +165,9 @@ def _page(found: dict[str, Any], queues: tuple[str, ...]) -> Any:
 
     parts: list[Any] = [Text(f"server   {found['server']}")]
     if found["suspended"]:
-        parts.append(Text(f"suspended {found['suspended']}: no job begins; `nbqueue resume` ends it", style="yellow"))
+        parts.append(
+            Text(f"suspended {found['suspended']}: no new jobs start; `nbqueue resume` ends the pause", style="yellow")
+        )
     named = " ".join(queues)
     strange = [name for name in queues if name not in {row["queue"] for row in found["queues"]}]
     if found["queues"] and strange:
@@ -193,14 +195,14 @@ def _table(title: str, *columns: str) -> Table:
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
     for column in columns:
-        # Ids are there to be copied: they are folded, never cut.
+        # Ids are folded, never truncated, so that they can be copied.
         text = column in _TEXTS
         table.add_column(column, justify="left" if text else "right", overflow="fold" if text else "ellipsis")
     return table
 
 
 def _used(rows: list[dict[str, Any]]) -> list[str]:
-    """The states to show: those in which some job is, and what one always asks for."""
+    """The states to show: queued, started, and those with at least one job."""
     return [word for word in _COUNTS if word in {"queued", "started"} or any(row[word] for row in rows)]
 
 
@@ -239,5 +241,5 @@ def _ago(stamp: str) -> str:
 def _row(table: Table, *cells: object) -> None:
     from rich.text import Text
 
-    # Text, not markup: names and labels come from elsewhere.
+    # Text, not markup: names and labels come from users.
     table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else inert(str(cell))) for cell in cells))

@@ -1,4 +1,4 @@
-"""What the demo runs: a function as anyone would write it, and real documents to run it on."""
+"""The function that the demo runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real documents over HTTP from loopback: the texts of the Python packages installed on this machine."""
+"""The pages of the demo: texts of the installed Python packages, served over HTTP on loopback."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PAGE = 3_000  # characters
 
 
 def documents() -> dict[str, str]:
-    """Name -> text of the METADATA and licences of all installed packages; long ones are cut until there are 100."""
+    """Name -> text of the METADATA and licenses of all installed packages; long ones are split until there are 100."""
     found: dict[str, str] = {}
     for package in metadata.distributions():
         name = package.metadata["Name"] or "unnamed"
         for file in package.files or ():
             if file.name == "METADATA" or "LICEN" in file.name.upper() or file.name.upper().startswith("COPYING"):
-                with contextlib.suppress(OSError, UnicodeDecodeError):  # listed, but not there or no text
+                with contextlib.suppress(OSError, UnicodeDecodeError):  # listed, but missing or not a text
                     found[f"{name}/{file.name}"] = file.read_text()
     for name in sorted(found, key=lambda each: -len(found[each])):
         if len(found) >= ENOUGH:
@@ -32,7 +32,7 @@ def documents() -> dict[str, str]:
 
 @contextlib.contextmanager
 def served(texts: dict[str, str]) -> Iterator[list[str]]:
-    """Serves the texts on a free port of 127.0.0.1; gives their URLs."""
+    """Serves the texts on a free port of 127.0.0.1; yields their URLs."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # the name is http.server's
@@ -45,7 +45,7 @@ def served(texts: dict[str, str]) -> Iterator[list[str]]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is http.server's
-            """Says nothing: the terminal shows the progress bar."""
+            """Logs nothing: the terminal shows the progress bar."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, name="nbqueue-demo-pages", daemon=True)

@@ -1,4 +1,4 @@
-"""What the commands share: options that name the server, and a connection made from them."""
+"""Shared by all commands: the options that name the server, and the connection."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
     from nbqueue.client.session.session import Session
 
-RQS = "redis://localhost:6379"  # where `rq worker` looks without a word
+RQS = "redis://localhost:6379"  # the default of `rq worker`
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Reached(NamedTuple):
-    """A server that answers, the settings that named it, and its name for messages (without a password)."""
+    """A server that answers, the settings that named it, and its URL for messages (without a password)."""
 
     settings: Settings
     broker: Broker
@@ -40,10 +40,10 @@ class Reached(NamedTuple):
 
 
 class Words(click.Argument):
-    """An argument of any number of words; where none is given, those of the config file (as click does from 8.3 on)."""
+    """An argument of any number of words; by default those of the config file (as click does from 8.3 on)."""
 
     def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, ParameterSource]:
-        """The words that were given, or else configured."""
+        """The words on the command line, or those of the config file."""
         value, source = super().consume_value(ctx, opts)
         return (ctx.lookup_default(self.name or "") or () if value == () else value), source
 
@@ -59,27 +59,29 @@ def server_options(command: F) -> F:
         help="A TOML file with url, namespace, slots, and a table of options for each command, as [worker].",
     )(command)
     command = click.option("--namespace", help="Prefix of all keys [default: nbq].")(command)
-    told = (
+    text = (
         "The server, as redis://host:6379 or unix:///path [default: NBQUEUE_URL, RQ_REDIS_URL, the private one of this "
     )
-    return click.option("-u", "--url", help=f"{told}machine, redis://localhost:6379].")(command)
+    return click.option("-u", "--url", help=f"{text}machine, redis://localhost:6379].")(command)
 
 
 def _configured(context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
-    """Takes the command's own table from the config file as defaults of its options."""
+    """Uses the command's table in the config file as defaults of its options."""
     name = context.command.name or ""
     tables = settings.command_tables(path)
     if context.parent is not None and isinstance(context.parent.command, click.Group):
         commands = context.parent.command.list_commands(context.parent)
         if strange := sorted(tables.keys() - set(commands)):
             named = ", ".join(commands)
-            raise BadOption(message=f"The config file has a table [{strange[0]}], which is no command: {named}.")
+            raise BadOption(
+                message=f"The config file has a table [{strange[0]}], but there is no such command. Commands: {named}."
+            )
     table = tables.get(name, {})
     known = {option.name: option for option in context.command.params if option.name and option.name != "config"}
     if unknown := sorted(table.keys() - known.keys()):
         shown = sorted(name.replace("_", "-") for name, option in known.items() if not getattr(option, "hidden", False))
         raise BadOption(
-            message=f"The config file has {unknown[0]!r} in its table [{name}], which is no option of that command. "
+            message=f"The config file has {unknown[0]!r} in its table [{name}], but that command has no such option. "
             f"Options: {', '.join(shown)}."
         )
     context.default_map = dict(context.default_map or {}) | table
@@ -94,7 +96,7 @@ def duration(_context: click.Context, option: click.Parameter, value: str | floa
 def reach(url: str | None, namespace: str | None, config: Path | None) -> Reached:
     """A broker on the server that the settings name, on this host's private one, or on RQ's default.
 
-    Starts none; raises NoServer.
+    Never starts a server; raises NoServer.
     """
     found = configured(url, namespace, config)
     where = found.url
@@ -109,34 +111,34 @@ def reach(url: str | None, namespace: str | None, config: Path | None) -> Reache
             raise
         remedy = f"On {host()} run `nbqueue server start`, or name a server with --url or NBQUEUE_URL."
         raise NoServer(
-            url="this machine", why=f"no server is configured, and neither a private one runs nor {RQS}", remedy=remedy
+            url="this machine", why=f"no server is configured, no private one runs, nor one at {RQS}", remedy=remedy
         ) from why
     return Reached(found, Broker(connection, found.namespace), connection.url)
 
 
 def configured(url: str | None, namespace: str | None, config: Path | None) -> Settings:
-    """The settings in force; where none of ours names a server, RQ_REDIS_URL may."""
+    """The settings in force; RQ_REDIS_URL names the server if no setting of nbqueue does."""
     found = settings.load(url, namespace, config=config)
     theirs = os.environ.get("RQ_REDIS_URL")
     return settings.load(theirs, namespace, config=config) if found.url is None and theirs else found
 
 
 def session(url: str | None, namespace: str | None, config: Path | None, *, start: bool = False) -> Session:
-    """The session that the client's verbs use from now on. Only with `start` a private server may be started."""
+    """Opens the session of this process. A private server is started only with `start`."""
     from nbqueue.client.session import session as sessions
 
-    found = _sought(url, namespace, config) if not start else configured(url, namespace, config)
+    found = _reachable(url, namespace, config) if not start else configured(url, namespace, config)
     opened = sessions.Session(found)
     opened.ends_by = "nbqueue server stop"
-    opened.spool.read_only("it is a command that was run")  # ten thousand commands leave no ten thousand files
+    opened.spool.read_only("commands do not write to the spool")  # 10,000 commands must not leave 10,000 files
     if not start:
-        with warnings.catch_warnings(action="ignore"):  # how safe a server is concerns who sends, not who looks
+        with warnings.catch_warnings(action="ignore"):  # warnings about the server's safety are for those who submit
             opened.broker  # noqa: B018 - connects
     sessions.use(opened)
     return opened
 
 
-def _sought(url: str | None, namespace: str | None, config: Path | None) -> Settings:
+def _reachable(url: str | None, namespace: str | None, config: Path | None) -> Settings:
     """The settings of a server that answers."""
     reached = reach(url, namespace, config)
     if reached.settings.url is None and reached.where == connect(RQS).url:
@@ -145,7 +147,7 @@ def _sought(url: str | None, namespace: str | None, config: Path | None) -> Sett
 
 
 def console() -> Console:
-    """The terminal; what is piped elsewhere is as wide as it needs to be."""
+    """The terminal; piped output is not wrapped to a terminal's width."""
     from rich.console import Console
 
     found = Console()

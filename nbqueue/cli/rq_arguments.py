@@ -32,17 +32,17 @@ def parse(arguments: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
     for argument in arguments:
         keyword = _KEYWORD.match(argument)
         if keyword is None:
-            kind = argument[:1] if argument[:1] in _READERS else ""
-            args.append(_value(kind, argument[len(kind) :], argument))
+            prefix = argument[:1] if argument[:1] in _READERS else ""
+            args.append(_value(prefix, argument[len(prefix) :], argument))
             continue
-        name, kind = keyword[1], keyword[2] or ""
+        name, prefix = keyword[1], keyword[2] or ""
         if name in kwargs:
             raise BadInput(message=f"The keyword {name!r} is given twice; give it once.")
-        kwargs[name] = _value(kind, argument[keyword.end() :], argument)
+        kwargs[name] = _value(prefix, argument[keyword.end() :], argument)
     return args, kwargs
 
 
-def _value(kind: str, text: str, argument: str) -> Any:
+def _value(prefix: str, text: str, argument: str) -> Any:
     if text.startswith("@"):
         try:
             text = Path(text[1:]).read_text()
@@ -51,11 +51,11 @@ def _value(kind: str, text: str, argument: str) -> Any:
                 message=f"The argument {argument!r} names a file that cannot be read: {why}. "
                 f"For a text that begins with @, write %'\"{text}\"'."
             ) from why
-    if not kind:
+    if not prefix:
         return text
-    what, read = _READERS[kind]
+    what, read = _READERS[prefix]
     try:
         return read(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as why:
-        told = "" if kind == "%" else f" ({why})"  # of Python's parser only its inner words would be told
-        raise BadInput(message=f"The argument {argument!r} is not {what}{told}, such as {_LIKE[kind]}.") from why
+        detail = "" if prefix == "%" else f" ({why})"  # messages of Python's parser do not help
+        raise BadInput(message=f"The argument {argument!r} is not {what}{detail}; examples: {_LIKE[prefix]}.") from why
