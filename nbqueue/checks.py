@@ -1,4 +1,4 @@
-"""What a user typed, checked: names, durations, options."""
+"""Validating user input: names, durations, sizes, options; and helpers for messages."""
 
 from __future__ import annotations
 
@@ -18,53 +18,53 @@ from nbqueue.errors import BadName, BadOption
 
 DAY = 86_400.0
 YEAR = 365 * DAY
-LONGEST = 100 * YEAR  # of a duration: what is longer, no clock of ours can say
-OFF = "off"  # in place of a folder: none
+LONGEST = 100 * YEAR  # the longest duration that is accepted
+OFF = "off"  # instead of a folder: none
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+\-]{0,99}\Z")
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?\Z")
 
 
 def check_name(what: str, name: object) -> str:
-    """`name`, if it may be part of a key; raises BadName."""
+    """`name`, if it is valid in a key; raises BadName."""
     if not isinstance(name, str) or not _NAME.match(name):
         raise BadName(what=what, name=brief(name, 100), spaces="")
     return name
 
 
 def check_title(what: str, name: object) -> str:
-    """`name`, if a batch may bear it: as check_name, and spaces may stand within. Raises BadName."""
+    """`name`, if it is a valid batch name: as check_name, but with spaces inside. Raises BadName."""
     if not isinstance(name, str) or not _NAME.match(name.replace(" ", "_")) or name != name.strip():
         raise BadName(what=what, name=brief(name, 100), spaces=", spaces")
     return name
 
 
 def check_queue(what: str, name: object) -> str:
-    """`name`, if it may be a queue's: RQ's users have colons and blanks in theirs. Raises BadName or BadOption."""
+    """`name`, if it is a valid queue name (colons and spaces as in RQ). Raises BadName or BadOption."""
     if isinstance(name, str) and is_queue(name):
         return name
     if isinstance(name, str) and 0 < len(name) <= 100 and name.isprintable():
         raise BadOption(
-            message=f"{what} {name!r} cannot be used: no comma or `*` may be in a queue's name, nor a blank at an end."
+            message=f"{what} {name!r} cannot be used: it must not contain a comma or `*`, nor begin or end with a space."
         )
     return check_name(what, name)
 
 
 def is_queue(text: str) -> bool:
-    """Whether check_queue would let `text` pass."""
+    """Whether check_queue accepts `text`."""
     return 0 < len(text) <= 100 and text.isprintable() and text == text.strip() and not {",", "*"} & set(text)
 
 
 def is_name(text: str) -> bool:
-    """Whether check_name would let `text` pass."""
+    """Whether check_name accepts `text`."""
     return _NAME.match(text) is not None
 
 
 def brief(value: object, most: int = 80) -> str:
-    """A value in a line, as Python shows it, for a message; cut where it is long. Never raises."""
+    """The repr of a value in one line, shortened to `most` characters, for a message. Never raises."""
     try:
         shown = " ".join(repr(value).split())
-    except Exception:  # noqa: BLE001 - a __repr__ of the user's may raise anything, and an integer have too many digits
+    except Exception:  # noqa: BLE001 - the user's __repr__ may raise anything, and an integer may have too many digits
         shown = f"<{type(value).__name__}>"
     return shown if len(shown) <= most else shown[: most - 3] + "..."
 
@@ -83,7 +83,7 @@ def seconds(option: str, value: object) -> float:
 
 
 def _seconds(value: object) -> float | None:
-    """None for what is not a duration."""
+    """As seconds, but None if it is not a duration."""
     if isinstance(value, timedelta):
         return value.total_seconds()
     value = _plain(value)
@@ -101,7 +101,7 @@ def _seconds(value: object) -> float | None:
 
 
 def _plain(value: object) -> object:
-    """NumPy's numbers as Python's; all else as it is."""
+    """NumPy's numbers as Python's; all else unchanged."""
     if isinstance(value, bool | int | float):
         return value
     if isinstance(value, Integral):
@@ -175,7 +175,7 @@ def _names(option: str, value: object) -> tuple[str, ...]:
         or isinstance(value, str)
         or not all(isinstance(name, str) for name in value)
     ):
-        raise BadOption(message=f'{option}={brief(value)} must be a list of names of variables, as env=["API_KEY"].')
+        raise BadOption(message=f'{option}={brief(value)} must be a list of variable names, as env=["API_KEY"].')
     return tuple(value)
 
 
@@ -216,27 +216,27 @@ def spill_root(option: str, value: object) -> str | None:
         return str(Path(rest if colon else text).expanduser().absolute())
     if scheme in {"memory", "data"}:
         raise BadOption(
-            message=f"{option}={brief(value)}: processes do not share it. Name a folder that workers share."
+            message=f"{option}={brief(value)}: other processes cannot read it. Name a folder that all workers share."
         )
     if ":" in rest.partition("/")[0].rpartition("@")[0]:
-        raise BadOption(message=f"{option}= holds a password, which every reader of a batch would see: leave it out.")
+        raise BadOption(message=f"{option}= contains a password, which every reader of a batch could see: leave it out.")
     return text.rstrip("/")
 
 
 def _text(option: str, value: object) -> str:
     if not isinstance(value, str) or len(value) > 1000:
-        raise BadOption(message=f"{option}={brief(value)} must be a text of at most 1,000 characters.")
+        raise BadOption(message=f"{option}={brief(value)} must be a string of at most 1,000 characters.")
     return value
 
 
 def _meta(option: str, value: object) -> dict[str, Any] | None:
     if value is not None and (not isinstance(value, dict) or not all(isinstance(key, str) for key in value)):
-        raise BadOption(message=f"{option}={brief(value)} must be a dict with texts as keys.")
+        raise BadOption(message=f"{option}={brief(value)} must be a dict with strings as keys.")
     return value
 
 
 def _any(_option: str, value: object) -> object:
-    """What only the layers above can judge: they do, before anything is sent."""
+    """Accepts anything: the client checks the value before it submits."""
     return value
 
 
@@ -275,7 +275,7 @@ CHECKS: dict[str, Any] = {
 }
 
 
-# What moves the cursor, changes colours or turns the direction of text, but for the tab and the end of a line.
+# Characters that move the cursor, change colours or reverse the text, except tab and newline.
 _CONTROLS = {
     code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
     for span in ((0, 9), (11, 32), (127, 160), (0x200E, 0x2010), (0x202A, 0x202F), (0x2066, 0x206A))
@@ -284,15 +284,12 @@ _CONTROLS = {
 
 
 def inert(text: str) -> str:
-    """`text` as a terminal may show it: control characters are spelled out, so that they act on nothing.
-
-    A line that was written over itself, as a progress bar, becomes several.
-    """
+    """`text` with escaped control characters, safe to print in a terminal. A carriage return becomes a newline."""
     return text.replace("\r\n", "\n").replace("\r", "\n").translate(_CONTROLS)
 
 
 def warn(message: str) -> None:
-    """A UserWarning at the line of the user's that led here, and not at one of ours."""
+    """A UserWarning that points at the user's line, not at a line of nbqueue."""
     depth, frame = 2, sys._getframe(1)  # noqa: SLF001 - as warnings itself does
     while frame is not None and f"{frame.f_globals.get('__name__')}.".startswith("nbqueue."):
         depth, frame = depth + 1, frame.f_back  # type: ignore[assignment]
@@ -300,12 +297,12 @@ def warn(message: str) -> None:
 
 
 def counted(number: int, word: str) -> str:
-    """So many of something: `1 job`, `1,000 jobs`."""
+    """A number and a noun: `1 job`, `1,000 jobs`."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def in_units(seconds: float, days: str, hours: str, minutes: str) -> str:
-    """A duration in the largest of these units of which it has two; empty where that is none of them."""
+    """A duration in the largest of these units of which it has at least two; empty if there is none."""
     for size, unit in ((DAY, days), (3600.0, hours), (60.0, minutes)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -313,7 +310,7 @@ def in_units(seconds: float, days: str, hours: str, minutes: str) -> str:
 
 
 def size_text(count: float) -> str:
-    """A number of bytes as people say it, in powers of 1024: `64 MB`."""
+    """A number of bytes for people, in powers of 1024: `64 MB`."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1024:
             return f"{count:,.0f} {unit}" if count == int(count) else f"{count:.1f} {unit}"
@@ -331,16 +328,16 @@ def size(option: str, value: int | str | None) -> int | None:
         return None
     match = _SIZE.match(str(value).strip()) if not isinstance(value, bool) else None
     if match is None or float(match[1]) <= 0:
-        raise BadOption(message=f"{option}={brief(value)} is no size: give bytes, or text such as '500MB' or '2GB'.")
+        raise BadOption(message=f"{option}={brief(value)} is not a size: give bytes, or text such as '500MB' or '2GB'.")
     return int(float(match[1]) * _BYTES[match[2].lower()])
 
 
 def is_installed(path: str) -> bool:
-    """Whether a file is of an installed package, by the name of a folder above it."""
+    """Whether a file belongs to an installed package: a folder above it is site-packages or dist-packages."""
     return not {"site-packages", "dist-packages"}.isdisjoint(Path(path).parts)
 
 
 def check_errors(errors: object) -> None:
-    """Raises BadOption for what `results(errors=)` does not know."""
+    """Raises BadOption for an unknown value of `results(errors=)`."""
     if errors not in {"raise", "return", "skip"}:
         raise BadOption(message=f"errors={brief(errors)} must be 'raise', 'return' or 'skip'.")

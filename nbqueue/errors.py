@@ -1,7 +1,7 @@
-"""Every exception of nbqueue, on one page.
+"""Every exception of nbqueue.
 
-A class's docstring is its message: the words in braces are the facts that it is raised with, and the last sentence says
-what to do next.
+The docstring of a class is its message: the names in braces are the facts that it is raised with, and the last sentence
+says what to do next.
 
     NbqueueError
       SetupError            NoServer  NoServerProgram  WrongPassword  ServerUnfit  ServerRefused  BadSecret
@@ -11,7 +11,7 @@ what to do next.
       NotThere              NoSuchBatch  NoSuchJob  NoSuchWorker  Expired  LostByServer  SpillLost
       JobFailed  JobCanceled  BatchFailed  CannotOpen  NotDone
       LeaseEnded            (a worker's own)
-      LoadError             CodeDiffers (a stable's own)
+      LoadError             CodeDiffers (a forkserver's own)
     RemoteTraceback         (the cause of a job's exception)
     JobTimeout              (a BaseException, raised inside a job)
 """
@@ -22,8 +22,8 @@ import re
 from types import TracebackType
 from typing import Any
 
-_INSIDE = ("nbqueue.", "contextlib.", "functools.")  # whose lines in a traceback tell a user nothing
-_TWO_STOPS = re.compile(r"(?<=[^\s.])\.\.(?=\s|$)")  # where a fact ends with one of its own
+_INSIDE = ("nbqueue.", "contextlib.", "functools.")  # modules whose lines in a traceback do not help a user
+_TWO_STOPS = re.compile(r"(?<=[^\s.])\.\.(?=\s|$)")  # a fact that ends with a full stop
 
 
 class NbqueueError(Exception):
@@ -38,7 +38,7 @@ class NbqueueError(Exception):
         return _rebuild, (type(self), self.facts)
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows: the user's own lines. Ours are in `__traceback__`, for `%debug` and for logs."""
+        """The traceback that IPython shows: the user's lines only. `%debug` and logs have all of it."""
         from IPython import get_ipython
 
         shown = get_ipython().InteractiveTB
@@ -52,12 +52,12 @@ class NbqueueError(Exception):
             trace = TracebackType(trace, step.tb_frame, step.tb_lasti, step.tb_lineno)
         cause, context = self.__cause__, self.__context__
         try:
-            if isinstance(self, BadInput | SetupError):  # the message has all of it that matters
+            if isinstance(self, BadInput | SetupError):  # the message is enough
                 self.__cause__ = self.__context__ = None
-            told: list[str] = shown.structured_traceback(type(self), self, trace, tb_offset=1)
+            lines: list[str] = shown.structured_traceback(type(self), self, trace, tb_offset=1)
         finally:
             self.__context__, self.__cause__ = context, cause
-        return told
+        return lines
 
 
 def _rebuild(cls: type[NbqueueError], facts: dict[str, Any]) -> NbqueueError:
@@ -72,7 +72,7 @@ class SetupError(NbqueueError):
 
     @property
     def kind(self) -> str:
-        """Which trouble it is: the server's own word for it (OOM, LOADING), or the name of the class."""
+        """The server's error code (OOM, LOADING), or the name of the class."""
         return str(self.facts.get("kind") or type(self).__name__)
 
 
@@ -102,7 +102,7 @@ class BadSecret(SetupError):
     """The secret in {path} cannot be used: {why}. {remedy}"""
 
 
-# ---------------------------------------------------------------- what was typed
+# ---------------------------------------------------------------- input
 
 
 class BadInput(NbqueueError):
@@ -135,25 +135,24 @@ class SpillFailed(TooLarge):
 
 
 class TooManyOpen(BadInput, RuntimeError):
-    """The queue {queue!r} on {server} holds {limit:,} batches that are not done, as many as `max_open` allows: this one
-    was not submitted. Send many calls as one batch, with `nbqueue.map(f, items)` in place of a loop of `enqueue` or
-    `submit`; remove what is not wanted any more, with `nbqueue empty {queue}` or `batch.cancel()`; or raise
-    NBQUEUE_MAX_OPEN."""
+    """The queue {queue!r} on {server} holds {limit:,} unfinished batches, as many as `max_open` allows: this one was
+    not submitted. Submit many calls as one batch, with `nbqueue.map(f, items)` instead of a loop of `enqueue` or
+    `submit`; cancel jobs with `nbqueue empty {queue}` or `batch.cancel()`; or raise NBQUEUE_MAX_OPEN."""
 
 
 class InUse(BadInput, ValueError):
-    """The {what} {name!r} is in use by another job or batch. Choose another one, look at that one with
+    """The {what} {name!r} is in use by another job or batch. Choose another one, open that one with
     `nbqueue.attach({name!r})`, or remove it with `nbqueue.attach({name!r}).forget()`."""
 
 
 class Changed(BadInput, ValueError):
-    """Batch {name!r} exists, but {what}. Nothing was run. fresh=True: run all again (the old batch is then called
-    {name}@1). update=True: keep the old results, run only the rest."""
+    """Batch {name!r} exists, but {what}. Nothing was submitted. fresh=True: run all jobs again (the old batch is renamed
+    {name}@1). update=True: keep the old results, and run only the rest."""
 
 
 class NoSuchDependency(BadInput, LookupError):
-    """{name!r}, on which the new job was to depend, is not on {server}: it never was there, or it has expired. Nothing
-    was submitted. Submit what it depends on first, and pass that Job or its id."""
+    """The dependency {name!r} is not on {server}: it was never submitted there, or it has expired. Nothing was
+    submitted. Submit the dependency first, and pass its Job or id."""
 
 
 class InsideJob(BadInput, RuntimeError):
@@ -161,22 +160,22 @@ class InsideJob(BadInput, RuntimeError):
     notebook. (In a script or module that the job imports, keep such calls under `if __name__ == "__main__":`.)"""
 
 
-# ---------------------------------------------------------------- what came back from the store
+# ---------------------------------------------------------------- data read from the server
 
 
 class BadSignature(NbqueueError):
-    """{what} does not carry a valid signature, so it was not opened: {why}. Someone without the secret wrote it,
-    or it was damaged on its way."""
+    """{what} has no valid signature, so it was not unpickled: {why}. It was written by someone without the secret,
+    or it was damaged."""
 
 
 class UnknownKey(BadSignature):
-    """{what} was signed with key {key}, which is not in {path}. Copy the secret of the one who signed it there,
+    """{what} was signed with key {key}, which is not in {path}. Add the secret of the user who signed it to that file,
     as one more line."""
 
 
 class Damaged(BadSignature):
-    """{what} is not as nbqueue wrote it: {why}. Another program or person has written there, or it was damaged. All
-    else on the server is as it was."""
+    """{what} is not as nbqueue wrote it: {why}. Another program has written there, or it was damaged. Everything else on
+    the server is unchanged."""
 
 
 class NotThere(NbqueueError, LookupError):
@@ -184,8 +183,7 @@ class NotThere(NbqueueError, LookupError):
 
 
 class NoSuchBatch(NotThere):
-    """There is no batch {name!r} on {server}. `nbqueue batches`, or `nbqueue.batches()`, lists
-    those there are."""
+    """There is no batch {name!r} on {server}. `nbqueue batches`, or `nbqueue.batches()`, lists all batches."""
 
 
 class NoBatchAtAll(NoSuchBatch):
@@ -197,26 +195,26 @@ class NoSuchJob(NotThere):
 
 
 class NoSuchWorker(NotThere):
-    """No live worker {name!r} is on {server}. `nbqueue info` lists those there are."""
+    """There is no live worker {name!r} on {server}. `nbqueue info` lists all workers."""
 
 
 class Expired(NotThere):
-    """{what} is no longer there: it has expired (results are kept for {ttl} after the end; ask for more with
-    `result_ttl=`), or it was deleted."""
+    """{what} is no longer there: it has expired (results are kept for {ttl} after the end; `result_ttl=` sets another
+    time), or it was deleted."""
 
 
 class LostByServer(NotThere):
-    """The server at {server} has forgotten {what}: it was restarted without its data, or flushed, or someone deleted
-    it. What had been collected is here. The rest must run again: `batch.retry()` brings the batch back and does so,
-    where the spool on this disk has a copy of it; else submit it again."""
+    """The server at {server} has lost {what}: it was restarted without its data, or flushed, or the data were deleted.
+    Results that were collected here are kept. The rest must run again: `batch.retry()` restores the batch from its copy
+    in the spool and does so; without a copy, submit it again."""
 
 
 class SpillLost(NotThere):
-    """{size} of results lie in {file}, and cannot be read from there: {why}. If this machine has that folder under
-    another path, name it with NBQUEUE_SPILL; what is gone must run again: `batch.retry(row)`."""
+    """{size} of results are in {file}, which cannot be read: {why}. If this machine has that folder under another path,
+    name it with NBQUEUE_SPILL; a lost result must run again: `batch.retry(row)`."""
 
 
-# ---------------------------------------------------------------- how jobs and batches end
+# ---------------------------------------------------------------- outcomes of jobs and batches
 
 
 class JobFailed(NbqueueError):
@@ -233,7 +231,7 @@ class BatchFailed(NbqueueError):
 
 
 class CannotOpen(NbqueueError):
-    """{what} cannot be opened here: {why}. Import or install here what it needs, or return plain data: numbers, text,
+    """{what} cannot be unpickled here: {why}. Install or import what it needs, or return plain data: numbers, text,
     lists, dicts, arrays, frames."""
 
 
@@ -256,7 +254,7 @@ class RemoteTraceback(Exception):
 
 
 class LeaseEnded(NbqueueError):
-    """The lease of worker {worker} has ended: its jobs belong to others. It stops them and joins under a new id."""
+    """The lease of worker {worker} has expired, and its jobs were re-queued. It stops them and joins under a new id."""
 
 
 class LoadError(NbqueueError):
@@ -264,12 +262,12 @@ class LoadError(NbqueueError):
 
 
 class CodeDiffers(LoadError):
-    """{label} could not be loaded on {host}: {why} It waits for a worker that has that code. To run it as workers have
-    it now: nbqueue.attach(ID).cancel() and .retry(func=...), or submit it with pin=False."""
+    """{label} could not be loaded on {host}: {why} The job waits for a worker with that code. To run it with the code
+    that workers have: nbqueue.attach(ID).cancel() and .retry(func=...), or submit it with pin=False."""
 
 
 class JobTimeout(BaseException):
     """Raised inside a job at its time limit. A BaseException, so that `except Exception` does not swallow it.
 
-    A job may catch it to clean up; it is killed when the grace is over (2 s, unless `grace=` said otherwise).
+    A job may catch it to clean up; it is killed after the grace period (2 s, or `grace=`).
     """

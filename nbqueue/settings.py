@@ -1,4 +1,4 @@
-"""Where the server is and how we behave: arguments > environment > connection file > config file > defaults."""
+"""Settings, in this order of precedence: arguments, environment, connection file, config file, defaults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nbqueue.errors import BadOption
 
 NAMESPACE = "nbq"
 SPOOL_CAP = 10 << 30  # bytes
-MAX_OPEN = 1_000_000  # batches of a queue that are not done
+MAX_OPEN = 1_000_000  # unfinished batches in a queue
 _FILED: dict[str, type] = {
     "url": str,
     "namespace": str,
@@ -29,7 +29,7 @@ _FILED: dict[str, type] = {
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is decided outside the code. `url` None means local mode: a private server on this machine."""
+    """The settings in force. `url` None means local mode: a private server on this machine."""
 
     home: Path
     url: str | None = None
@@ -37,31 +37,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     slots: int | None = None
     progress: bool = True
     inline: bool | str = False
-    spool: Path | None = None  # where what is collected is copied to; None: nowhere
+    spool: Path | None = None  # folder for copies of collected results; None: off
     spool_cap: int = SPOOL_CAP
-    spill: str | None = None  # where large results lie; None: in the store
+    spill: str | None = None  # folder or URL for large results; None: they stay on the server
     max_open: int = MAX_OPEN
 
     @property
     def local(self) -> Path:
-        """The folder of this host's private server; hosts that share a home never judge each other's files."""
+        """The folder of this host's private server; hosts that share a home have one folder each."""
         return self.home / "local" / host()
 
 
 def host() -> str:
-    """This machine's name: the scheduler's word for it where several nodes share a hostname."""
+    """This machine's name; Slurm's node name if there is one, because nodes may share a hostname."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def python_version() -> str:
-    """This Python's version, as cloudpickle cares for it: `3.11`."""
+    """This Python's minor version, within which bytecode is compatible: `3.11`."""
     return ".".join(platform.python_version_tuple()[:2])
 
 
 def home_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """`NBQUEUE_HOME`, or `~/.nbqueue`; with NBQUEUE_SECRET a temporary one where there is none. Raises BadOption."""
-    if told := environ.get("NBQUEUE_HOME"):
-        return Path(told).expanduser()
+    """`NBQUEUE_HOME`, or `~/.nbqueue`; without a home folder, a temporary one if NBQUEUE_SECRET is set, or BadOption."""
+    if folder := environ.get("NBQUEUE_HOME"):
+        return Path(folder).expanduser()
     try:
         return Path.home() / ".nbqueue"
     except RuntimeError as why:
@@ -71,7 +71,7 @@ def home_folder(environ: Mapping[str, str] = os.environ) -> Path:
                 message=f"This process has no home folder ({why}), and nbqueue keeps its secret there. Set "
                 "NBQUEUE_SECRET to the secret that clients and workers share, or NBQUEUE_HOME to a folder, or HOME."
             ) from why
-        import tempfile  # a worker's children should not have imported `random` by themselves
+        import tempfile  # imports `random`, which a worker's children must not inherit
 
         return Path(tempfile.gettempdir()) / f"nbqueue-{os.getuid()}"
 
@@ -83,7 +83,7 @@ def load(
     config: Path | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Settings:
-    """The settings in force. Raises BadOption for a file or variable that cannot be understood."""
+    """Reads the settings. Raises BadOption for an invalid file or variable."""
     home = home_folder(environ)
     _guard(home)
     filed = _toml(config) if config else _toml(home / "config.toml", missing_ok=True)
@@ -93,7 +93,7 @@ def load(
         "namespace": environ.get("NBQUEUE_NAMESPACE") or filed.get("namespace") or NAMESPACE,
     }
     if namespace is not None:
-        pick["namespace"] = namespace  # also an empty one, which is refused where it is used
+        pick["namespace"] = namespace  # also an empty one, which is rejected later
     return Settings(
         home=home,
         url=pick["url"],
@@ -109,11 +109,11 @@ def load(
 
 
 def _guard(home: Path) -> None:
-    """Raises BadOption for a home in which others could put a secret or a server of theirs."""
+    """Raises BadOption if other users could write a secret or a server address into the home."""
     try:
         facts = home.stat()
     except OSError:
-        return  # it is made when it is needed, for its owner only
+        return  # created on demand, for its owner only
     if facts.st_uid != os.getuid():
         remedy = "Set NBQUEUE_HOME to a folder of your own."
         raise BadOption(message=f"The folder {home} belongs to user {facts.st_uid}, not to you. {remedy}")
@@ -122,7 +122,7 @@ def _guard(home: Path) -> None:
 
 
 def filed_url(home: Path) -> str | None:
-    """The URL in the connection file, which workers find by themselves."""
+    """The URL in the connection file."""
     found: str | None = _toml(home / "connection.toml", missing_ok=True).get("url")
     return found
 
@@ -158,20 +158,20 @@ def _inline(word: str) -> bool | str:
 
 
 def command_tables(config: Path | None = None, environ: Mapping[str, str] = os.environ) -> dict[str, dict[str, Any]]:
-    """The tables of the config file, each for the command of its name, with the options named as in Python."""
+    """The tables of the config file by command, with option names as in Python."""
     filed = _toml(config or home_folder(environ) / "config.toml", missing_ok=config is None)
     tables = {name: table for name, table in filed.items() if isinstance(table, dict)}
     return {name: {key.replace("-", "_"): value for key, value in table.items()} for name, table in tables.items()}
 
 
 def _checked(filed: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What a file says, if it says only what we know, in the types that we take."""
+    """The content of a file; raises BadOption for unknown settings and wrong types."""
     for name, value in filed.items():
         if isinstance(value, dict):
-            continue  # a table for a command, which knows its options
+            continue  # a command's table: the command checks its options
         if name not in _FILED:
             raise BadOption(
-                message=f"The file {path} has {name!r}, which is no setting. Settings: {', '.join(_FILED)}."
+                message=f"The file {path} has {name!r}, which is not a setting. Settings: {', '.join(_FILED)}."
             )
         if not isinstance(value, _FILED[name]):
             raise BadOption(
@@ -194,16 +194,16 @@ def cpus() -> int:
 
 
 def born(pid: int) -> str:
-    """When a process of this machine began, in the machine's words; empty if it is gone, or a zombie.
+    """The start time of a process, as the system states it; empty if the process has ended, or is a zombie.
 
-    With the number it is a name that is not used twice: a number alone may be anyone's by now.
+    Pid and start time together identify a process: a pid alone may be reused.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         if Path("/proc/self").exists():
             return ""
-        import subprocess  # nor `locale`
+        import subprocess  # imports `locale`, which a worker's children must not inherit
 
         shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
         return shown.stdout.strip()

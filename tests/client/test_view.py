@@ -59,7 +59,7 @@ def test_a_view_tells_counts_pace_and_how_long_results_are_kept(session, hands):
     assert batch.wait(20)
     after = seen(batch)
     assert after.counts == [("finished", 3), ("failed", 3)]
-    assert after.pace.startswith("6 of 6, took ")
+    assert after.progress_text.startswith("6 of 6, took ")
     assert re.fullmatch(r"All results saved; also on the server until \d+ \w{3}( \d{4})?", after.retention)
     assert after.failures[0].text == f"3x ValueError: <img src=x onerror=alert(1)> - line {line()}"
     assert after.retry == 3
@@ -321,7 +321,7 @@ def test_an_attached_batch_whose_jobs_ended_before_is_not_said_to_have_taken_unt
     model.snapshot([again.ref], pace, FailureGroups(str), ())
     state.over = True
     seen = model.snapshot([again.ref], pace, FailureGroups(str), ())
-    assert (seen.ended, seen.elapsed, seen.pace) == (True, None, "3 of 3")
+    assert (seen.ended, seen.elapsed, seen.progress_text) == (True, None, "3 of 3")
 
 
 def test_what_is_left_to_copy_is_no_part_of_the_time_that_jobs_took(session, hands):

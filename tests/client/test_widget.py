@@ -93,14 +93,14 @@ def test_a_kind_opens_shows_the_next_job_and_arguments_only_on_request(session, 
     (row,) = shown.controls._rows
     assert row._button.description.startswith("▸ 3x ValueError: odd: …")
     row._button.click()
-    wait_until(lambda: "said something" in row._told.value)
-    assert "odd: 1" in row._told.value
-    assert "x = 1" not in row._told.value
+    wait_until(lambda: "said something" in row._details.value)
+    assert "odd: 1" in row._details.value
+    assert "x = 1" not in row._details.value
     row._arguments.click()
-    wait_until(lambda: "x = 1" in row._told.value)
+    wait_until(lambda: "x = 1" in row._details.value)
     row._next.click()
-    wait_until(lambda: "odd: 3" in row._told.value)
-    assert "x = 3" not in row._told.value
+    wait_until(lambda: "odd: 3" in row._details.value)
+    assert "x = 3" not in row._details.value
     row._button.click()
     assert len(row.box.children) == 1
 
@@ -141,7 +141,7 @@ def test_a_widget_whose_batch_is_done_holds_it_no_more(session, busy):
     assert shown.batch.wait(20)
     shown.draw()
     controls, batch = shown.controls, weakref.ref(shown.batch)
-    controls.actions.drop()
+    controls.actions.clear()
     del shown
     gc.collect()
     assert batch() is None
@@ -169,19 +169,19 @@ def test_rows_stay_where_they_are_while_kinds_come_grow_and_go(session, busy):
     shown.draw()
     first, second = shown.controls._rows
     second._button.click()
-    wait_until(lambda: "KeyError" in second._told.value)
+    wait_until(lambda: "KeyError" in second._details.value)
     boxes = shown.controls._kinds.children
     shown.groups._remove((0, 0))  # as when it is run again
     shown.draw()
     assert shown.controls._kinds.children == boxes
     assert first.box.layout.display == "none"
     assert second.open
-    assert "KeyError" in second._told.value
+    assert "KeyError" in second._details.value
     for index in (1, 2):
         shown.groups._remove((0, index))
     shown.draw()
     assert not second.open
-    shown.groups._place((0, 2), shown.batch.ref)
+    shown.groups._add_failure((0, 2), shown.batch.ref)
     shown.draw()
     assert shown.controls._kinds.children == boxes
     assert first._button.description.startswith("▸ 1x KeyError")
