@@ -45,7 +45,7 @@ def check_queue(what: str, name: object) -> str:
         return name
     if isinstance(name, str) and 0 < len(name) <= 100 and name.isprintable():
         raise BadOption(
-            message=f"{what} {name!r} cannot be used: it must not contain a comma or `*`, nor begin or end with a space."
+            message=f"{what} {name!r} cannot be used: it must not contain a comma or `*`, or begin or end with a space."
         )
     return check_name(what, name)
 
@@ -219,7 +219,7 @@ def spill_root(option: str, value: object) -> str | None:
             message=f"{option}={brief(value)}: other processes cannot read it. Name a folder that all workers share."
         )
     if ":" in rest.partition("/")[0].rpartition("@")[0]:
-        raise BadOption(message=f"{option}= contains a password, which every reader of a batch could see: leave it out.")
+        raise BadOption(message=f"{option}= contains a password, which every reader of a batch can see: leave it out.")
     return text.rstrip("/")
 
 

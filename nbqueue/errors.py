@@ -146,8 +146,8 @@ class InUse(BadInput, ValueError):
 
 
 class Changed(BadInput, ValueError):
-    """Batch {name!r} exists, but {what}. Nothing was submitted. fresh=True: run all jobs again (the old batch is renamed
-    {name}@1). update=True: keep the old results, and run only the rest."""
+    """Batch {name!r} exists, but {what}. Nothing was submitted. fresh=True: run all jobs again (the old batch is
+    renamed {name}@1). update=True: keep the old results, and run only the rest."""
 
 
 class NoSuchDependency(BadInput, LookupError):
@@ -174,8 +174,8 @@ class UnknownKey(BadSignature):
 
 
 class Damaged(BadSignature):
-    """{what} is not as nbqueue wrote it: {why}. Another program has written there, or it was damaged. Everything else on
-    the server is unchanged."""
+    """{what} is not as nbqueue wrote it: {why}. Another program has written there, or it was damaged. Everything else
+    on the server is unchanged."""
 
 
 class NotThere(NbqueueError, LookupError):

@@ -59,7 +59,10 @@ def python_version() -> str:
 
 
 def home_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """`NBQUEUE_HOME`, or `~/.nbqueue`; without a home folder, a temporary one if NBQUEUE_SECRET is set, or BadOption."""
+    """`NBQUEUE_HOME`, or `~/.nbqueue`.
+
+    Without a home folder: a temporary one if NBQUEUE_SECRET is set; else raises BadOption.
+    """
     if folder := environ.get("NBQUEUE_HOME"):
         return Path(folder).expanduser()
     try:

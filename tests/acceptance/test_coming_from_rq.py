@@ -431,7 +431,7 @@ def test_the_functions_on_ids(session, fleet):
     assert not nbqueue.send_stop_job_command(connection, job.id, namespace=session.settings.namespace)
     nbqueue.send_shutdown_command(None, "me")
     assert worker.process.wait(20) == 0
-    with pytest.raises(nbqueue.NbqueueError, match="No live worker"):
+    with pytest.raises(nbqueue.NbqueueError, match="There is no live worker"):
         nbqueue.send_shutdown_command(None, "nobody")
     connection.close()
 

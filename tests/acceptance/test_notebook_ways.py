@@ -86,7 +86,7 @@ def test_a_cell_that_is_run_twice_says_what_still_runs_and_cancels_it(notebook, 
     page.sees(2, "lambda-")
     first = page.text(2).split("'")[1]
     page.run(1)
-    page.sees(1, "The batch of this cell's previous run still runs", f"nbqueue.attach('{first}').cancel()")
+    page.sees(1, "A batch of this cell's previous run is still running", f"nbqueue.attach('{first}').cancel()")
     page.shot("earlier-light")
     page.button(1, "Cancel the earlier batch").click()
     page.sees(1, f"canceled of {first}.")

@@ -243,7 +243,7 @@ def test_worker_class_path_and_preload(session, fleet, tmp_path):
     assert job.wait(5)[0]
     wrong = fleet.start("-w", "os.path.join")
     assert wrong.process.wait(20) == 1
-    assert "no subclass of nbqueue.Worker" in wrong.log
+    assert "not a subclass of nbqueue.Worker" in wrong.log
 
 
 LONE = """

@@ -121,8 +121,8 @@ def test_what_has_changed_in_the_function_is_told(session, old, new, told):
         with pytest.raises(Changed) as why:
             nbqueue.map(changed, [1, 2], name="model")
         assert str(why.value) == (
-            f"Batch 'model' exists, but the function changed ({told}). Nothing was run. fresh=True: run all again "
-            "(the old batch is then called model@1). update=True: keep the old results, run only the rest."
+            f"Batch 'model' exists, but the function changed ({told}). Nothing was submitted. fresh=True: run all "
+            "jobs again (the old batch is renamed model@1). update=True: keep the old results, and run only the rest."
         )
     else:
         assert nbqueue.map(changed, [1, 2], name="model").id == batch.id

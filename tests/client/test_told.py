@@ -53,7 +53,7 @@ def test_an_outcome_that_is_not_signed_by_us_is_a_failure_wherever_it_is_told(se
     seen = forged(session, other, batch, 1)
     seen.wait(20)
     error = seen[1].error
-    assert "does not carry a valid signature" in error
+    assert "has no valid signature" in error
     assert tellers(seen) == {
         "frame": ("failed", "signature"),
         "gather": ("failed", error),
