@@ -1,7 +1,7 @@
-"""What code may ask about the job that it runs in, and say of it: id, arguments, meta, progress, random numbers.
+"""The running job, for the code inside it: id, arguments, meta, progress, random numbers.
 
-Whoever makes a call marks the process with `enter` and `leave` (or `inside`): a horse, a SimpleWorker, `inline=True`.
-What the job says of itself goes to `here.note`, so that it needs no connection of its own.
+A child process calls `enter` and `leave` around each call; SimpleWorker and `inline=True` use `inside`. Meta and
+progress go to `here.note`, so that a job needs no connection.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _INTEGERS = range(-(1 << 63), 1 << 64)
 
 
 class CurrentJob:
-    """The job that this code runs in. `meta` may be changed; `save_meta` shows it to everyone who looks at the job."""
+    """The running job. `meta` may be changed; `save_meta` makes the changes visible to others."""
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class CurrentJob:
         began: float | None = None,
         arguments: Callable[[], tuple[Any, ...]] | None = None,
     ) -> None:
-        """`meta` is what `pack_meta` made; `arguments()` gives args, kwargs, and what else may come behind them.
+        """`meta` comes from `pack_meta`; `arguments()` returns a tuple that begins with args and kwargs.
 
-        `left` is how many more runs there are after failures, and after successes; None: it was given none.
+        `left` are the numbers of retries and repeats left; None: the job has none.
         """
         self.id = id
         self.batch = batch or id.partition(":")[0]
@@ -75,17 +75,17 @@ class CurrentJob:
         return f"<Job {self.id} of {self.func_name}, attempt {self.attempt}>"
 
     def get_status(self, refresh: bool = True) -> State:
-        """`started` while it runs; in a callback how this run ended. `refresh` is RQ's, and means nothing here."""
+        """`started` while it runs; in a callback the final state. `refresh` is RQ's, and has no effect here."""
         del refresh
         return self._state
 
     def ended(self, state: State) -> None:
-        """A callback is told how its run ended."""
+        """Sets the final state, for callbacks."""
         self._state = state
 
     @property
     def origin(self) -> str:
-        """The name of the queue that it came from, as RQ calls it."""
+        """The name of the queue, as RQ calls it."""
         return self.queue
 
     @property
@@ -107,7 +107,7 @@ class CurrentJob:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What is kept with the job: a dict of plain data, shared with all who look at it once it is saved."""
+        """A dict of plain data that is stored with the job; others see it after `save_meta`."""
         if self._meta is None:
             self._meta = unpack_meta(self._packed)
         return self._meta
@@ -117,25 +117,25 @@ class CurrentJob:
         self._meta = value
 
     def get_meta(self, refresh: bool = True) -> dict[str, Any]:
-        """As `meta`; `refresh` is RQ's, and means nothing while the job runs."""
+        """As `meta`; `refresh` is RQ's, and has no effect while the job runs."""
         del refresh
         return self.meta
 
     def save_meta(self) -> None:
-        """Shows `meta` to everyone who looks at the job. Raises BadInput where it is no plain data."""
+        """Stores `meta`, so that others see it. Raises BadInput if it is not plain data."""
         note(META, pack_meta(self.meta))
 
     def save(self) -> None:
-        """As `save_meta`: all else of a job does not change."""
+        """As `save_meta`: nothing else of a job can change."""
         self.save_meta()
 
     def progress(self, done: float, total: float | None = None, text: str = "") -> None:
-        """Says how far the job is: `done` of `total`, and a few words."""
+        """Reports progress: `done` of `total`, and a short text."""
         progress(done, total, text)
 
 
 class Here:
-    """The job that a horse runs, or a thread of any other process."""
+    """The job that a child process runs, or a thread of another process."""
 
     __slots__ = ("index", "job", "made", "note", "present", "seed", "stream")
 
@@ -149,28 +149,30 @@ class Here:
         self.stream: np.random.Generator | None = None
 
 
-here = Here()  # of a horse, where all threads are the job's
-_mine: ContextVar[Here | None] = ContextVar("nbqueue job", default=None)  # of a thread that makes a call by itself
-_others: dict[Here, frozenset[Thread]] = {}  # such calls -> the threads that were there before, which are not the job's
+here = Here()  # in a child process, where all threads belong to the job
+_mine: ContextVar[Here | None] = ContextVar("nbqueue job", default=None)  # of a thread that runs a call itself
+_others: dict[
+    Here, frozenset[Thread]
+] = {}  # such calls -> the threads that existed before and do not belong to the job
 
 
 def _present() -> Here:
     found = _mine.get()
     if found is not None or not _others:
         return found or here
-    import threading  # what is not imported need not be forked
+    import threading  # on demand, so that forked children stay small
 
-    # A thread that the job started, as far as can be told: it came later than the job, and than no other's.
-    # Not by its number: that of a thread which has ended is given to another.
+    # A thread that was started after exactly one of the jobs belongs to that job.
+    # Compared by object: thread numbers are reused.
     own = [job for job, before in list(_others.items()) if threading.current_thread() not in before]
     return own[0] if len(own) == 1 else here
 
 
-# ---------------------------------------------------------------- for those who make calls
+# ---------------------------------------------------------------- for the process that runs a call
 
 
 def enter(job: str, seed: int | None, index: int, present: Callable[[], CurrentJob] | None = None) -> None:
-    """Marks this process as running `job`; `present` makes what get_current_job gives, when it is first asked."""
+    """Marks this process as running `job`; `present` makes the CurrentJob on the first get_current_job()."""
     here.job, here.seed, here.index, here.present, here.stream = job, seed, index, present, None
 
 
@@ -189,9 +191,9 @@ def inside(
     present: Callable[[], CurrentJob] | None = None,
     note: Callable[[int, bytes], None] | None = None,
 ) -> Iterator[None]:
-    """Marks this thread, and those that it starts, as running `job`; what that says of itself goes to `note`.
+    """Marks this thread, and the threads that it starts, as running `job`; its meta and progress go to `note`.
 
-    What else goes on in this process is outside: other threads may submit, or run other jobs.
+    Other threads of this process stay outside: they may submit, or run other jobs.
     """
     import threading
 
@@ -212,27 +214,27 @@ def current() -> str | None:
 
 
 def note(kind: int, payload: bytes) -> None:
-    """Sends META or PROGRESS of the running job to its worker; does nothing where nobody listens."""
+    """Sends META or PROGRESS of the running job to its worker; does nothing without one."""
     if (send := _present().note) is not None:
         send(kind, payload)
 
 
-# ---------------------------------------------------------------- for those who write jobs
+# ---------------------------------------------------------------- for the code of jobs
 
 
 def get_current_job() -> CurrentJob | None:
-    """The job that this code runs in; None outside of jobs. It has no connection, and needs none."""
+    """The running job; None outside of jobs. It needs no connection."""
     now = _present()
     if (job := now.job) is None:
         return None
     if (found := now.made.get(job)) is None:
         made = now.present() if now.present is not None else CurrentJob(job, index=now.index)
-        found = now.made.setdefault(job, made)  # of two threads that ask at once, both get the same
+        found = now.made.setdefault(job, made)  # two threads that ask at once get the same object
     return found
 
 
 def progress(done: float, total: float | None = None, text: str = "") -> None:
-    """Says how far the running job is: `done` of `total`, and a few words. Outside of a job it does nothing."""
+    """Reports progress of the running job: `done` of `total`, and a short text. Does nothing outside of jobs."""
     now = _present()
     if now.note is not None and now.job is not None:
         whole = None if total is None else _number("total", total)
@@ -254,24 +256,24 @@ def rng() -> np.random.Generator:
 
 
 def pack_meta(meta: Mapping[str, Any]) -> bytes:
-    """A meta dict as msgpack. Raises BadInput naming the entry that is no plain data, or the size over 1 MB."""
+    """A meta dict as msgpack. Raises BadInput for an entry that is not plain data, or a size over 1 MB."""
     if not isinstance(meta, Mapping):
-        raise BadInput(message=f"meta is a {type(meta).__name__}: it must be a dict with texts as keys.")
+        raise BadInput(message=f"meta is a {type(meta).__name__}: it must be a dict with strings as keys.")
     data = msgspec.msgpack.encode(_plain("meta", meta, 0))
     if len(data) > MAX_META:
         raise BadInput(
             message=f"meta takes {size_text(len(data))}, over the limit of {size_text(MAX_META)}."
-            " Keep what is large in a file, and its path in meta."
+            " Store large data in a file, and its path in meta."
         )
     return data
 
 
 def unpack_meta(data: bytes) -> dict[str, Any]:
-    """The meta dict in what pack_meta made; empty for no bytes. Raises BadSignature for what is none."""
+    """The meta dict from `pack_meta`; empty for no bytes. Raises BadSignature for invalid data."""
     try:
         return msgspec.msgpack.decode(data, type=dict[str, Any]) if data else {}
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as why:  # as in model.decode
-        raise BadSignature(what="The meta of a job", why=f"it is no meta ({why})") from why
+        raise BadSignature(what="The meta of a job", why=f"it is not valid meta ({why})") from why
 
 
 def _plain(where: str, value: Any, depth: int) -> Any:
@@ -286,13 +288,13 @@ def _plain(where: str, value: Any, depth: int) -> Any:
         raise BadInput(message=f"{where} is nested more than {_DEEPEST} levels deep, or holds itself.")
     if isinstance(value, Mapping):
         if odd := [key for key in value if not isinstance(key, str)]:
-            raise BadInput(message=f"{where} has the key {odd[0]!r}: keys of meta must be texts.")
+            raise BadInput(message=f"{where} has the key {odd[0]!r}: keys of meta must be strings.")
         return {str(key): _plain(f"{where}[{key!r}]", each, depth + 1) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(f"{where}[{position}]", each, depth + 1) for position, each in enumerate(value)]
     raise BadInput(
-        message=f"{where} is of type {type(value).__name__}: meta takes numbers, texts, bytes, True, False, None, lists"
-        " and dicts. Store its text, or the path of a file that holds it."
+        message=f"{where} is of type {type(value).__name__}: meta takes numbers, strings, bytes, bools, None, lists"
+        " and dicts. Store it as a string, or in a file whose path is in meta."
     )
 
 
@@ -302,5 +304,5 @@ def _number(where: str, value: Any) -> int | float:
     if not isinstance(value, Integral):
         return float(value)
     if (whole := int(value)) not in _INTEGERS:
-        raise BadInput(message=f"{where} is a whole number of more than 64 bits: store it as a text.")
+        raise BadInput(message=f"{where} is a whole number of more than 64 bits: store it as a string.")
     return whole

@@ -1,7 +1,7 @@
-"""The nouns: frozen values without a connection. Verbs live in the Broker, handles in `client/`.
+"""The data model: frozen values without a connection. The Broker has the verbs, `client/` the handles.
 
-Records that anyone may read without trust (spec, function record, outcome, worker info) are msgspec Structs: they are
-validated as they are decoded, and never unpickled.
+Records that are read before their signature is trusted (spec, function record, outcome, worker info) are msgspec
+Structs: they are validated when decoded, and never unpickled.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_META = 1 * MB
 
 
 class State(StrEnum):
-    """Where a job is. The last three are for good, until a retry opens a new run."""
+    """The state of a job. The last three are final, until a retry starts a new run."""
 
     DEFERRED = "deferred"
     SCHEDULED = "scheduled"
@@ -47,7 +47,7 @@ class State(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     CANCELED = "canceled"
-    CREATED = nonmember("created")  # of a call that was described only: no store has it, and nothing counts it
+    CREATED = nonmember("created")  # a call that was not submitted: not on any server, and in no tally
 
     @property
     def over(self) -> bool:
@@ -63,17 +63,17 @@ class Cause(StrEnum):
 
     ERROR = "error"  # the function raised
     TIMEOUT = "timeout"  # its time limit passed
-    RETRY = "retry"  # it returned a Retry, and has used up its runs
+    RETRY = "retry"  # it returned a Retry, and no runs are left
     CRASHED = "crashed"  # its process died; the signal or exit code is in `code`
     OOM = "oom"  # its process was killed for its memory
-    LOST = "lost"  # its worker was lost MAX_LOSSES times while it held only this job
+    LOST = "lost"  # its worker was lost MAX_LOSSES times while it held no other job
     UNSERIALIZABLE = "unserializable"  # the result cannot be pickled
     TOO_LARGE = "too_large"  # the result is over max_result
     LOAD = "load"  # the function could not be loaded
-    SIGNATURE = "signature"  # function or arguments did not carry a valid signature
-    LOST_BY_SERVER = "lost_by_server"  # the server forgot it
-    USER = "user"  # canceled by someone
-    DEPENDENCY = "dependency"  # canceled, because what it depended on did not finish
+    SIGNATURE = "signature"  # function or arguments had no valid signature
+    LOST_BY_SERVER = "lost_by_server"  # the server lost its data
+    USER = "user"  # canceled by a user
+    DEPENDENCY = "dependency"  # canceled, because a dependency did not finish
     EXPIRED = "expired"  # canceled, because its ttl passed while it was queued
 
 
@@ -100,7 +100,7 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
-    """What went wrong in a job, as text, and the exception itself where it could be pickled."""
+    """An exception of a job as text, and pickled if possible."""
 
     type: str  # qualified name, as `KeyError` or `requests.exceptions.Timeout`
     message: str
@@ -112,7 +112,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Spilled(msgspec.Struct, frozen=True, array_like=True):
-    """Where a large result lies: a file under a folder or URL, its size in bytes, and what it must be."""
+    """Where a large result is stored: a file under a folder or URL, its size in bytes, and its SHA-256."""
 
     root: str
     name: str
@@ -121,7 +121,7 @@ class Spilled(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Rerun(msgspec.Struct, frozen=True, array_like=True):
-    """How often a job runs again, after how many seconds each (the last holds for all that follow), and where."""
+    """How often a job runs again, after how many seconds (the last interval repeats), and whether at the front."""
 
     times: int
     intervals: tuple[float, ...] = (0.0,)
@@ -129,12 +129,12 @@ class Rerun(msgspec.Struct, frozen=True, array_like=True):
 
 
 def runs_left(rerun: Rerun | None, used: int) -> int | None:
-    """How many runs are left when so many were used; None where there were none to begin with."""
+    """The number of runs left after `used`; None without a `rerun`."""
     return None if rerun is None else max(0, rerun.times - used)
 
 
 class Hook(msgspec.Struct, frozen=True, array_like=True):
-    """A callback on its way: its pickle, its name for people, its time limit in seconds."""
+    """A callback: its pickle, its name for people, its time limit in seconds."""
 
     payload: bytes
     label: str
@@ -142,7 +142,7 @@ class Hook(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Echo(msgspec.Struct, frozen=True, array_like=True):
-    """What became of a callback or an exception handler: `hook` is success, failure, stopped or handler."""
+    """The result of a callback or an exception handler: `hook` is success, failure, stopped or handler."""
 
     hook: str
     label: str
@@ -150,7 +150,7 @@ class Echo(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Notes(msgspec.Struct, frozen=True, array_like=True):
-    """What a job says of itself while it runs: its meta, and how far it is (done, total, a few words)."""
+    """What a job reports while it runs: its meta, and its progress (done, total, text)."""
 
     meta: dict[str, Any] = {}
     progress: tuple[float, float | None, str] | None = None
@@ -172,11 +172,11 @@ class Ride(msgspec.Struct, frozen=True, array_like=True):
     failure: Failure | None = None
     value: bytes | None = None  # the pickled result
     rerun: Rerun | None = None  # the job returned a Retry: it failed, and asks for this
-    spilled: Spilled | None = None  # the result, where it is too large to be here
+    spilled: Spilled | None = None  # the result, if it is too large for `value`
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """The record of a job's run, as it lies in the store: times in microseconds on Redis's clock, sizes in kB."""
+    """The record of a job's run, as stored in Redis: times in microseconds on Redis's clock, sizes in kB."""
 
     state: State
     cause: Cause | None
@@ -190,8 +190,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     worker: str = ""
     failure: Failure | None = None
     value: bytes | None = None
-    spilled: Spilled | None = None  # in place of the value
-    version: str = ""  # of the function that ran: see Spec.version
+    spilled: Spilled | None = None  # instead of the value
+    version: str = ""  # version of the function: see Spec.version
 
     @property
     def ended_us(self) -> int:
@@ -200,7 +200,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
-    """A part of a function: its digest (empty: it cannot be compared), its text where that is short, its line."""
+    """A piece of a function: its digest (empty: not comparable), its text if short, its line."""
 
     digest: bytes
     shown: str = ""
@@ -208,7 +208,7 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FunctionFingerprint(msgspec.Struct, frozen=True, array_like=True):
-    """What a function is made of, by labels, to tell later what has changed; `lines` are those of its code."""
+    """The pieces of a function by label, to describe changes later; `lines` are digests of the lines of its code."""
 
     python: str
     parts: dict[str, Part]
@@ -216,65 +216,65 @@ class FunctionFingerprint(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A function on its way: its pickle, and the place in which it must be loaded."""
+    """A function as sent to workers: its pickle, and the environment in which it must be loaded."""
 
     payload: bytes
-    key: str  # digest of all that decides how it runs; one stable serves one key
+    key: str  # digest of all that affects how it runs; a forkserver serves one key
     label: str
     python: str  # "3.11"
     interpreter: str
     host: str
     cwd: str
-    path: tuple[str, ...] = ()  # what the client had added to sys.path; "" stands for the standard library
-    modules: dict[str, str] = {}  # the function's own modules -> SHA-256 of their source, where it is pinned
-    pinned: bool = True  # whether it runs with these modules only; else with what the worker has when the job begins
-    env: dict[str, str | None] = {}  # variables that travel with it; None: one that the notebook has not
+    path: tuple[str, ...] = ()  # the client's additions to sys.path; "" stands for the standard library
+    modules: dict[str, str] = {}  # the user's modules that it imports -> SHA-256 of their source, if pinned
+    pinned: bool = True  # whether it runs with exactly these modules; else with the worker's at the start of the job
+    env: dict[str, str | None] = {}  # environment variables sent with it; None: not set in the notebook
     hooks: dict[str, Hook] = {}  # callbacks: success, failure, stopped
-    likeness: FunctionFingerprint | None = None  # of the function of a named batch, for those who submit it again
-    imports: tuple[str, ...] = ()  # modules that it will want, to be imported once rather than in every process
-    sources: dict[str, list[tuple[int, str]]] = {}  # file -> (first line, text) of what travels whole: for tracebacks
+    likeness: FunctionFingerprint | None = None  # of a named batch, to describe changes when it is submitted again
+    imports: tuple[str, ...] = ()  # modules to import once in the forkserver, rather than in every process
+    sources: dict[str, list[tuple[int, str]]] = {}  # file -> (first line, text) of pickled code, for tracebacks
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """What workers and later readers need to know of a batch. Immutable, but for a retry with other limits."""
+    """Description of a batch for workers and readers. Immutable, except for a retry with other limits."""
 
     label: str  # the function's name, for people
     key: str = ""  # FunctionRecord.key: the signature over the spec binds the batch to its function
     columns: tuple[str, ...] = ()  # argument columns of the frame, fixed at submission
     timeout: float | None = None
-    timeout_from: str = ""  # whose default the time limit was; empty: the user's own
+    timeout_from: str = ""  # the method whose default the time limit is; empty: set by the user
     grace: float = GRACE
     isolate: bool = False
     slice: float = SLICE
     preload: bool = True
     max_result: int | None = None  # None: MAX_RESULT, or with a spill MAX_SPILLED
-    spill: str = ""  # where large results go; empty: where the worker says; "off": nowhere
+    spill: str = ""  # where large results are stored; empty: the worker's setting; "off": in Redis
     seed: int | None = None
-    env: tuple[str, ...] = ()  # names of the variables that travel with the function
+    env: tuple[str, ...] = ()  # names of the environment variables sent with the function
     result_ttl: float = RESULT_TTL
     failure_ttl: float = FAILURE_TTL
     labeled: bool = False  # whether items carry index labels of a Series or DataFrame
     index_names: tuple[str | None, ...] = ()  # names of the levels of those labels
     single: bool = False  # a batch of one, made by submit or enqueue; its job id is the batch id
     owner: str = ""  # user@host
-    description: str = ""  # what the user calls it; empty: the function's name
-    meta: bytes = b""  # what the meta of each job begins with, as msgpack; a single job has a record of its own
+    description: str = ""  # by the user; empty: the function's name
+    meta: bytes = b""  # initial meta of each job, as msgpack; a single job has a record of its own
     retry: Rerun | None = None  # after a failure
     repeat: Rerun | None = None  # after a success
-    hooks: tuple[str, ...] = ()  # which of FunctionRecord.hooks there are
+    hooks: tuple[str, ...] = ()  # the keys of FunctionRecord.hooks
     depends_on: tuple[str, ...] = ()  # ids of jobs and batches
     source: str = ""  # the batch whose results are the arguments, job by job
-    salt: bytes = b""  # of a named batch: goes into the marks of its jobs
-    restored: int = 0  # how often it was brought back to a server that had forgotten it; each time its log began anew
+    salt: bytes = b""  # of a named batch: goes into the argument hashes of its jobs
+    restored: int = 0  # how often it was restored to a server that had lost it; each time with a new log
 
     @property
     def version(self) -> str:
-        """The function in a few signs, for people: another one after `update=True` or `retry(func=)`."""
+        """Short id of the function, for people; `update=True` and `retry(func=)` change it."""
         return self.key[:8]
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker says of itself when it joins."""
+    """The record that a worker writes when it joins."""
 
     id: str
     name: str
@@ -287,11 +287,11 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     local: bool = False
     born: float = 0.0  # when it joined, in seconds since the epoch on its own clock
-    lease: float = LEASE  # for how long each renewal holds
+    lease: float = LEASE  # seconds that each heartbeat extends it by
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How a batch runs. `Options().replaced(timeout="3m")` checks what a user typed."""
+    """The options of a batch. `Options().replaced(timeout="3m")` validates user input."""
 
     queue: str = DEFAULT_QUEUE
     name: str | None = None
@@ -306,7 +306,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     isolate: bool = False
     slice: float = SLICE
     preload: bool = True
-    pin: bool | None = None  # None: as the verb does
+    pin: bool | None = None  # None: the default of the method
     max_result: int | None = None
     spill: str | None = None
     max_failed: float | None = None
@@ -326,7 +326,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     on_stopped: Any = None
 
     def replaced(self, **changes: Any) -> Options:
-        """A copy with some options changed; raises BadOption or BadName for what cannot be meant."""
+        """A copy with some options changed; raises BadOption or BadName for invalid ones."""
         unknown = sorted(set(changes) - set(self.__struct_fields__))
         if unknown:
             known = ", ".join(self.__struct_fields__)
@@ -335,7 +335,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def new_id(stem: str, letters: int = 4) -> str:
-    """A fresh id that people can read, as `count_words-7k2f`."""
+    """A new, readable id, as `count_words-7k2f`."""
     import secrets
 
     alphabet = "abcdefghijkmnpqrstuvwxyz23456789"
@@ -354,19 +354,19 @@ def encode(record: msgspec.Struct) -> bytes:
 
 
 def decode(kind: type[R], data: bytes | memoryview, what: str = "A record") -> R:
-    """The record in `data`, validated; raises BadSignature (it is not what we wrote) for anything else."""
+    """The record in `data`, validated; raises BadSignature for anything else."""
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     try:
         found: R = decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as why:  # TypeError: a map as a map's key
-        raise BadSignature(what=what, why=f"it is no {kind.__name__} ({why})") from why
+        raise BadSignature(what=what, why=f"it is not a valid {kind.__name__} ({why})") from why
     return found
 
 
 def worker_info(data: bytes) -> WorkerInfo | None:
-    """What a worker says of itself; None where that cannot be read: someone else wrote there, and others serve."""
+    """The record of a worker; None if it cannot be read, so that one bad record does not hide other workers."""
     try:
         return decode(WorkerInfo, data)
     except BadSignature:

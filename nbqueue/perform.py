@@ -1,7 +1,7 @@
-"""Run one call, and turn whatever happens into a Ride: the horse and `inline="collect"` share it.
+"""Runs one call and turns its result or exception into a Ride; used by workers and by `inline="collect"`.
 
-A payload is one byte and a pickle: `1` the only positional argument, `2` (args, kwargs), `3` (args, kwargs, label).
-`4` comes with no pickle, but says where that of the only positional argument lies: the spilled result of another job.
+A payload is one byte and a pickle: `1` a single positional argument, `2` (args, kwargs), `3` (args, kwargs, label).
+After `4` comes no pickle, but the location of a spilled result of another job, as the single positional argument.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _OURS_TOO = ("asyncio/runners.py", "asyncio/base_events.py")
 
 
 class Clock(Protocol):
-    """What watches the time limit of a call."""
+    """Enforces the time limit of a call."""
 
     def start(self) -> None:
-        """From now on JobTimeout may be raised."""
+        """JobTimeout may be raised after this."""
 
     def stop(self) -> None:
-        """From now on it may not."""
+        """JobTimeout is not raised after this."""
 
 
 class _NoClock:
@@ -66,7 +66,7 @@ NO_CLOCK: Clock = _NoClock()
 
 
 def pack(args: Sequence[Any], kwargs: Mapping[str, Any], label: Any = None, *, what: str = "An argument") -> bytes:
-    """The arguments of a call as a payload. Raises TooLarge, or whatever pickling raises."""
+    """The arguments of a call as a payload. Raises TooLarge, or any error of pickling."""
     remedy = "Pass a path, or less of it."
     if label is not None:
         return b"3" + wire.dumps((tuple(args), dict(kwargs), label), MAX_ARGUMENTS, what, remedy)
@@ -76,26 +76,26 @@ def pack(args: Sequence[Any], kwargs: Mapping[str, Any], label: Any = None, *, w
 
 
 def handed_on(outcome: Outcome) -> bytes | None:
-    """The result of a job as the arguments of another; None if it has none."""
+    """The result of a job as the payload of another; None if it has no result."""
     if outcome.spilled is not None:
         return b"4" + encode(outcome.spilled)
     return None if outcome.value is None else b"1" + outcome.value
 
 
 def spilled_in(payload: bytes | None) -> Spilled | None:
-    """Where the argument of a call lies, if it is a spilled result."""
+    """The location of a call's argument, if it is a spilled result."""
     return decode(Spilled, memoryview(payload)[1:]) if payload is not None and payload[:1] == b"4" else None
 
 
 def modules_in(payload: bytes) -> set[str]:
-    """The modules that unpacking imports, as far as its beginning tells."""
+    """The modules that unpickling imports, as far as the beginning of the pickle shows."""
     return set() if payload[:1] == b"4" else wire.modules_named(memoryview(payload)[1:])
 
 
 def unpack(
     payload: bytes, loads: Callable[[bytes | memoryview], Any] = wire.loads
 ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """`(args, kwargs, label)`. Raises whatever unpickling raises, and SpillLost."""
+    """`(args, kwargs, label)`. Raises SpillLost, or any error of unpickling."""
     if (spilled := spilled_in(payload)) is not None:
         return (loads(spill.read(spilled)),), {}, None
     kind, value = payload[:1], loads(memoryview(payload)[1:])
@@ -120,8 +120,8 @@ def perform(
 ) -> Ride:
     """Calls `function` with the packed arguments; never raises, whatever the function does.
 
-    `max_result` None is MAX_RESULT, or MAX_SPILLED where large results may be spilled. `keep` is given the exception
-    that it raised, with its traceback, for callbacks to look at.
+    `max_result` None is MAX_RESULT, or MAX_SPILLED if results may be spilled. `keep` receives the exception of the
+    function, with its traceback, for callbacks.
     """
     clock = clock or NO_CLOCK
     started, cpu = time.monotonic(), time.process_time()
@@ -129,18 +129,18 @@ def perform(
     stage = "arguments"
     try:
         clock.start()
-        # A context of its own: what is set there (decimal's precision, NumPy's options) ends with the call.
+        # A context of its own: context variables (decimal's precision, NumPy's options) are reset after the call.
         context = contextvars.copy_context()
         args, kwargs, _ = context.run(unpack, payload)
         stage = "call"
         value = context.run(_called, function, args, kwargs)
         stage = "result"
         if isinstance(value, Retry):
-            cause, failure, rerun = Cause.RETRY, _asked(value.rerun), value.rerun
+            cause, failure, rerun = Cause.RETRY, _retry_failure(value.rerun), value.rerun
         else:
             data, spilled = context.run(_stored, value, max_result, spill_to)
         clock.stop()
-    except BaseException as why:  # noqa: BLE001 - a job may raise anything; all of it becomes its outcome
+    except BaseException as why:  # noqa: BLE001 - a job may raise anything, and any exception becomes its outcome
         clock.stop()
         cause, failure = _judge(why, stage, job)
         data = rerun = spilled = None
@@ -151,7 +151,7 @@ def perform(
 
 
 def _called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the function gives; decimal's context is an object of its own, too."""
+    """The result of the function, with a copy of decimal's context (contextvars copy the reference only)."""
     if (decimal := sys.modules.get("decimal")) is not None:
         decimal.setcontext(decimal.getcontext().copy())
     value = function(*args, **kwargs)
@@ -160,26 +160,26 @@ def _called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 
 def _let_go(why: BaseException, keep: Callable[[BaseException], object] | None) -> None:
     if keep is None:
-        why.__traceback__ = None  # it holds the frames of the job, and with them all that was on its stack
+        why.__traceback__ = None  # it references the frames of the job and all their variables
         return
     why.__traceback__ = _users(why.__traceback__)
     keep(why)
 
 
-def _asked(rerun: Rerun) -> Failure:
+def _retry_failure(rerun: Rerun) -> Failure:
     often = "once" if rerun.times == 1 else f"{rerun.times:,} times"
     return Failure("nbqueue.Retry", f"the job asked to run again, at most {often}")
 
 
 def awaited(value: Any) -> Any:
-    """What a coroutine gives, run in an event loop of its own."""
+    """The result of a coroutine, run in a new event loop."""
     import asyncio
 
     return asyncio.run(value)
 
 
 def _stored(value: Any, limit: int | None, place: spill.Place | None) -> tuple[bytes | None, Spilled | None]:
-    """The result as bytes, or where it was spilled. Raises TooLarge, SpillFailed, or whatever pickling raises."""
+    """The result as bytes, or its location if spilled. Raises TooLarge, SpillFailed, or any error of pickling."""
     if place is None or wire.is_plain(value):
         return _dumped(value, limit or MAX_RESULT), None
     what = f"The result (a {type(value).__name__})"
@@ -195,33 +195,33 @@ def _stored(value: Any, limit: int | None, place: spill.Place | None) -> tuple[b
         sink.discard()
         raise
     if isinstance(found, Spilled):
-        return None, found  # too large to be held twice; whoever opens it is told of its row alone
-    return _sound(value, found, limit or MAX_RESULT), None
+        return None, found  # not test-loaded: it is too large to be held twice
+    return _checked(value, found, limit or MAX_RESULT), None
 
 
 def _through_store(value: Any, limit: int, failed: SpillFailed) -> bytes:
-    """What the spill does not take, if the store does; else raises what is wrong with the spill."""
+    """The result as bytes after spilling failed; raises `failed` if it is too large for Redis."""
     try:
         data = _dumped(value, limit)
     except TooLarge:
         raise failed from failed.__cause__
-    sys.stderr.write(f"nbqueue: {failed} This one went through the store.\n")  # into the job's log
+    sys.stderr.write(f"nbqueue: {failed} This result was stored on the server.\n")  # into the job's log
     return data
 
 
 def opened(outcome: Outcome, what: str = "A result") -> Any:
-    """The value of a finished job, from where it lies. Raises SpillLost, BadSignature, CannotOpen."""
+    """The value of a finished job, read from the spill if it is there. Raises SpillLost, BadSignature, CannotOpen."""
     if outcome.spilled is not None:
         return careful(spill.read(outcome.spilled), what)
     if outcome.value is None:
-        raise BadSignature(what="An outcome", why="it says finished and holds no value")
+        raise BadSignature(what="An outcome", why="it is finished but has no value")
     return careful(outcome.value, what)
 
 
 def careful(data: bytes | memoryview, what: str) -> Any:
-    """The value in a pickle; raises CannotOpen for anything that it does while it is opened.
+    """Unpickles a value; raises CannotOpen for any exception of its code.
 
-    What is not its own doing goes through: the user's Ctrl-C, and the time limit of a job.
+    The user's Ctrl-C and the job's time limit are raised unchanged.
     """
     try:
         return wire.loads(data)
@@ -230,11 +230,11 @@ def careful(data: bytes | memoryview, what: str) -> Any:
     except BaseException as why:
         if isinstance(why, KeyboardInterrupt) and not _raised(why):
             raise
-        raise CannotOpen(what=what, why=_cut(f"{type_name(type(why))}: {text_of(why)}", 1_000)) from why
+        raise CannotOpen(what=what, why=_shortened(f"{type_name(type(why))}: {text_of(why)}", 1_000)) from why
 
 
 def _raised(why: BaseException) -> bool:
-    """Whether a `raise` of Python code made it, and not a signal."""
+    """Whether a `raise` statement raised it, and not a signal."""
     from opcode import opmap
 
     tb = why.__traceback__
@@ -244,9 +244,9 @@ def _raised(why: BaseException) -> bool:
 
 
 def cell(why: NbqueueError) -> str:
-    """Words in the place of what could not be opened."""
-    told = why.facts["why"] if isinstance(why, CannotOpen) else f"{type_name(type(why))}: {why}"
-    return f"<cannot be opened here: {told}>"
+    """The text that stands for a value that cannot be unpickled."""
+    reason = why.facts["why"] if isinstance(why, CannotOpen) else f"{type_name(type(why))}: {why}"
+    return f"<cannot be unpickled here: {reason}>"
 
 
 def _dumped(value: Any, limit: int) -> bytes:
@@ -257,21 +257,21 @@ def _dumped(value: Any, limit: int) -> bytes:
     data = wire.dumps(value, limit, what, remedy)
     if len(data) > limit:
         raise TooLarge(what=what, limit=size_text(limit), remedy=remedy)
-    return _sound(value, data, limit)
+    return _checked(value, data, limit)
 
 
-def _sound(value: Any, data: bytes, limit: int) -> bytes:
-    """`data`, which has been opened once: nobody can fix it any more when the notebook does. Raises CannotOpen."""
+def _checked(value: Any, data: bytes, limit: int) -> bytes:
+    """`data`, after unpickling it once: in the notebook it would be too late. Raises CannotOpen."""
     if not wire.names_code(data):
         return data
     try:
         careful(data, "The result")
     except CannotOpen:
-        again = wire.rebuilding(value, limit)
-        if again is None:
+        rebuilt = wire.rebuilding(value, limit)
+        if rebuilt is None:
             raise
-        careful(again, "The result")
-        return again
+        careful(rebuilt, "The result")
+        return rebuilt
     return data
 
 
@@ -282,25 +282,24 @@ def _judge(why: BaseException, stage: str, job: str) -> tuple[Cause, Failure]:
         return Cause.ERROR, failure_of(why)
     if isinstance(why, TooLarge):
         return Cause.TOO_LARGE, failure_of(why)
-    told = f"{type_name(type(why))}: {_cut(text_of(why), 1_000)}"
+    reason = f"{type_name(type(why))}: {_shortened(text_of(why), 1_000)}"
     if isinstance(why, CannotOpen):
-        told, why = f"it could not be opened again ({why.facts['why']})", why.__cause__ or why
+        reason, why = f"it cannot be unpickled ({why.facts['why']})", why.__cause__ or why
     facts = {
         "what": f"The result of job {job}",
-        "why": told,
+        "why": reason,
         "remedy": "Return plain data: numbers, text, lists, dicts, arrays, frames.",
     }
-    named = NotPicklable(**facts)
-    told = traceback_of(why)
-    return Cause.UNSERIALIZABLE, Failure(type_name(NotPicklable), str(named), told, _pickled(named))
+    error = NotPicklable(**facts)
+    return Cause.UNSERIALIZABLE, Failure(type_name(NotPicklable), str(error), traceback_of(why), _pickled(error))
 
 
-# ---------------------------------------------------------------- telling what went wrong
+# ---------------------------------------------------------------- failures
 
 
 def failure_of(why: BaseException) -> Failure:
-    """What a Ride says of an exception. Never raises, even where the exception's own methods do."""
-    return Failure(type_name(type(why)), _cut(text_of(why), MAX_MESSAGE), traceback_of(why), _pickled(why))
+    """The Failure for an exception. Never raises, even if the exception's own methods do."""
+    return Failure(type_name(type(why)), _shortened(text_of(why), MAX_MESSAGE), traceback_of(why), _pickled(why))
 
 
 def type_name(kind: type) -> str:
@@ -311,21 +310,21 @@ def type_name(kind: type) -> str:
 
 
 def text_of(why: BaseException) -> str:
-    """`str(why)`, or what can be said where that fails."""
+    """`str(why)`, or a note that it failed."""
     try:
         return _clean(str(why))
-    except BaseException as again:  # noqa: BLE001 - a __str__ of the user's may raise anything
-        return f"<its message cannot be shown: __str__ raised {type_name(type(again))}>"
+    except BaseException as error:  # noqa: BLE001 - the user's __str__ may raise anything
+        return f"<its message cannot be shown: __str__ raised {type_name(type(error))}>"
 
 
 def traceback_of(why: BaseException) -> str:
     """The traceback of `why`: the user's frames, and at most MAX_TRACEBACK bytes of text."""
     try:
-        told = traceback.TracebackException(type(why), why, _users(why.__traceback__), compact=True)
-        text = _clean("".join(told.format()))
-    except BaseException as again:  # noqa: BLE001 - it calls methods of the user's, which may raise anything
-        text = f"<the traceback cannot be shown: {type_name(type(again))}>\n{_frames(why)}"
-    return _cut(text, MAX_TRACEBACK)
+        found = traceback.TracebackException(type(why), why, _users(why.__traceback__), compact=True)
+        text = _clean("".join(found.format()))
+    except BaseException as error:  # noqa: BLE001 - it calls the user's methods, which may raise anything
+        text = f"<the traceback cannot be shown: {type_name(type(error))}>\n{_frames(why)}"
+    return _shortened(text, MAX_TRACEBACK)
 
 
 def _frames(why: BaseException) -> str:
@@ -336,7 +335,7 @@ def _frames(why: BaseException) -> str:
 
 
 def _users(tb: TracebackType | None) -> TracebackType | None:
-    """`tb` without our own frames at its beginning (the call) and at its end (where the time limit struck)."""
+    """`tb` without nbqueue's frames at the beginning (the call) and at the end (the time limit)."""
     while tb is not None and _is_ours(tb):
         tb = tb.tb_next
     here = tb
@@ -357,8 +356,8 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _cut(text: str, limit: int) -> str:
-    """At most `limit` bytes of `text`, which is ASCII or UTF-8: a quarter from its beginning, the rest from its end."""
+def _shortened(text: str, limit: int) -> str:
+    """At most `limit` bytes of `text` in UTF-8: a quarter from its beginning, the rest from its end."""
     if len(text) <= limit // 4:
         return text
     data = text.encode()
@@ -371,13 +370,13 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _pickled(why: BaseException) -> bytes | None:
-    """The exception as a pickle that is known to open again, if it can be with the same words; None: there is none."""
+    """A pickle of the exception that unpickles, preferably with the same message; None if there is none."""
     found = None
     for way in (wire.dumps, wire.rebuilding):
         try:
             data = way(why, MAX_EXCEPTION)
             opened = None if data is None else wire.loads(data)
-        except BaseException:  # noqa: BLE001, S112 - its own methods may raise anything; its text is kept anyway
+        except BaseException:  # noqa: BLE001, S112 - its own methods may raise anything; its text is stored anyway
             continue
         if isinstance(opened, BaseException) and type(opened).__qualname__ == type(why).__qualname__:
             found = found or data

@@ -117,7 +117,7 @@ def test_a_full_folder_fails_the_job_and_a_retry_elsewhere_mends_it(session, fle
     assert batch.wait(30)
     assert (batch[0].cause, str(batch[1].status)) == (Cause.TOO_LARGE, "finished")
     assert str(tmp_path / "file") in batch[0].error
-    assert "went through the store" in batch[1].log
+    assert "was stored on the server" in batch[1].log
     assert batch.retry(spill=root).wait(30)
     assert len(batch[0].result) == 65 * MB
 

@@ -212,7 +212,7 @@ def test_a_result_that_cannot_be_opened_costs_one_cell():
     outcomes = batch.ref.state.outcomes
     outcomes.put(0, msgspec.structs.replace(outcomes.unsealed(0), value=b"garbage"))
     found = batch.to_frame()
-    assert "cannot be opened here" in found["result"][0]
+    assert "cannot be unpickled here" in found["result"][0]
     assert found["result"][1] == 2
     with pytest.raises(CannotOpen, match="UnpicklingError"):
         batch[0].wait()
@@ -226,7 +226,7 @@ def test_a_result_whose_class_is_missing_here_costs_one_cell(tmp_path, monkeypat
     monkeypatch.delitem(sys.modules, "shapes")
     found = batch.to_frame()["result"]
     assert found[0] == 0
-    assert "cannot be opened here: ModuleNotFoundError: No module named 'shapes'" in found[1]
+    assert "cannot be unpickled here: ModuleNotFoundError: No module named 'shapes'" in found[1]
 
 
 class Touchy(dict):

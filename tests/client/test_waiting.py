@@ -201,12 +201,12 @@ def test_whatever_a_result_raises_when_it_is_opened_here_costs_its_row_and_no_ot
     assert batch.wait(10)
     monkeypatch.setattr(Touchy, "deed", deed)
     for frame in (batch.to_frame(), nbqueue.gather(batch)):
-        assert frame["result"].tolist() == [0, f"<cannot be opened here: {kind.__name__}: not here>", 2]
+        assert frame["result"].tolist() == [0, f"<cannot be unpickled here: {kind.__name__}: not here>", 2]
     assert batch.results("skip") == [0, 2]
     first, error, last = batch.results("return")
     assert (first, last) == (0, 2)
     assert isinstance(error, CannotOpen)
-    assert f"The result of {batch[1].id} cannot be opened here: {kind.__name__}: not here." in str(error)
+    assert f"The result of {batch[1].id} cannot be unpickled here: {kind.__name__}: not here." in str(error)
     for ask in (batch.results, batch[1].wait, lambda: batch[1].result, lambda: batch[1].results()[0].return_value):
         with pytest.raises(CannotOpen, match=batch[1].id):
             ask()
