@@ -75,7 +75,7 @@ def test_enqueue_later_and_after_others(session, fleet, nbq):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("nonsense",), "dotted name"),
+        (("nonsense",), "not a dotted function name"),
         (("operator.pos", "--timeout", "soon"), "not a duration"),
         (("operator.pos", ":1", "--depends-on", "nobody"), "nobody"),
         (("operator.pos", "--job-id", "a b"), "cannot be used"),
@@ -140,7 +140,7 @@ def test_info_watches(session, nbq):
 
 
 def test_a_queue_that_is_not_there_is_no_queue_of_none(session, nbq):
-    with pytest.raises(BadInput, match="no queue 'nosuch': none has been used yet"):
+    with pytest.raises(BadInput, match="no queue 'nosuch': no queue has been used yet"):
         CliRunner().invoke(cli, ["requeue", "--all", "-q", "nosuch"], prog_name="nbqueue", catch_exceptions=False)
     Queue("low").enqueue(abs, 1)
     for words in (["requeue", "--all", "-q", "nosuch"], ["empty", "low", "nosuch"]):
@@ -152,7 +152,7 @@ def test_a_queue_that_is_not_there_is_no_queue_of_none(session, nbq):
 def test_what_is_typed_in_a_shell_is_answered_in_its_words(session, nbq, tmp_path):
     nbq("enqueue", "--job-id", "x1", "os.path.basename", "/a/b")
     for words, told in (
-        (["--job-id", "x1", "os.path.basename", "/a/b"], "look at that one with `nbqueue show x1`"),
+        (["--job-id", "x1", "os.path.basename", "/a/b"], "see that job with `nbqueue show x1`"),
         (["os.path.basename", "/a/b", "timeout=5"], r"no parameter of basename\(p\). Is the option meant: --timeout 5"),
         (["os.path.basename", "/a/b", "job_id=5"], "--job-id 5"),
     ):
@@ -219,7 +219,7 @@ def test_stop_and_shutdown(session, fleet, nbq):
     wait_until(lambda: job.get_status() == "started")
     nbq("stop", job.id)
     wait_until(lambda: job.get_status() == "canceled")
-    assert "does not run" in nbq("stop", job.id, code=1)
+    assert "is not running" in nbq("stop", job.id, code=1)
     nbq("shutdown", "anna")
     assert worker.process.wait(20) == 0
     assert "nobody" in nbq("shutdown", "nobody", code=1)

@@ -55,7 +55,7 @@ def test_everyone_who_waits_is_told(lost):
         lambda: nbqueue.gather([single, batch[4]]),
     ]
     for ask in asked:
-        with pytest.raises(LostByServer, match="has forgotten"):
+        with pytest.raises(LostByServer, match="has lost"):
             ask()
     assert "lost this batch; 3 jobs of it must run again" in model.problem(batch.ref.state)
     assert "lost by the server" in repr(batch)
@@ -64,7 +64,7 @@ def test_everyone_who_waits_is_told(lost):
 def test_what_was_collected_stays(lost):
     batch, single = lost
     assert [batch[0].result, batch[1].result] == [0, 1]
-    with pytest.warns(UserWarning, match="has forgotten"):
+    with pytest.warns(UserWarning, match="has lost"):
         frame = batch.to_frame(timeout=20, meta=True)
     assert frame["status"].tolist() == ["finished"] * 2 + ["failed"] * 3
     assert frame["cause"].tolist()[2:] == ["lost_by_server"] * 3
@@ -77,7 +77,7 @@ def test_what_was_collected_stays(lost):
     seen = []
     with pytest.raises(LostByServer):
         seen.extend(job.index for job in batch.as_completed(timeout=20))
-    with pytest.warns(UserWarning, match="has forgotten"):
+    with pytest.warns(UserWarning, match="has lost"):
         assert Batch(single.batch).to_frame(timeout=20)["error"].tolist() == ["lost_by_server"]
 
 

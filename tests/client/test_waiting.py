@@ -304,7 +304,7 @@ def test_a_server_that_forgot_is_named_and_nobody_waits_for_ever(session):
     wait_until(lambda: batch.ref.state.known)
     broker = session.broker
     flush(broker)
-    with pytest.raises(LostByServer, match="has forgotten"):
+    with pytest.raises(LostByServer, match="has lost"):
         batch.wait(20)
     with pytest.raises(LostByServer):
         batch[0].wait(1)

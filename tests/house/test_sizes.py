@@ -13,7 +13,7 @@ FILES = sorted(path for folder in ("nbqueue", "tests", "examples") for path in (
 MOST_LINES, MOST_IN_FUNCTION, FEW_LINES = 600, 50, 40
 SMALL = {
     "__main__.py": "Python runs it",
-    "cli/words.py": "the jobs of the demo import it by name, and nothing of ours with it",
+    "cli/demo_function.py": "the jobs of the demo import it by name, and nothing of ours with it",
     "client/calls/sources.py": "the only place that asks for the lines of a notebook's cells",
     "client/lookup/job_meta.py": "four rooms read and write these bytes",
     "worker/strays.py": "whose a left process is, apart from how it is ended",

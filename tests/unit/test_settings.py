@@ -28,7 +28,7 @@ def test_who_wins(tmp_path):
     ("text", "why"),
     [
         ("url = 3", "type str"),
-        ('urk = "redis://x"', "no setting"),
+        ('urk = "redis://x"', "not a setting"),
         ("url = [", "cannot be read"),
         ("\xff", "cannot be read"),
     ],
