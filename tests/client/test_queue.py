@@ -196,7 +196,7 @@ def test_an_option_that_the_function_has_too_names_the_way_out(q):
         ({"depends_on": "x:y"}, "no id of a job"),
         ({"job_id": "a b"}, "cannot be used"),
         ({"job_id": "<b>"}, "cannot be used"),
-        ({"meta": {1: 2}}, "texts as keys"),
+        ({"meta": {1: 2}}, "strings as keys"),
         ({"meta": {"a": object()}}, "meta takes numbers"),
         ({"ttl": "x"}, "not a duration"),
         ({"unique": 1}, "True or False"),
