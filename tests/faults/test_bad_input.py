@@ -109,7 +109,7 @@ def test_a_forged_function_or_description(no_copy, session, fleet, stranger, bom
     assert causes(batch) == {0: "signature", 1: "signature"}
     assert good.results(timeout=30) == [0, 2]
     if what == "spec":
-        with pytest.raises(BadSignature, match="not opened"):
+        with pytest.raises(BadSignature, match="not unpickled"):
             nbqueue.attach(batch.id)
 
 
