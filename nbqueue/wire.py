@@ -369,6 +369,12 @@ def _shell() -> Any:
     return pkgutil.resolve_name("nbqueue.worker.notebook:get_ipython")()
 
 
+def _is_cells_open(function: FunctionType) -> bool:
+    """Whether it is the `open` of IPython's cells, which refuses some files; a job has Python's own."""
+    wrapped, module = getattr(function, "__wrapped__", None), function.__globals__.get("__name__")
+    return wrapped is open and module == "IPython.core.interactiveshell"
+
+
 def _reduce_method(method: MethodType) -> Any:
     """A method of the shell by its name: its class is not to be imported where it is opened."""
     if is_shell(method.__self__):
@@ -393,6 +399,11 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(self, file: Any) -> None:
         _meet_shell()
         super().__init__(file, 5)
+
+    def reducer_override(self, thing: Any) -> Any:
+        if type(thing) is FunctionType and _is_cells_open(thing):
+            return pkgutil.resolve_name, ("io:open",)
+        return super().reducer_override(thing)
 
 
 def by_value(value: Any, limit: int, what: str = "This value", remedy: str = "") -> bytes:
@@ -532,7 +543,7 @@ def by_reference(thing: Any) -> bool:
     found: Any = sys.modules.get(module)
     for part in getattr(thing, "__qualname__", "?").split("."):
         found = getattr(found, part, None)
-    return found is thing
+    return found is thing or (type(thing) is FunctionType and _is_cells_open(thing))
 
 
 def closed_over(function: FunctionType) -> Iterator[tuple[str, Any]]:

@@ -163,18 +163,26 @@ for _ in range(2):
     batch = nbqueue.map(work, [1, 2], name="named", progress=False)
     batch.wait()
 print(batch)
+# %%
+import io
+def reads(path):
+    return open is io.open, "IPython" in sys.modules, open(path).read()
+_ = ran(reads, "nowhere", "/dev/null")
 """
 
 
 @pytest.mark.usefixtures("local_home")
 def test_display_commands_and_exit_work_in_a_job_and_magics_say_what_to_do():
-    log, magic, left, named = shown(SHELL)
+    log, magic, left, named, opened = shown(SHELL)
     told, *log = log.splitlines()
     assert told == "(False, ['one', 'two'], 'one two', 0)"
     assert log[:6] == ["1", "Node(x=1, next=None)", "'text'", "hello 2 1 $NONE", "'at first'", "'then'"]
     assert "BadInput: %time works in a notebook's cell, and not in a function" in magic
     assert left.splitlines()[-2:] == ["SystemExit: 3", "SystemExit"]
     assert "2 finished" in named
+    assert "FileNotFoundError" in opened
+    assert "in _modified_open" not in opened  # IPython's own, which refuses some files
+    assert opened.splitlines()[-1] == "(True, False, '')"
 
 
 NAMESAKES = """

@@ -305,6 +305,13 @@ def test_a_cell_is_a_file_of_its_own_whose_name_tells_its_number_and_whose_lines
     assert {cell["module"] for cell in cells} == {"__main__"}
 
 
+def test_open_in_a_cell_is_pythons_own_or_a_function_of_ipythons_shell_around_it(kernel):
+    code = """
+import io
+print(open is io.open or (open.__wrapped__ is io.open, open.__globals__["__name__"]))"""
+    assert say(kernel, code) in ("True\n", "(True, 'IPython.core.interactiveshell')\n")
+
+
 def test_a_display_can_be_changed_later_and_from_another_thread(kernel):
     code = """
 import threading
