@@ -49,6 +49,22 @@ def other(session):
 
 
 @pytest.fixture
+def another_kernel(server, session):
+    """`another_kernel()`: a session as a restarted kernel has it; the one before stops."""
+    found = [session]
+
+    def restart():
+        found[-1].collector.stop()
+        found.append(nbqueue.connect(server.url, namespace=session.settings.namespace))
+        return found[-1]
+
+    yield restart
+    for each in found[1:]:
+        each.collector.stop()
+        each.disconnect()
+
+
+@pytest.fixture
 def hands(session):
     found = Hands(session, ("default", "low"))
     yield found

@@ -10,7 +10,6 @@ from helpers import wait_until
 import nbqueue
 from nbqueue.client.batch import Batch
 from nbqueue.client.session import session as sessions
-from nbqueue.client.session.session import Session
 from nbqueue.client.submit import reattach
 from nbqueue.errors import BadInput, BadOption, BatchFailed, Changed
 
@@ -249,8 +248,7 @@ def test_fresh_makes_a_new_batch_and_the_old_ones_stay(session, hands):
         nbqueue.map(square, [1], name="run", fresh=True, update=True)
 
 
-def test_two_sessions_at_the_same_moment_end_with_one_batch(session, hands):
-    other = Session(session.settings)
+def test_two_sessions_at_the_same_moment_end_with_one_batch(session, hands, other):
     both = threading.Barrier(2)
 
     def submit(which):
@@ -270,8 +268,6 @@ def test_two_sessions_at_the_same_moment_end_with_one_batch(session, hands):
     assert total == 2000
     assert one.results(timeout=10) == [x * x for x in range(1500)]
     assert two.results(timeout=10) == [x * x for x in range(500, 2000)]
-    other.collector.stop()
-    other.disconnect()
     sessions.use(session)
 
 

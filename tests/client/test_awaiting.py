@@ -13,7 +13,6 @@ from jupyter_client.manager import start_new_kernel
 import nbqueue
 from nbqueue.client.batch import Batch
 from nbqueue.client.lookup import find
-from nbqueue.client.session.session import Session
 
 
 def halve(x):
@@ -114,7 +113,7 @@ def _streams(client):
     return "".join(told)
 
 
-def test_what_another_session_has_retried_is_awaited(session, hands, tmp_path):
+def test_what_another_session_has_retried_is_awaited(session, hands, tmp_path, other):
     mended = tmp_path / "mended"
 
     def work(x, path=str(mended)):
@@ -126,11 +125,8 @@ def test_what_another_session_has_retried_is_awaited(session, hands, tmp_path):
     hands.work()
     assert batch.wait(10)
     mended.touch()
-    other = Session(session.settings)
     seen = Batch(find.attach(other, batch.id))
     assert seen.wait(10)
     seen.retry()
     hands.work()
     assert run(asyncio.wait_for(batch, 10)).results() == [10]
-    other.collector.stop()
-    other.disconnect()

@@ -5,7 +5,6 @@ from hands import Hands
 from helpers import wait_until
 
 import nbqueue
-from nbqueue.client.session import session as sessions
 from nbqueue.errors import LostByServer
 
 
@@ -41,7 +40,7 @@ def test_a_log_that_was_written_anew_in_another_order_leaves_out_no_outcome(sess
     assert list(batch.to_frame()["status"]) == ["finished"] * 5
 
 
-def test_an_unfinished_batch_that_the_server_forgot_is_lost_and_not_expired(server, session):
+def test_an_unfinished_batch_that_the_server_forgot_is_lost_and_not_expired(session, another_kernel):
     kept = snapshot(session.broker)
     batch = nbqueue.map(abs, range(3))
     wait_until(lambda: batch.ref.state.known)
@@ -50,12 +49,9 @@ def test_an_unfinished_batch_that_the_server_forgot_is_lost_and_not_expired(serv
     go_back(session.broker, kept)
     with pytest.raises(LostByServer):
         batch.wait(10)
-    session.collector.stop()
-    sessions.use(None)
-    another = nbqueue.connect(server.url, namespace=session.settings.namespace)
+    another_kernel()
     with pytest.raises(LostByServer):  # also in a kernel that knows it from the spool only
         nbqueue.attach(batch.id).wait(10)
-    another.collector.stop()
 
 
 def test_a_job_that_failed_again_after_the_server_went_back_can_be_retried(session, hands, tmp_path):

@@ -36,12 +36,6 @@ def work(x):
     return BIG if x == 4 else x * x
 
 
-def another_kernel(server, session):
-    """A session as a restarted kernel would have it."""
-    session.collector.stop()
-    return nbqueue.connect(server.url, namespace=session.settings.namespace)
-
-
 def files(session):
     return sorted(Path(session.spool.folder).iterdir())
 
@@ -57,14 +51,14 @@ def settled(batch):
     wait_until(lambda: any(each.done for each in directory.list_batches(batch.ref.session.spool.folder)))
 
 
-def test_a_frame_is_whole_after_the_server_forgot_and_the_kernel_was_restarted(server, session, hands):
+def test_a_frame_is_whole_after_the_server_forgot_and_the_kernel_was_restarted(server, session, hands, another_kernel):
     batch = nbqueue.map(work, range(6), name="six")
     hands.work()
     before = batch.to_frame(meta=True)
     settled(batch)
     flush(session.broker)
     assert batch.to_frame().shape[0] == 6
-    new = another_kernel(server, session)
+    new = another_kernel()
     again = nbqueue.attach("six")
     assert again == batch
     assert again.ref.session is new
@@ -80,7 +74,6 @@ def test_a_frame_is_whole_after_the_server_forgot_and_the_kernel_was_restarted(s
     assert files(new) == []
     with pytest.raises(NotThere):
         nbqueue.attach("six")
-    new.collector.stop()
 
 
 def test_results_outlive_their_time_to_live_and_big_ones_lie_on_disk(session, hands):
@@ -101,7 +94,7 @@ def test_results_outlive_their_time_to_live_and_big_ones_lie_on_disk(session, ha
         single.requeue()
 
 
-def test_what_one_session_had_copied_another_need_not_copy_again(server, session, hands):
+def test_what_one_session_had_copied_another_need_not_copy_again(session, hands, another_kernel):
     batch = nbqueue.map(work, range(6), name="half")
     hands.work(4)
     wait_until(lambda: batch.ref.state.collected == 4)
@@ -111,7 +104,7 @@ def test_what_one_session_had_copied_another_need_not_copy_again(server, session
         return [stand and stand.position for stand in stands]
 
     wait_until(lambda: positions() == [4])
-    new = another_kernel(server, session)
+    new = another_kernel()
     attached = nbqueue.attach("half")
     assert attached.ref.state.on_disk.recalled
     assert attached.ref.state.collected == 4
@@ -123,12 +116,11 @@ def test_what_one_session_had_copied_another_need_not_copy_again(server, session
     assert nbqueue.attach("half").wait(10)
     assert files(new) == before  # nothing was new
     flush(new.broker)
-    third = another_kernel(server, new)
+    another_kernel()
     assert nbqueue.attach("half").results(errors="skip") == [0, 1, 4, BIG, 25]
-    third.collector.stop()
 
 
-def test_two_notebooks_follow_one_batch_and_a_retry(server, session, hands):
+def test_two_notebooks_follow_one_batch_and_a_retry(server, session, hands, another_kernel):
     batch = nbqueue.map(work, range(4))
     other = nbqueue.connect(server.url, namespace=session.settings.namespace)
     follower = nbqueue.attach(batch.id)
@@ -143,26 +135,24 @@ def test_two_notebooks_follow_one_batch_and_a_retry(server, session, hands):
     assert len(files(session)) == 2
     flush(session.broker)
     other.collector.stop()
-    new = another_kernel(server, session)
+    another_kernel()
     assert nbqueue.attach(batch.id).results() == [0, 1, 4, 103]
-    new.collector.stop()
 
 
-def test_another_machine_copies_arguments_too(server, session, hands, tmp_path, monkeypatch):
+def test_another_machine_copies_arguments_too(session, hands, tmp_path, monkeypatch, another_kernel):
     batch = nbqueue.map(work, range(120))
     hands.work()
     assert batch.wait(10)
     monkeypatch.setenv("NBQUEUE_SPOOL", str(tmp_path / "elsewhere"))
-    other = another_kernel(server, session)
+    other = another_kernel()
     assert nbqueue.attach(batch.id).wait(10)
     wait_until(lambda: not other.collector._followed)
     flush(other.broker)
-    third = another_kernel(server, other)
+    another_kernel()
     assert nbqueue.attach(batch.id).to_frame()["x"].tolist() == list(range(120))
-    third.collector.stop()
 
 
-def test_a_withdrawn_outcome_is_not_brought_back_by_a_file_that_lags(server, session, hands):
+def test_a_withdrawn_outcome_is_not_brought_back_by_a_file_that_lags(session, hands, another_kernel):
     batch = nbqueue.map(work, range(4))
     hands.work()
     assert batch.wait(10)
@@ -173,16 +163,15 @@ def test_a_withdrawn_outcome_is_not_brought_back_by_a_file_that_lags(server, ses
     batch.retry()
     wait_until(lambda: any(3 in SpoolFile(each).entries[batch.id].withdrawn for each in files(session)))
     flush(session.broker)
-    new = another_kernel(server, session)
+    another_kernel()
     again = nbqueue.attach(batch.id)
     assert again.to_frame(wait=False)["status"].tolist()[:3] == ["finished"] * 3
     assert again.ref.state.outcomes.state(3) is None
     with pytest.raises(LostByServer):
         again.wait(5)
-    new.collector.stop()
 
 
-def test_many_single_jobs_make_one_file_and_come_back(server, session, hands):
+def test_many_single_jobs_make_one_file_and_come_back(session, hands, another_kernel):
     q = nbqueue.Queue("default", connection=None)
     jobs = q.enqueue_many([nbqueue.Queue.prepare_data(work, (n,)) for n in range(5, 505)])
     hands.start()
@@ -190,18 +179,17 @@ def test_many_single_jobs_make_one_file_and_come_back(server, session, hands):
     hands.stop()
     assert len(files(session)) == 1
     flush(session.broker)
-    new = another_kernel(server, session)
+    another_kernel()
     found = nbqueue.Job.fetch_many([job.id for job in jobs])
     same(nbqueue.gather(found), frame)
     assert nbqueue.attach(jobs[0].id)[0].result == 25
     Batch(found[0].batch).forget()
-    third = another_kernel(server, new)
+    another_kernel()
     assert nbqueue.Job.fetch_many([job.id for job in jobs[:2]])[0] is None
-    third.collector.stop()
 
 
 @pytest.mark.parametrize("harm", ["torn", "head", "blob", "noise"])
-def test_a_damaged_file_costs_what_was_damaged_and_no_more(server, session, hands, harm):
+def test_a_damaged_file_costs_what_was_damaged_and_no_more(server, session, hands, harm, another_kernel):
     batch = nbqueue.map(work, range(6), name="hurt")
     hands.work(4)
     wait_until(lambda: batch.ref.state.collected == 4)
@@ -221,13 +209,13 @@ def test_a_damaged_file_costs_what_was_damaged_and_no_more(server, session, hand
     else:
         data += random.Random(1).randbytes(5_000)
     file.write_bytes(data)
-    new = another_kernel(server, session)
+    new = another_kernel()
     assert nbqueue.attach("hurt").results(errors="skip", timeout=10) == [0, 1, 4, BIG, 25]  # asked from the server
     new.collector.stop()
     for each in set(files(new)) - {file}:
         each.unlink()
     flush(new.broker)
-    third = another_kernel(server, new)
+    third = another_kernel()
     states = nbqueue.attach("hurt").to_frame(wait=False)
     whole = 6 if harm == "noise" else 5 if harm == "blob" else 4
     good = states["status"].isin(["finished"]).sum() + (states["error"] == "ValueError: 3").sum()
@@ -436,7 +424,7 @@ def test_prune_takes_no_bare_number_and_asks_a_terminal(session, hands, monkeypa
         (RecordType.CHECKPOINT, Checkpoint(1.0, 0, 2, False, False, True, None, [(0, 1 << 60, Cause.USER)], [])),
     ],
 )
-def test_a_record_of_another_shape_damages_the_file_and_nothing_else(server, session, hands, kind, table):
+def test_a_record_of_another_shape_damages_the_file_and_nothing_else(session, hands, kind, table, another_kernel):
     batch = nbqueue.map(work, range(3), name="odd")
     hands.work()
     before = batch.to_frame()
@@ -447,7 +435,7 @@ def test_a_record_of_another_shape_damages_the_file_and_nothing_else(server, ses
     end.append(kind, table, [b"data"])
     end.close()
     assert SpoolFile(file).damaged
-    another_kernel(server, session)
+    another_kernel()
     assert nbqueue.attach("odd").to_frame(timeout=10).equals(before)
     flush(session.broker)
     assert nbqueue.attach("odd").to_frame(timeout=10)["status"].tolist() == before["status"].tolist()

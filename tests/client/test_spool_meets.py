@@ -9,7 +9,7 @@ import threading
 import pytest
 from hands import Hands
 from helpers import flush, wait_until
-from test_spool import another_kernel, files, settled
+from test_spool import files, settled
 
 import nbqueue
 from nbqueue.client.spool import records
@@ -52,7 +52,7 @@ def test_damaged_keys_of_one_batch_do_not_keep_others_from_being_copied(session,
         assert one.wait(20) == 2
 
 
-def test_a_refreshed_job_is_still_in_the_spool(server, session, hands):
+def test_a_refreshed_job_is_still_in_the_spool(session, hands, another_kernel):
     batch = nbqueue.map(abs, range(4))
     hands.work(2)
     wait_until(lambda: batch.ref.state.collected == 2)
@@ -62,7 +62,7 @@ def test_a_refreshed_job_is_still_in_the_spool(server, session, hands):
     assert batch.wait(20)
     settled(batch)
     flush(session.broker)
-    another_kernel(server, session)
+    another_kernel()
     assert nbqueue.attach(batch.id).results(errors="return") == [0, 1, 2, 3]
 
 

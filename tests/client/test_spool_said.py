@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from helpers import flush, wait_until
-from test_spool import another_kernel
 
 import nbqueue
 from nbqueue import Retry
@@ -36,7 +35,7 @@ def outcomes(file, batch):
     return {} if entry is None else entry.outcomes
 
 
-def test_logs_and_meta_are_there_after_the_server_forgot(server, session, hands):
+def test_logs_and_meta_are_there_after_the_server_forgot(session, hands, another_kernel):
     batch = nbqueue.map(work, range(3))
     for index in range(2):
         blob = job_meta.sealed(session.sealer, batch.id, index, {"step": index}, (1.0, 2.0, "half"))
@@ -46,16 +45,15 @@ def test_logs_and_meta_are_there_after_the_server_forgot(server, session, hands)
     copied(batch, 3)
     flush(session.broker)
     wait_until(lambda: batch[0].log == "said something\n")
-    new = another_kernel(server, session)
+    another_kernel()
     again = nbqueue.attach(batch.id)
     assert [job.log for job in again] == ["said something\n"] * 3
     assert [job.meta for job in again] == [{"step": 0}, {"step": 1}, {}]
     assert again[1].progress == (1.0, 2.0, "half")
     assert again.to_frame(meta=True)["meta"].tolist() == [{"step": 0}, {"step": 1}, None]
-    new.collector.stop()
 
 
-def test_earlier_runs_are_there_too_also_of_single_jobs(server, session, hands):
+def test_earlier_runs_are_there_too_also_of_single_jobs(session, hands, another_kernel):
     batch = nbqueue.map(work, range(2), retry=Retry(max=1))
     job = nbqueue.options(retry=Retry(max=1)).submit(work, 1)
     job.meta["told"] = 5
@@ -69,7 +67,7 @@ def test_earlier_runs_are_there_too_also_of_single_jobs(server, session, hands):
     assert batch.results(timeout=10) == [0, 7]
     copied(batch, 2)
     flush(session.broker)
-    new = another_kernel(server, session)
+    another_kernel()
     runs = nbqueue.attach(batch.id)[1].results()
     assert [(run.status, run.attempt) for run in runs] == [("finished", 3), ("failed", 2), ("failed", 1)]
     assert runs[0].return_value == 7
@@ -77,22 +75,20 @@ def test_earlier_runs_are_there_too_also_of_single_jobs(server, session, hands):
     found = nbqueue.Job.fetch(job.id)
     assert [run.attempt for run in found.results()] == [2, 1]
     assert (found.meta, found.log) == ({"told": 5}, "said something\n")
-    new.collector.stop()
 
 
-def test_a_replay_after_all_is_gone_has_the_function_as_it_was_sent(server, session, hands):
+def test_a_replay_after_all_is_gone_has_the_function_as_it_was_sent(session, hands, another_kernel):
     shift = 40
     batch = nbqueue.map(lambda x: x + shift, [1, 2])
     hands.work()
     assert batch.wait(10)
     copied(batch, 2)
     flush(session.broker)
-    new = another_kernel(server, session)
+    another_kernel()
     assert nbqueue.attach(batch.id)[1].replay() == 42
-    new.collector.stop()
 
 
-def test_a_single_job_whose_result_was_read_before_the_collector_came_is_copied_all_the_same(server, session, hands):
+def test_a_single_job_read_before_the_collector_came_is_copied_all_the_same(session, hands, another_kernel):
     session.asleep = True  # the collector is late
     folder = session.spool.folder
     job = nbqueue.submit(work, 7)
@@ -101,10 +97,9 @@ def test_a_single_job_whose_result_was_read_before_the_collector_came_is_copied_
     session.asleep = False
     wait_until(lambda: directory.single_files(folder))
     wait_until(lambda: outcomes(directory.single_files(folder)[0], job.id), 20)
-    new = another_kernel(server, session)
+    new = another_kernel()
     flush(new.broker)
     assert nbqueue.Job.fetch(job.id).result == 7
-    new.collector.stop()
 
 
 def test_the_bytes_of_a_forgotten_single_job_go_with_prune(server, session, hands, monkeypatch):

@@ -16,7 +16,6 @@ import nbqueue
 from nbqueue import State
 from nbqueue.client.batch import Batch
 from nbqueue.client.lookup import find, waiting
-from nbqueue.client.session.session import Session
 from nbqueue.errors import (
     BadInput,
     BadOption,
@@ -313,18 +312,15 @@ def test_a_server_that_forgot_is_named_and_nobody_waits_for_ever(session):
     assert list(frame["cause"]) == ["lost_by_server"] * 2
 
 
-def test_results_that_expired_say_so(session, hands):
+def test_results_that_expired_say_so(session, hands, other):
     session.spool.folder, session.spool.why = None, "off"
     batch = nbqueue.map(square, [1, 2], result_ttl=1, failure_ttl=1)
     hands.work()
     assert batch.results(timeout=10) == [1, 4]
-    other = Session(session.settings)
     attached = Batch(find.handle(other, session.broker.view(batch.id)))  # nobody follows it yet
     wait_until(lambda: session.broker.promote() is None or session.broker.view(batch.id) is None, 15)
     with pytest.raises(Expired):
         attached.wait(10)
-    other.collector.stop()
-    other.disconnect()
     assert batch.results() == [1, 4]
 
 
