@@ -18,7 +18,7 @@ from nbqueue.client.job import Job
 from nbqueue.client.jobs import Jobs, jobs_of
 from nbqueue.client.lookup import queue_contents
 from nbqueue.client.session import session
-from nbqueue.client.session.batch_ref import JobRef, Prepared
+from nbqueue.client.session.batch_ref import Prepared
 from nbqueue.client.session.session import Session
 from nbqueue.client.submit import options as terms
 from nbqueue.client.submit import reattach
@@ -32,6 +32,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 R = TypeVar("R")
+
+
+class _InState(property):
+    """A property of a queue: its jobs in a state."""
+
+    def __init__(self, state: State, doc: str) -> None:
+        def jobs(queue: Queue) -> Jobs[Any]:
+            word = "running" if state is State.STARTED else state
+            return jobs_of(queue_contents.in_state(queue.session, queue.name, state), f"{word} jobs in {queue.name}")
+
+        super().__init__(jobs, doc=doc)
+
+    if TYPE_CHECKING:
+
+        def __get__(self, queue: Any, owner: type | None = None, /) -> Jobs[Any]: ...  # type: ignore[override]
 
 
 class Enqueues:
@@ -342,39 +357,12 @@ class Queue(Enqueues):
 
     # ------------------------------------------------------------ jobs by state
 
-    @property
-    def failed(self) -> Jobs[Any]:
-        """The failed jobs that have not expired; `.requeue()` runs all of them again."""
-        return self._in_state(queue_contents.ended, State.FAILED)
-
-    @property
-    def finished(self) -> Jobs[Any]:
-        """The finished jobs whose results have not expired."""
-        return self._in_state(queue_contents.ended, State.FINISHED)
-
-    @property
-    def canceled(self) -> Jobs[Any]:
-        """The canceled jobs that have not expired."""
-        return self._in_state(queue_contents.ended, State.CANCELED)
-
-    @property
-    def started(self) -> Jobs[Any]:
-        """The jobs that workers hold: they run, or are about to."""
-        return self._in_state(queue_contents.in_state, State.STARTED)
-
-    @property
-    def scheduled(self) -> Jobs[Any]:
-        """The jobs that wait for their time."""
-        return self._in_state(queue_contents.in_state, State.SCHEDULED)
-
-    @property
-    def deferred(self) -> Jobs[Any]:
-        """The jobs that wait for what they depend on."""
-        return self._in_state(queue_contents.in_state, State.DEFERRED)
-
-    def _in_state(self, find: Callable[[Session, str, State], list[JobRef]], state: State) -> Jobs[Any]:
-        word = "running" if state is State.STARTED else state
-        return jobs_of(find(self.session, self.name, state), f"{word} jobs in {self.name}")
+    failed = _InState(State.FAILED, "The failed jobs that have not expired; `.requeue()` runs all of them again.")
+    finished = _InState(State.FINISHED, "The finished jobs whose results have not expired.")
+    canceled = _InState(State.CANCELED, "The canceled jobs that have not expired.")
+    started = _InState(State.STARTED, "The jobs that workers hold: they run, or are about to.")
+    scheduled = _InState(State.SCHEDULED, "The jobs that wait for their time.")
+    deferred = _InState(State.DEFERRED, "The jobs that wait for what they depend on.")
 
     # RQ's names for them; each access reads the store anew.
     failed_job_registry = failed

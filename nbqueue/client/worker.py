@@ -124,12 +124,12 @@ class Worker:
 
     @property
     def name(self) -> str:
-        """What it was called, else its id, which `job.worker_name` is too: also before it works."""
+        """Its name, or its id where it has none, also before it works; as `job.worker_name`."""
         return self._name or self.id
 
     @property
     def hostname(self) -> str:
-        """The machine that it is on."""
+        """The machine it runs on."""
         return host()
 
     def work(
@@ -141,7 +141,7 @@ class Worker:
         max_idle_time: Any = None,
         with_scheduler: bool = True,
     ) -> bool:
-        """Runs jobs until it is asked to leave, by a signal or a message; answers whether it ran any.
+        """Runs jobs until it is asked to leave, by a signal or a message; returns whether it ran any.
 
         With `burst` it leaves when nothing is left to do, with `max_jobs` after so many, with `max_idle_time` after so
         long without one. A `logging_level` of WARNING or more keeps its log short. Every worker is a scheduler too, so
@@ -149,7 +149,7 @@ class Worker:
         """
         del with_scheduler
         if self._worked:
-            self.id = new_id(self._name or host())  # what one has left by is not joined again
+            self.id = new_id(self._name or host())  # an id that has left cannot join again
         self._worked = True
         idle = None if max_idle_time is None else seconds("max_idle_time", max_idle_time)
         level = logging.getLevelName(logging_level.upper()) if isinstance(logging_level, str) else logging_level
@@ -157,7 +157,7 @@ class Worker:
         return self._work(self.plan(burst=burst, max_jobs=max_jobs, max_idle=idle), score)
 
     def plan(self, *, burst: bool, max_jobs: int | None, max_idle: float | None) -> Plan:
-        """How it is going to work."""
+        """The options it works with."""
         return Plan(
             queues=self.queues,
             slots=self.slots,
@@ -195,7 +195,7 @@ class Worker:
 
     @classmethod
     def all(cls, connection: Any = None, queue: Any = None, *, namespace: str | None = None) -> list[WorkerHandle]:
-        """The workers that are up, of any host; of a `queue` (its name, or a Queue) those that serve it."""
+        """The running workers of all hosts; with `queue` (a name or a Queue) those that serve it."""
         wanted = None if queue is None else _queue(queue)
         session = sessions.of(connection, namespace)
         suspended = session.ask(Broker.suspended) is not None
@@ -208,7 +208,7 @@ class Worker:
 
     @classmethod
     def count(cls, connection: Any = None, queue: Any = None, *, namespace: str | None = None) -> int:
-        """How many workers are up, as `all`."""
+        """How many workers run, as `all`."""
         return len(cls.all(connection, queue, namespace=namespace))
 
 
@@ -231,7 +231,7 @@ class SimpleWorker(Worker):
 
 
 class WorkerHandle:
-    """A worker that was up when it was asked for."""
+    """A running worker, as of the time it was listed."""
 
     def __init__(self, session: Session, info: WorkerInfo, *, lease_s: float, held: int, suspended: bool) -> None:
         self._session = session
@@ -248,12 +248,12 @@ class WorkerHandle:
         return f"<Worker {self.id} on {self.host}, {self.state}: {self.held} of {self.slots} slots>"
 
     def get_state(self) -> str:
-        """`busy`, `idle` or `suspended`, as it was when it was asked for."""
+        """`busy`, `idle` or `suspended`, as of the time it was listed."""
         return self.state
 
     @property
     def job_ids(self) -> list[str]:
-        """The ids of the jobs that it holds now: those that it runs, and a few ahead."""
+        """The ids of the jobs that it holds now: those that run, and a few more."""
         return self._session.ask(Broker.held_by, self.id)
 
     @property

@@ -38,22 +38,18 @@ def waiting(session: Session, queue: str) -> list[JobRef]:
 
 
 def in_state(session: Session, queue: str, state: State) -> list[JobRef]:
-    """The jobs of a queue that are in this state."""
+    """The jobs of a queue that are in this state; those that have ended with their outcomes."""
     views = session.ask(lambda broker: broker.in_queue(queue))
-    return [
+    found = [
         JobRef(batch, index)
         for view in views
         if not view.expired and getattr(view.tally, state)
         for batch in [listed(session, view)]
         for index in _indexes(session, view, state)
     ]
-
-
-def ended(session: Session, queue: str, state: State) -> list[JobRef]:
-    """As in_state, with the outcomes."""
-    jobs = in_state(session, queue, state)
-    refresh.look(jobs, canceled=state is State.CANCELED)
-    return jobs
+    if state.over:
+        refresh.look(found, canceled=state is State.CANCELED)
+    return found
 
 
 def _indexes(session: Session, view: BatchView, state: State) -> Sequence[int]:
