@@ -146,7 +146,7 @@ def refuse_unsent(batch: BatchRef) -> None:
 def stopped(batch: BatchRef) -> str:
     """What to say to who stops waiting."""
     return (
-        f"nbqueue: stopped waiting; {batch.id} goes on running. "
+        f"nbqueue: stopped waiting; {batch.id} goes on running.\n"  # notebooks cut words of long lines
         f"nbqueue.attach({batch.name or batch.id!r}) finds it again, .cancel() stops it."
     )
 

@@ -225,8 +225,8 @@ class Session:
             self._told = True
             what = "local worker" if self._server_was_there else "local server and worker"
             tell(
-                f"nbqueue: started a {what}, {begun.slots} at a time{begun.why}. They stop by themselves when idle; to "
-                f"stop them now: {self.ends_by}"
+                f"nbqueue: started a {what}, {begun.slots} at a time{begun.why}.\n"  # notebooks cut words of long lines
+                f"They stop by themselves when idle; to stop them now: {self.ends_by}"
             )
 
     def environment(self) -> dict[str, str | None]:
