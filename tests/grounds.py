@@ -35,7 +35,7 @@ class Ground:
     def map(self, n, seconds=0.1, **options):
         """A batch of witnessed jobs, watched from now on."""
         batch = nbqueue.map(self.witness.job(seconds), range(n), **options)
-        self.witness.state(batch.id)
+        self.witness.watch(batch.id)
         return batch
 
     def ends_well(self, *batches):

@@ -60,7 +60,7 @@ def test_each_end_names_its_cause_and_all_that_is_known(session, fleet, witness)
     worker = fleet.start(lease=10).up()
     kinds = [kind for kind in ENDS if ENDS[kind][1] is not Cause.TIMEOUT]
     batch = nbqueue.options(max_result=1 << 20, isolate=True).map(ends, kinds)
-    witness.state(batch.id)
+    witness.watch(batch.id)
     assert batch.wait(120), worker.log
     late = nbqueue.options(timeout=1, grace=0.5, isolate=True).map(ends, [kind for kind in ENDS if kind not in kinds])
     assert late.wait(120), worker.log  # its function is loaded by now, which would count

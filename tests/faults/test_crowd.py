@@ -62,7 +62,7 @@ def test_two_reapers_against_a_late_settle(server, broker):
 def test_a_burst_fleet_stays_until_the_jobs_of_a_dead_worker_have_run(session, fleet, witness):
     victim = fleet.start(slots=8).up()
     batch = nbqueue.map(witness.job(1.5), range(4))
-    witness.state(batch.id)
+    witness.watch(batch.id)
     eventually(lambda: len(witness.lives()) == 4)
     bursts = [fleet.start("--burst", slots=2) for _ in range(3)]
     eventually(lambda: all(" is up: " in each.log for each in bursts))

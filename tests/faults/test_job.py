@@ -105,7 +105,7 @@ def test_a_hundred_poisons_among_a_thousand(session, fleet, witness):
     for number in range(GOOD):
         calls.insert(number * 11 // 10, ("good", number))
     batch = nbqueue.starmap(deed, [(*call, str(witness.path)) for call in calls])
-    witness.state(batch.id)
+    witness.watch(batch.id)
     assert batch.wait(120), worker.log
     for (kind, number), job in zip(calls, batch, strict=True):
         outcome = job.outcome
@@ -140,7 +140,7 @@ def test_a_job_that_kills_its_worker_while_that_holds_hundreds(session, fleet, w
     batch = nbqueue.starmap(fatal, [(x, str(witness.path)) for x in range(MANY)])
     eventually(lambda: batch.tally.queued == MANY)
     session.broker.resume()
-    witness.state(batch.id)
+    witness.watch(batch.id)
 
     eventually(lambda: workers[0].process.poll() is not None)
     held = next(session.broker.client.scan_iter(match=session.broker.keys.prefix + "held:*"))

@@ -171,7 +171,7 @@ def _example(hurt, turmoil, moments, folder):
     witness = Witness(hurt.server_url, hurt.session.settings.namespace, hurt.session.sealer, folder)
     turmoil.staff()
     batch = nbqueue.map(witness.job(0.15), range(JOBS))
-    witness.state(batch.id)
+    witness.watch(batch.id)
     wait_until(lambda: batch.tally.started or batch.tally.finished, LIMIT)
     for name, delay, size, place in moments:
         time.sleep(delay)

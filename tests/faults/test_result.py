@@ -107,7 +107,7 @@ def test_each_costs_its_own_row_and_no_other(session, fleet, witness):
     endless = ["loops", "opens for ever"]
     kinds = [kind for kind in RESULTS if kind not in endless]
     batch = nbqueue.options(max_result=1 << 20).starmap(gives, [(kind, str(witness.path)) for kind in kinds])
-    witness.state(batch.id)
+    witness.watch(batch.id)
     assert batch.wait(90), worker.log
     frame = batch.to_frame(meta=True).set_index("kind")
     for kind in kinds:

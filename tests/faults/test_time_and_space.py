@@ -45,7 +45,7 @@ def test_the_clock_of_a_worker_is_an_hour_off(session, fleet, witness, tmp_path)
         fleet.start("--name", name, slots=1, env={"PYTHONPATH": str(folder)})
     began = session.broker.now_us()
     batch = nbqueue.map(witness.job(0.3), range(15))
-    witness.state(batch.id)
+    witness.watch(batch.id)
     assert batch.wait(LIMIT)
     ended = session.broker.now_us()
     outcomes = [job.outcome for job in batch]
@@ -122,7 +122,7 @@ def test_the_kernel_is_killed_and_a_second_notebook_gets_all(server, session, fl
     with kernel:
         name = kernel.stdout.readline().strip()
         assert name, kernel.stderr.read()
-        witness.state(name)
+        witness.watch(name)
         wait_until(lambda: witness.broker.view(name).tally.finished >= 4, 30)
         kernel.send_signal(signal.SIGKILL)
         assert kernel.wait(10) == -signal.SIGKILL

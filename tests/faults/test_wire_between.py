@@ -62,7 +62,7 @@ def test_a_reset_inside_a_large_submit(wire, verb):
     nbqueue.map(abs, range(2_000)).cancel()  # both scripts are known
     wire.proxy.tear(load(verb).sha, 20_000)
     batch = nbqueue.map(abs, range(5_000))
-    wire.witness.state(batch.id)
+    wire.witness.watch(batch.id)
     wait_until(lambda: wire.proxy.resets == 1)
     wire.start().up()
     wire.ends_well(batch)
@@ -73,7 +73,7 @@ def test_a_large_submit_goes_on_when_the_wire_is_back(wire):
     nbqueue.map(abs, range(2_000)).cancel()
     wire.proxy.lose(load("extend").sha, 12)
     batch = nbqueue.map(abs, range(5_000))
-    wire.witness.state(batch.id)
+    wire.witness.watch(batch.id)
     wait_until(lambda: wire.proxy.lost == 12, 30)
     wire.start().up()
     wire.ends_well(batch)

@@ -11,7 +11,7 @@ import nbqueue
 def test_it_is_content_with_an_ordinary_batch(session, fleet, witness):
     worker = fleet.start().up()
     batch = nbqueue.map(witness.job(), range(6))
-    witness.state(batch.id)
+    witness.watch(batch.id)
     assert batch.results() == list(range(6))
     witness.check(batch.id)
     worker.stop()

@@ -44,7 +44,7 @@ def test_kills_at_random_moments(session, fleet, witness):
     chance = random.Random(os.environ.get("NBQUEUE_TEST_SEED", "7"))
     workers = [fleet.start(slots=2, lease=1.0, beat=0.2).up() for _ in range(2)]
     batch = nbqueue.map(witness.job(0.1), range(80))
-    witness.state(batch.id)
+    witness.watch(batch.id)
     horses = 0
     for which in chance.choices(["parent", "stable", "horse", "all"], k=KILLS):
         pause, place = chance.uniform(0.05, 0.4), chance.randrange(2)
@@ -79,7 +79,7 @@ def test_stopped_past_the_lease_and_woken(session, fleet, witness, which):
     """What it ran belongs to another by then: its outcomes are dropped, its horses are dead."""
     first = fleet.start(slots=2, lease=1.0, beat=0.2).up()
     batch = nbqueue.map(witness.job(0.6), range(4))
-    witness.state(batch.id)
+    witness.watch(batch.id)
     eventually(lambda: len(witness.lives()) == 2)
     stopped = victims(first, which)
     kill(stopped, signal.SIGSTOP)
@@ -98,7 +98,7 @@ def test_stopped_past_the_lease_and_woken(session, fleet, witness, which):
 def test_sigterm_then_sigkill_within_the_grace(session, fleet, witness):
     first = fleet.start("--grace", "30", lease=1.0, beat=0.2).up()
     batch = nbqueue.map(witness.job(1.0), range(4))
-    witness.state(batch.id)
+    witness.watch(batch.id)
     eventually(lambda: len(witness.lives()) == 2)
     first.process.terminate()
     eventually(lambda: "asked to stop" in first.log)
@@ -114,7 +114,7 @@ def test_five_sigterms(session, fleet, witness):
     """The second that comes a second later ends it at once; none of them costs a job anything."""
     first = fleet.start("--grace", "60").up()
     batch = nbqueue.options(retry=1).map(witness.job(3.0), range(2))
-    witness.state(batch.id)
+    witness.watch(batch.id)
     eventually(lambda: len(witness.lives()) == 2)
     for _ in range(5):
         kill([first.pid], signal.SIGTERM)
