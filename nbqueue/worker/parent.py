@@ -168,6 +168,7 @@ class Parent:
                 self.stables.dispatch()
             except SetupError as why:
                 self._gone_offline(why)
+            self.stables.stand_ready()
 
     def _patience(self) -> float:
         """Seconds until something is due."""

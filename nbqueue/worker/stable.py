@@ -123,12 +123,19 @@ class Stable:
             if kind == frames.HELLO and (why := frames.stranger(payload)):
                 self._decline(why)
                 return
+            if kind == frames.HELLO:
+                self._prepare()
             if kind == frames.SETUP:
                 self._setup = payload
             elif kind in (frames.LOAD, frames.LOAD_BARE):
                 self._load(payload, received[position + 1 :], bare=kind == frames.LOAD_BARE)
             else:
                 self._obey(kind, payload, fd)
+
+    def _prepare(self) -> None:
+        """Imports what every function needs: it may still be some time until there is one."""
+        with tree.lean_forks():
+            from nbqueue.worker import capture, certificate, horse, loading  # noqa: F401
 
     def _decline(self, why: str) -> None:
         """The worker is of another nbqueue: what it sends would be misunderstood."""
@@ -151,10 +158,9 @@ class Stable:
             self._herd.drain()
 
     def _load(self, payload: bytes, later: list[Frame], *, bare: bool) -> None:
-        with tree.lean_forks():
-            from nbqueue.errors import LoadError
-            from nbqueue.model import FunctionRecord, decode, encode
-            from nbqueue.worker import capture, certificate, horse, loading
+        from nbqueue.errors import LoadError
+        from nbqueue.model import FunctionRecord, decode, encode
+        from nbqueue.worker import capture, certificate, horse, loading
 
         began, since = time.monotonic(), time.time()
         record = self._herd.record = decode(FunctionRecord, payload, "The function")

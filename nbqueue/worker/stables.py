@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ from nbqueue.worker.ledger import MOST_PACES, SHORT, Ledger, Pace, Task
 from nbqueue.worker.refusals import Refusals
 from nbqueue.worker.score import Score
 from nbqueue.worker.settling import Settler
-from nbqueue.worker.stall import Stall
+from nbqueue.worker.stall import Process, Stall, interpreter_for
 from nbqueue.worker.strays import Strays
 
 KEPT_WARM = 4  # idle stables
@@ -50,6 +51,8 @@ class Stables:
     recent: Pace = field(default_factory=Pace)
     fence: float | None = None
     _stalls: dict[str, Stall] = field(default_factory=dict)
+    _ready: Process | None = None  # started ahead, for the next function
+    _refused: bool = False  # the system has refused that
     _retired: int = 0  # stables that were found to run old code
     _ahead: dict[str, tuple[str, ...] | None] = field(default_factory=dict)  # learnt to be imported; None: nothing is
     _kills: Counter[str] = field(default_factory=Counter)  # how often the process that loads a function was killed
@@ -66,6 +69,7 @@ class Stables:
             while (queue := self.ledger.waiting.get(batch)) and (free or ahead):
                 first = queue[0]
                 if (slot := self._slot_for(first, free, ahead)) is None:
+                    ahead = {}  # it waits for a slot to be free: what was claimed later must not keep them all taken
                     break
                 if (stall := self._stall_for(first)) is None:
                     break
@@ -164,10 +168,8 @@ class Stables:
         imports = () if ahead is None else (*record.imports, *ahead)
         stall = Stall(
             msgspec.structs.replace(record, imports=imports),
+            self._process(interpreter_for(record, self.host)),
             key=key,
-            mark=self.mark,
-            host=self.host,
-            threads=self.threads,
             preload=preload,
             setup=self.setup._replace(learn=ahead is not None),
         )
@@ -177,6 +179,24 @@ class Stables:
             stall.channel.send(frames.FENCE, frames.pack_fence(self.fence))
         self._watch(stall)
         return stall
+
+    def _process(self, interpreter: str) -> Process:
+        """A process for a stable: the one that stands ready, or another. Raises OSError."""
+        ready, self._ready = self._ready, None
+        if ready is None or not ready.fits(interpreter, self.mark, self.threads):
+            if ready is not None:
+                ready.close()
+            ready = Process(interpreter, self.mark, self.threads)
+        return ready
+
+    def stand_ready(self) -> None:
+        """Starts a process ahead, while none is loading: the next function need not wait for an interpreter."""
+        if self._ready is None and not self._refused and not self.loading():
+            try:
+                self._ready = Process(sys.executable, self.mark, self.threads)
+            except OSError as why:
+                self._refused = True  # functions start their own
+                self.score.line("!!", f"no process is started ahead ({why})")
 
     def _make_room(self) -> None:
         idle = sorted((stall for stall in self._stalls.values() if not self._busy(stall)), key=lambda stall: stall.used)
@@ -247,6 +267,9 @@ class Stables:
 
     def close(self) -> None:
         """Ends every stable and all under them."""
+        if self._ready is not None:
+            self._ready.close()
+            self._ready = None
         for stall in list(self._stalls.values()):
             self._end(stall)
 
@@ -470,4 +493,5 @@ class Stables:
 
     def reap_strays(self) -> None:
         """Collects dead children; a live one that is no stable has lost its stable, and is killed."""
-        self.strays.reap({stall.process.pid for stall in self._stalls.values()})
+        processes = {stall.process.pid for stall in self._stalls.values()}
+        self.strays.reap(processes if self._ready is None else {*processes, self._ready.process.pid})

@@ -19,19 +19,55 @@ from nbqueue.worker.marks import MARK
 from nbqueue.worker.surroundings import for_jobs
 
 
+class Process:
+    """A stable that was started, and has no function yet."""
+
+    def __init__(self, interpreter: str, mark: str, threads: int) -> None:
+        """Raises OSError."""
+        self.made_of = interpreter, for_jobs(os.environ, threads) | {MARK: mark}
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            self.process = self._spawn(theirs)
+        self.channel = Channel(ours)
+        self.channel.send(frames.HELLO, frames.hello())
+
+    def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        interpreter, environment = self.made_of
+        return subprocess.Popen(
+            [interpreter, "-P", "-m", "nbqueue.worker.stable", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            # By number: in a notebook sys.stderr has no descriptor; where the process began without one, 2 may be any.
+            stdout=2 if sys.__stderr__ is not None else subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            env=environment,
+            start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle
+        )
+
+    def fits(self, interpreter: str, mark: str, threads: int) -> bool:
+        """Whether it lives, and one that is started now would be no other."""
+        return self.process.poll() is None and self.made_of == (
+            interpreter,
+            for_jobs(os.environ, threads) | {MARK: mark},
+        )
+
+    def close(self) -> None:
+        """Ends it; returns when it is dead."""
+        self.channel.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def interpreter_for(record: FunctionRecord, host: str) -> str:
+    """What loads a function: on its client's own machine the client's interpreter, whatever environment that is of."""
+    near = record.host == host and bool(record.interpreter) and os.access(record.interpreter, os.X_OK)
+    return record.interpreter if near else sys.executable
+
+
 class Stall:
     """A stable that serves one function, as the parent sees it."""
 
     def __init__(
-        self,
-        record: FunctionRecord,
-        *,
-        key: str,
-        mark: str,
-        host: str,
-        threads: int,
-        preload: bool,
-        setup: frames.Setup,
+        self, record: FunctionRecord, process: Process, *, key: str, preload: bool, setup: frames.Setup
     ) -> None:
         self.key = key
         self.label = record.label
@@ -43,30 +79,9 @@ class Stall:
         self.began = self.used = time.monotonic()
         self.away = math.inf  # until when it may import ahead, and hears nobody
         self.stopped: float | None = None  # since when it has been seen stopped by a signal
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            self.process = self._spawn(record, theirs, mark=mark, host=host, threads=threads)
-        self.channel = Channel(ours)
-        self.channel.queue(frames.HELLO, frames.hello())
+        self.process, self.channel = process.process, process.channel
         self.channel.queue(frames.SETUP, frames.encode(setup))
         self.channel.send(frames.LOAD if preload else frames.LOAD_BARE, encode(record))
-
-    @staticmethod
-    def _spawn(
-        record: FunctionRecord, theirs: socket.socket, *, mark: str, host: str, threads: int
-    ) -> subprocess.Popen[bytes]:
-        # On the client's own machine the client's interpreter loads the function: another environment is no obstacle.
-        near = record.host == host and bool(record.interpreter) and os.access(record.interpreter, os.X_OK)
-        interpreter = record.interpreter if near else sys.executable
-        return subprocess.Popen(
-            [interpreter, "-P", "-m", "nbqueue.worker.stable", str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            # By number: in a notebook sys.stderr has no descriptor; where the process began without one, 2 may be any.
-            stdout=2 if sys.__stderr__ is not None else subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(),),
-            env=for_jobs(os.environ, threads) | {MARK: mark},
-            start_new_session=True,  # Ctrl-C in a terminal is the parent's to handle
-        )
 
     def changed(self) -> str:
         """A file of its code that is another one by now; empty where all are as they were."""

@@ -7,6 +7,7 @@ import time
 from helpers import wait_until
 
 import nbqueue
+from nbqueue.worker.tree import children
 
 
 def test_burst_leaves_when_nothing_is_left(session, fleet):
@@ -106,6 +107,22 @@ def test_a_small_batch_is_not_starved_by_a_large_one(session, fleet):
     assert small.wait(20)
     assert large.tally.queued > 100, worker.log
     large.cancel()
+
+
+def test_a_process_stands_ready_for_the_next_function(session, fleet):
+    worker = fleet.start().up()
+    ended = []
+    for number in range(3):  # each has another function
+        wait_until(lambda: len(set(children(worker.process.pid)) - set(ended)) == 1)
+        (ready,) = set(children(worker.process.pid)) - set(ended)
+        assert nbqueue.submit(lambda _, number=number: (number, os.getppid()), 0).wait(20) == (number, ready)
+        ended.append(ready)
+    wait_until(lambda: len(set(children(worker.process.pid)) - set(ended)) == 1)
+    (ready,) = set(children(worker.process.pid)) - set(ended)
+    os.kill(ready, signal.SIGKILL)
+    assert nbqueue.submit(lambda _: os.getppid(), 0).wait(20) not in {ready, *ended}
+    worker.process.terminate()
+    wait_until(lambda: worker.process.poll() is not None)
 
 
 def test_a_worker_of_every_queue_learns_of_a_new_one(session, fleet):
