@@ -1,6 +1,6 @@
 """The stable: has loaded one function, forks a horse for every slot that has calls, and keeps the clock.
 
-`python -m nbqueue.worker.stable FD` with a socket to the parent. Until LOAD comes it has imported the standard library
+`python -m nbqueue.worker.stable FD` with a socket to the parent. Until HELLO comes it has imported the standard library
 only. It never blocks on a write and always reads; when the parent is gone it kills its tree and leaves.
 """
 
