@@ -289,7 +289,7 @@ def read(spilled: Spilled) -> memoryview:
             raise
         except Exception as why:  # each file system under fsspec raises errors of its own
             raise SpillLost(file=path, size=size_text(spilled.size), why=_reason(why)) from why
-    missing = "there is no such file; it was deleted, or this folder is another one here"
+    missing = "there is no such file; it was deleted, or this folder is a different one on this machine"
     raise SpillLost(file=" or ".join(looked), size=size_text(spilled.size), why=missing)
 
 
@@ -320,7 +320,7 @@ def _checked(path: str, spilled: Spilled, data: bytearray) -> memoryview:
     if len(data) != spilled.size or hashlib.sha256(data).digest() != spilled.sha256:
         raise BadSignature(
             what=f"The file {path}, which holds a result,",
-            why="it is not what the worker wrote there (`batch.retry(row)` makes it anew)",
+            why="it is not what the worker wrote there (`batch.retry(row)` makes it again)",
         )
     return memoryview(data)
 

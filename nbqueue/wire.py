@@ -143,7 +143,7 @@ def _read(path: Path) -> str:
         data = file.read(_LONGEST + 1)
     if len(data) > _LONGEST or not data.isascii():
         remedy = "A secret is lines of 64 random letters and digits. Remove it, and nbqueue makes a new one."
-        raise BadSecret(path=path, why="it holds something else than lines of plain text", remedy=remedy)
+        raise BadSecret(path=path, why="it contains more than lines of plain text", remedy=remedy)
     return data.decode("ascii")
 
 
@@ -207,7 +207,7 @@ class Sealer:
     def unseal(self, kind: bytes, batch: str, index: int, blob: bytes, attempt: int = 0) -> bytes:
         """The payload, if `blob` was sealed for just this place; raises BadSignature or UnknownKey."""
         if len(blob) < _HEAD or blob[:1] != VERSION:
-            raise BadSignature(what=_what(kind, batch, index), why="it is cut short or of another version")
+            raise BadSignature(what=_what(kind, batch, index), why="it is incomplete or of another version")
         key_id, payload = blob[1:5], blob[_HEAD:]
         key = self.keyring.find(key_id)
         if key is None:

@@ -46,7 +46,7 @@ class Verbs:
         object.__setattr__(self, "_typed", typed)
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"options are immutable: say options({name}=...) for another set")
+        raise AttributeError(f"options are immutable: use options({name}=...) for another set")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Verbs, (self._options, self._typed)
@@ -141,7 +141,7 @@ def _refuse(verb: str, f: Callable[..., Any] | str, iterables: tuple[Any, ...], 
         message += f" Items go by position: {verb}({label}, {', '.join(strange)}). For all combinations: "
         message += f"grid({label}, {axes})."
     else:
-        message += f" A keyword for the function goes in with functools.partial: {verb}(functools.partial({label}, "
+        message += f" Pass a keyword of the function with functools.partial: {verb}(functools.partial({label}, "
         message += f"{name}=...), items). Options, here or in nbqueue.options(...), are: {', '.join(sorted(known))}."
     raise BadOption(message=message)
 

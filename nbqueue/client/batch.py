@@ -223,7 +223,7 @@ class Batch(Sequence[Job[R]], Generic[R]):
         if met is None:
             met = waiting.until(self.ref, lambda: state.settled, timeout, arrived=True, bar=display.in_terminal)
             what = f"{type(state.error).__name__}: {state.error}"
-            warn(f"{self.id} has the {len(self):,} items that came before its input broke off ({what}).")
+            warn(f"{self.id} has the {len(self):,} items from before reading its input failed ({what}).")
         if not met:
             raise self._not_done(timeout)
 

@@ -46,7 +46,7 @@ class Job(Facts[R]):
         return hash((self.batch.id, self.index))
 
     def __lt__(self, other: object) -> bool:
-        raise TypeError("jobs have no order of their own: sort by what is meant, as key=lambda job: job.result")
+        raise TypeError("jobs cannot be compared: sort them by a key, as key=lambda job: job.result")
 
     # ------------------------------------------------------------ making and finding one
 
@@ -256,7 +256,7 @@ class Job(Facts[R]):
         except NoSuchBatch:
             raise waiting.absence_of(self) from None
         if not count:
-            raise BadInput(message=f"{self.id} has not ended yet: it runs again already, or still.")
+            raise BadInput(message=f"{self.id} has not ended: it is waiting or running.")
         return self
 
     def delete(self) -> None:

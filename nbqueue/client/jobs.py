@@ -60,7 +60,7 @@ class Jobs(Sequence[Job[R]], Generic[R]):
     def remove(self, job: Job[R] | str, delete_job: bool = True) -> None:
         """Deletes a job, or the job of an id, for good. Raises NoSuchJob, and BadOption for RQ's `delete_job=False`."""
         if not delete_job:
-            raise BadOption(message="remove(delete_job=False): a job is in no list that it could be taken out of.")
+            raise BadOption(message="remove(delete_job=False) is not possible: a job is listed as long as it exists.")
         found = self._named(job)
         found.delete()
         self._jobs.remove(found)

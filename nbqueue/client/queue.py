@@ -151,7 +151,7 @@ class Queue(Enqueues):
         namespace: str | None = None,
     ) -> None:
         if hasattr(name, "connection_pool"):
-            raise BadInput(message="Queue() takes its name first. Name the server so: Queue(connection=Redis()).")
+            raise BadInput(message="Queue() takes its name first. Pass the server as Queue(connection=Redis()).")
         self.name = check_queue("queue", name)
         self.connection, self.is_async, self._namespace = connection, is_async, namespace
         limit = terms.time_limit("default_timeout", default_timeout)
@@ -227,7 +227,7 @@ class Queue(Enqueues):
         ended. Raises what `enqueue` raises.
         """
         if not isinstance(job, Job):
-            raise BadOption(message=f"enqueue_job() takes what Job.create(f) makes, not {brief(job)}: see enqueue().")
+            raise BadOption(message=f"enqueue_job() takes a job from Job.create(f), not {brief(job)}: see enqueue().")
         call = job.batch.unsent
         if call is None:
             if job.origin != self.name:
@@ -272,7 +272,7 @@ class Queue(Enqueues):
         ready = [self._plan(call, known) for call in calls]
         ids = Counter(one.options.job_id for one in ready if one.options.job_id is not None)
         if twice := next((name for name, count in ids.items() if count > 1), None):
-            raise BadOption(message=f"job_id={twice!r} is there more than once: each job has an id of its own.")
+            raise BadOption(message=f"job_id={twice!r} is given more than once: each job needs an id of its own.")
         if any(one.mode for one in ready):
             return [Job(reattach.submit(one), 0) for one in ready]
         sent = [one.prepared() for one in ready]
@@ -285,7 +285,7 @@ class Queue(Enqueues):
 
     def _plan(self, call: Prepared, known: dict[Any, tuple[list[Any], DescribedFunction]]) -> SubmitPlan:
         if not isinstance(call, Prepared):
-            raise BadOption(message=f"enqueue_many() takes what Queue.prepare_data(f, args) makes, not {brief(call)}.")
+            raise BadOption(message=f"enqueue_many() takes calls from Queue.prepare_data(f, args), not {brief(call)}.")
         enqueuer = self._given(call.options)
         options = enqueuer.given
         hooks, pin = terms.hooks(options), terms.pinned(options, call.func)

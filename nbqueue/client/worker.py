@@ -29,16 +29,16 @@ from nbqueue.worker.simple import Simple
 Handlers = Handler | Iterable[Handler] | None
 RQS = {  # options and arguments of RQ's workers that change nothing here, and why
     "with_scheduler": "every worker is a scheduler too",
-    "results_ttl": "how long results are kept is said where a job is enqueued: result_ttl=",
-    "default_result_ttl": "how long results are kept is said where a job is enqueued: result_ttl=",
+    "results_ttl": "the time that results are kept is set when a job is enqueued: result_ttl=",
+    "default_result_ttl": "the time that results are kept is set when a job is enqueued: result_ttl=",
     "dequeue_strategy": "queues are served in the order given, and the batches of one queue in turns",
     "sentry_dsn": "call sentry_sdk.init in a module, and name it with --preload: each job has a process of its own",
     "serializer": "calls are cloudpickle, signed; meta is msgpack",
     "disable_default_exception_handler": "a failure is always kept with its job; --exception-handler adds to that",
     "disable_job_desc_logging": "arguments are never logged",
     "log_job_description": "arguments are never logged",
-    "job_monitoring_interval": "running jobs are watched all the time",
-    "maintenance_interval": "what is to be tidied up is so when it is due",
+    "job_monitoring_interval": "running jobs are monitored all the time",
+    "maintenance_interval": "expired data are removed when they are due",
 }
 GRACE = 5.0  # seconds that running jobs get at a SIGTERM
 _RQ_HOOKS = frozenset(  # methods that RQ's workers call and ours do not
@@ -303,7 +303,7 @@ def _listed(queues: Any) -> list[Any]:
     single = isinstance(queues, str) or hasattr(queues, "name") or not isinstance(queues, Iterable)
     if found := [queues] if single else list(queues):
         return found
-    raise BadOption(message="Worker([]) would serve no queue: name at least one.")
+    raise BadOption(message="Worker([]) has no queue to serve: name at least one.")
 
 
 def _queue(queue: Any) -> str:

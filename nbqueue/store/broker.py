@@ -172,8 +172,8 @@ class Broker(Uploads, Reads):
             answer = self._run_on("retry", batch_id, f"{nonce}.{start}", *kept, queue or "", int(front), *flat)
             if answer == -2:
                 raise BadInput(
-                    message=f"{batch_id} still runs, and its other jobs must not change under it: wait() for it, or "
-                    "cancel() it first."
+                    message=f"{batch_id} is still running, and running jobs cannot change: wait() for it, or cancel() "
+                    "it first."
                 )
             if answer < 0:
                 raise NoSuchBatch(name=batch_id, server=self.url)

@@ -43,7 +43,7 @@ _REFUSALS = {
     "DB": ("it has no such database", "Use one with a lower number in the URL, as redis://host:6379/0."),
     "NOPERM": ("this user lacks a permission", "Ask its administrator for the rights that nbqueue's manual lists."),
     "WRONGTYPE": (
-        "a key of ours holds something else",
+        "a key of nbqueue holds other data",
         "Another program uses the same keys: choose another namespace with NBQUEUE_NAMESPACE.",
     ),
 }
@@ -207,7 +207,7 @@ def translate(why: wrong.RedisError, url: str) -> NbqueueError:
     if isinstance(why, wrong.BusyLoadingError):
         return _loading(url)
     if isinstance(why, wrong.InvalidResponse):
-        return NoServer(url=url, why=f"what answers there is not Redis ({text})", remedy="Check host and port.")
+        return NoServer(url=url, why=f"the program there is not Redis ({text})", remedy="Check host and port.")
     word = _word(why, text)
     if word in _REFUSALS:
         reason, remedy = _REFUSALS[word]
@@ -215,11 +215,11 @@ def translate(why: wrong.RedisError, url: str) -> NbqueueError:
     if isinstance(why, wrong.ConnectionError | wrong.TimeoutError):
         remedy = "Start one with `nbqueue server start`, or give the URL of a running one with NBQUEUE_URL."
         return NoServer(url=url, why=text or type(why).__name__, remedy=remedy)
-    return ServerRefused(why=text, remedy="This is not expected: please report it with this message.")
+    return ServerRefused(why=text, remedy="This is unexpected: please report it with this message.")
 
 
 def _loading(url: str) -> NoServer:
-    why, remedy = "it is still loading its data", "Wait until it has: its log says how far it is."
+    why, remedy = "it is still loading its data", "Wait until it has finished; its log shows the progress."
     return NoServer(url=url, why=why, remedy=remedy, kind="LOADING")
 
 
@@ -275,7 +275,7 @@ def preflight(connection: Connection) -> list[str]:
     refuse(info, connection.url)
     notes = []
     if not info.get("aof_enabled"):
-        told = f"The server at {connection.url} keeps no append-only file: what it holds may be lost when it stops."
+        told = f"The server at {connection.url} keeps no append-only file: its data may be lost when it stops."
         notes.append(f"{told} `redis-cli config set appendonly yes` on it fixes that.")
     if "err" in (info.get("aof_last_write_status"), info.get("rdb_last_bgsave_status")):
         told = f"The server at {connection.url} could not write its data to disk the last time that it tried."
@@ -294,5 +294,5 @@ def refuse(info: dict[str, Any], url: str) -> None:
         raise ServerUnfit(url=url, why="it is a replica, which takes no writes", remedy=f"Use its primary, {primary}.")
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if policy != "noeviction" and int(info.get("maxmemory", 0)) > 0:
-        why = f"it throws data away when its memory is full (maxmemory-policy {policy})"
+        why = f"it evicts data when its memory is full (maxmemory-policy {policy})"
         raise ServerUnfit(url=url, why=why, remedy="Run `redis-cli config set maxmemory-policy noeviction`.")

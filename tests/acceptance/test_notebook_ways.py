@@ -60,7 +60,7 @@ def test_a_restarted_kernel_finds_its_batch_and_a_flushed_server_costs_no_result
     page.sees(2, "Snapshot of", "Current state: nbqueue.attach('squares')")
     for place in (0, 1, 2, 3):
         page.run(place)
-    page.sees(2, "6 of 6 jobs were there already; nothing new runs", "4 of 6", "2 started")
+    page.sees(2, "6 of 6 jobs reused; nothing new runs", "4 of 6", "2 started")
     page.sees(3, "4 of 6", "2 started")
     (tmp_path / "enough").touch()
     page.sees(2, "6 finished")

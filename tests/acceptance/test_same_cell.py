@@ -73,10 +73,10 @@ def test_a_new_process_finds_what_ran_with_closures_classes_sets_and_arrays(run,
     moved = "\n\n# again\n" + CELL.replace("        number, kind", "        'Says what.'\n\n        number, kind")
     assert not first.count("Error"), first
     second = run(moved, seed="2")
-    assert "3 of 3 jobs were there already; nothing new runs" in second
+    assert "3 of 3 jobs reused; nothing new runs" in second
     assert second.split()[0] == first.split()[0]
     assert second.splitlines()[0].rpartition("[")[2] == first.splitlines()[0].rpartition("[")[2]
-    assert "3 of 5 jobs were there already; 2 are new" in run(n=5, seed="3")
+    assert "3 of 5 jobs reused; 2 are new" in run(n=5, seed="3")
     assert sorted(diary.lines) == ["0", "1", "2", "3", "4"]
     assert nbqueue.attach("study").wait(10)
 
@@ -176,7 +176,7 @@ def test_kernels_reattach_and_say_that_the_earlier_batch_of_a_cell_still_runs(se
     assert made in told
     second = kernel()
     assert second.run(begin + define)[0] == "ok"
-    assert "3 of 3 jobs were there already; nothing new runs" in second.run(named)[1]
+    assert "3 of 3 jobs reused; nothing new runs" in second.run(named)[1]
     assert nbqueue.attach("halves").tally.n == 3
     status, said = second.run("limit = 5\n" + named)
     assert status == "error"

@@ -208,7 +208,7 @@ def test_a_key_that_no_worker_has_is_told_by_all_who_tell_it(session, fleet, tmp
         job.wait(0.2)
     assert f"It waits: no worker of the queue 'low' has {name}" in str(caught.value)
     assert "NBQUEUE_SECRET" in str(caught.value)
-    assert "goes on running" not in str(caught.value)
+    assert "is still running" not in str(caught.value)
     told = " ".join(info(session, other).split())
     assert f"1 job waits: no worker of the queue 'low' has {name}" in told
     eventually(lambda: f"1 batch waits for {name}" in stranger.log)
@@ -242,7 +242,7 @@ def test_what_is_not_done_says_where_it_is(session, fleet, tmp_path):
     assert "no live worker serves the queue 'low'" in words(first)
     fleet.start("low", slots=1).up()
     eventually(lambda: first.get_status() == "started")
-    assert "It goes on running; wait again" in words(first)
+    assert "It is still running; wait again" in words(first)
     assert "the only slot of its worker is busy" in words(q.enqueue(abs, -1))
     assert f"It waits for {first.id};" in words(q.enqueue(abs, -1, depends_on=first))
     assert "It waits for its time, 2" in words(q.enqueue_in(3600, abs, -1))

@@ -51,7 +51,7 @@ def test_the_same_call_finds_its_batch_and_nothing_runs(session, hands):
     assert hands.work() == 3
     two = nbqueue.map(square, [1, 2, 3], name="words")
     assert (two.id, two.seed, indexes(two)) == (one.id, one.seed, [0, 1, 2])
-    assert two.ref.note == "3 of 3 jobs were there already; nothing new runs"
+    assert two.ref.note == "3 of 3 jobs reused; nothing new runs"
     assert two.results(timeout=5) == one.results(timeout=5) == [1, 4, 9]
     assert hands.work() == 0
     assert list(nbqueue.batches()["n"]) == [3]
@@ -62,7 +62,7 @@ def test_only_new_arguments_run_and_the_batch_shows_this_call_in_its_order(sessi
     hands.work()
     two = nbqueue.map(square, [7, 3, 1, 8, 3, 3], name="words")
     assert indexes(two) == [4, 2, 0, 5, 3, 6]
-    assert two.ref.note == "3 of 6 jobs were there already; 3 are new"
+    assert two.ref.note == "3 of 6 jobs reused; 3 are new"
     assert [job.id for job in two][1] == f"{one.id}:2"
     assert hands.work() == 3
     assert two.results(timeout=5) == [49, 9, 1, 64, 9, 9]
@@ -183,7 +183,7 @@ def test_update_with_nothing_to_run_says_so_and_changes_nothing(session, hands, 
     others = nbqueue.map(old, [3], name="kept")
     batch = nbqueue.map(new, [1, 2], name="kept", update=True)
     assert batch.results(timeout=5) == ["old", "old"]
-    told = "kept 2 finished rows of the earlier function; nothing was run. fresh=True: run all again"
+    told = "kept 2 finished rows of the earlier function; nothing new runs. fresh=True: run all jobs again"
     assert f"kept: {told}" in capsys.readouterr().err
     with pytest.raises(Changed):  # else they would pass for the new one's
         nbqueue.map(new, [1, 2], name="kept")
@@ -368,7 +368,7 @@ def test_new_items_wait_for_the_end_of_an_upload_that_goes_on(session, hands, ca
     assert indexes(nbqueue.map(square, [1, 0], name="slow")) == [1, 0]  # they are there: no reason to wait
     with ThreadPoolExecutor(1) as pool:
         later = pool.submit(nbqueue.map, square, [9, 3, 0], name="slow")
-        wait_until(lambda: "still being sent" in capsys.readouterr().err)
+        wait_until(lambda: "still being uploaded" in capsys.readouterr().err)
         assert not later.done()
         go_on.set()
         second = later.result(20)

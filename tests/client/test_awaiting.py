@@ -92,7 +92,7 @@ def test_an_interrupt_ends_the_cell_at_once_and_says_how_to_go_on(session, tmp_p
         wait_until((tmp_path / "on").exists, 20)
         manager.interrupt_kernel()
         assert client.get_shell_msg(timeout=5)["content"]["status"] == "error"
-        assert f"nbqueue: stopped waiting; {nbqueue.attach().id} goes on running" in _streams(client)
+        assert f"nbqueue: stopped waiting; {nbqueue.attach().id} is still running" in _streams(client)
         # Until its error is known everywhere, the kernel drops what it is asked.
         again = "b.cancel(); s.collector.stop()"
         hook = {"timeout": 20, "output_hook": lambda _: None}

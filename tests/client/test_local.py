@@ -200,7 +200,7 @@ def test_a_worker_killed_with_jobs_in_its_hands_is_told_of_with_the_time_until_t
     found.attend()
     told = capfd.readouterr().err
     assert f"(process {pid}) was killed, or has died, while it ran 1 job: started another" in told
-    assert "when its lease ends, in" in told
+    assert "when its lease expires, in" in told
     assert "server" not in told  # it has been there all the time
     batch.cancel()
 

@@ -193,7 +193,7 @@ def test_an_option_that_the_function_has_too_names_the_way_out(q):
         ({"on_failure": lambda job, connection: None}, "cannot be called as"),
         ({"depends_on": 17}, "names no job"),
         ({"depends_on": "a b"}, "cannot be used"),
-        ({"depends_on": "x:y"}, "no id of a job"),
+        ({"depends_on": "x:y"}, "not a job id"),
         ({"job_id": "a b"}, "cannot be used"),
         ({"job_id": "<b>"}, "cannot be used"),
         ({"meta": {1: 2}}, "strings as keys"),

@@ -116,7 +116,7 @@ def test_a_replay_is_a_job_and_raises_untouched(session, busy):
     assert named.wait(10) == named.replay() == [1]
     there = nbqueue.attach(batch.id)
     batch.forget()
-    with pytest.raises(BadInput, match="is not to be had any more"):
+    with pytest.raises(BadInput, match="is no longer available"):
         there[0].replay()
     assert batch[0].replay(abs) == 1  # the arguments are still in memory
     lone = nbqueue.map(abs, [-1], inline="collect")

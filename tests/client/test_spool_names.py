@@ -205,7 +205,7 @@ def test_what_is_brought_back_says_how_much_has_still_to_run(session, hands, for
     nbqueue.map(square, [1, 2, 3], name="x")
     assert again is not session
     two = nbqueue.map(square, [1, 2, 3], name="x")
-    assert two.ref.note == "3 of 3 jobs were there already; nothing new runs; 1 of them had not ended by then"
+    assert two.ref.note == "3 of 3 jobs reused; nothing new runs; 1 of them had not ended by then"
 
 
 def test_failures_of_a_batch_that_was_brought_back_are_those_that_it_has_now(server, session, hands, tmp_path):

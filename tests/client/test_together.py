@@ -87,7 +87,7 @@ def test_what_is_on_another_server_is_refused_as_a_dependency(session, hands):
     there = nbqueue.Queue("default", connection=session.settings.url, namespace=other.settings.namespace)
     job = there.enqueue(add, 1, job_id="same")
     nbqueue.Queue("default").enqueue(add, 2, job_id="same")  # another one, which bears its id here
-    with pytest.raises(BadInput, match="submit both to one"):
+    with pytest.raises(BadInput, match="submit both to the same server"):
         nbqueue.Queue("default").enqueue(add, 3, depends_on=job)
     assert nbqueue.Queue("default").enqueue(add, 3, depends_on="same").dependency_ids == ["same"]
     hands.work()

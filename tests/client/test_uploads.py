@@ -103,7 +103,7 @@ def test_an_input_that_breaks_off_is_the_same_at_first_and_later(session, busy):
 
     batch = nbqueue.map(square, source())
     for _ in range(2):
-        with pytest.warns(UserWarning, match="2 items that came before its input broke off"):
+        with pytest.warns(UserWarning, match="2 items from before reading its input failed"):
             assert batch.to_frame(timeout=20)["result"].tolist() == [1, 4]
         for errors in ("skip", "return"):
             with pytest.warns(UserWarning, match=r"OSError: the disk is gone"):
@@ -130,7 +130,7 @@ def test_an_input_that_breaks_off_before_its_first_item_is_the_same_at_first_and
     batch = nbqueue.map(square, source())
     gate.set()
     for _ in range(2):
-        with pytest.warns(UserWarning, match="0 items that came before its input broke off"):
+        with pytest.warns(UserWarning, match="0 items from before reading its input failed"):
             assert len(batch.to_frame(timeout=20)) == 0
         wait_until(lambda: batch.done)
 

@@ -268,7 +268,7 @@ def test_retry_runs_failed_rows_with_another_function_and_limits(session, busy):
 
 def test_rows_of_a_query_run_again_in_another_queue(session, busy):
     batch, lonely = nbqueue.map(fail, [1, 2, 3]), nbqueue.map(square, [1], queue="lonely")
-    with pytest.raises(BadInput, match=r"retry\(queue=...\) waits for the end"):
+    with pytest.raises(BadInput, match=r"retry\(queue=...\) needs a batch that has ended"):
         lonely.retry([], queue="big")
     assert batch.wait(10)
     big = Hands(session, ("big",)).start()

@@ -395,7 +395,7 @@ def test_ctrl_c_leaves_the_batch_running_and_says_how_to_attach(session, hands, 
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         batch.wait(20)
-    assert f"nbqueue.attach('{batch.id}') finds it again" in capsys.readouterr().err
+    assert f"nbqueue.attach('{batch.id}') opens it again" in capsys.readouterr().err
     hands.work()
     assert nbqueue.attach(batch.id).results(timeout=10) == [1, 4]
 

@@ -102,8 +102,8 @@ def attached(session: Session, name: str | None, outage: SetupError | None = Non
     found = find(session, name)
     made = None if found is None else batch(session, found, "" if outage is not None else why_gone(session, found))
     if made is not None:
-        why = f"The server cannot be asked ({outage})" if outage is not None else f"{session.server} has it no more"
-        tell(f"nbqueue: {made.id} comes from the spool. {why}.")
+        why = f"it is no longer on {session.server}" if outage is None else f"the server cannot be reached ({outage})"
+        tell(f"nbqueue: loaded {made.id} from the spool, because {why}.")
     return made
 
 

@@ -140,14 +140,14 @@ def prepare(batch: BatchRef, met: Callable[[], bool]) -> None:
 def refuse_unsent(batch: BatchRef) -> None:
     """Raises BadInput for a job that `Job.create` made, and that is in no queue yet."""
     if batch.unsent is not None:
-        raise BadInput(message=f"{batch.id} was created, and is in no queue yet: Queue.enqueue_job(job) sends it.")
+        raise BadInput(message=f"{batch.id} was created but not enqueued: Queue.enqueue_job(job) enqueues it.")
 
 
 def stopped(batch: BatchRef) -> str:
     """What to say to who stops waiting."""
     return (
-        f"nbqueue: stopped waiting; {batch.id} goes on running.\n"  # notebooks cut words of long lines
-        f"nbqueue.attach({batch.name or batch.id!r}) finds it again, .cancel() stops it."
+        f"nbqueue: stopped waiting; {batch.id} is still running.\n"  # notebooks cut words of long lines
+        f"nbqueue.attach({batch.name or batch.id!r}) opens it again, .cancel() cancels it."
     )
 
 
@@ -276,7 +276,7 @@ def _standing(batch: BatchRef, index: int | None) -> str:
     """What becomes of a batch, or of one job of it, that is not done."""
     session = batch.session
     if batch.inline:
-        return "It goes on running"
+        return "It is still running"
 
     def look(broker: Broker) -> str:
         view = broker.view(batch.id)
@@ -303,4 +303,4 @@ def _words(batch: BatchRef, view: BatchView, state: State | None, why: pending.P
         return "It waits for its time" + (f", {utc(view.due_us):%Y-%m-%d %H:%M:%S} UTC" if view.due_us else "")
     if state is State.DEFERRED or (alone and view.tally.deferred):
         return f"It waits for {', '.join(batch.spec.depends_on[:3]) or batch.spec.source or 'others'}"
-    return "It goes on running"
+    return "It is still running"

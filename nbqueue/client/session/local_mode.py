@@ -60,8 +60,8 @@ class LocalServer:
                 mail.send(session.broker, session.sealer, worker.id, mail.SHUTDOWN)
         had = sum(worker.slots for worker in begun.before)
         session_module.tell(
-            f"nbqueue: a local worker with {counted(slots, 'slot')} takes the place of the one with {had}, which "
-            "finishes what it runs."
+            f"nbqueue: a local worker with {counted(slots, 'slot')} replaces the one with {had}, which finishes its "
+            "running jobs."
         )
 
     def stop(self) -> None:

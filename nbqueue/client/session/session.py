@@ -173,7 +173,7 @@ class Session:
         threading.Thread(target=_fulfil, args=(found, work), name="nbqueue look", daemon=True).start()
         # Not `found.result(timeout)`: `work` may raise TimeoutError itself.
         if not wait([found], max(ANSWER, until - time.monotonic())).done:
-            remedy = "It may be stopped, or the network: what runs goes on, and a longer timeout may be enough."
+            remedy = "It may be stopped or unreachable: running jobs go on, and a longer timeout may help."
             raise connection.NoServer(url=self.server, why="it does not answer in time", remedy=remedy)
         return found.result()
 
@@ -217,8 +217,8 @@ class Session:
             pid, left, held = begun.lost
             tell(
                 f"nbqueue: the local worker (process {pid}) was killed, or has died, while it ran "
-                f"{counted(held, 'job')}: started another, {begun.slots} at a time{begun.why}. These jobs run again "
-                f"when its lease ends, in {min(left, LEASE):.0f} to {LEASE:.0f} s. Its log: "
+                f"{counted(held, 'job')}: started another, {begun.slots} at a time{begun.why}. These jobs are "
+                f"re-queued when its lease expires, in {min(left, LEASE):.0f} to {LEASE:.0f} s; log: "
                 f"{self.settings.local / 'worker.log'}"
             )
         elif begun is not None and not self._told:
@@ -341,7 +341,7 @@ def connect(url: Any = None, *, namespace: str | None = None) -> Session:
 def check(url: Any, whose: str) -> None:
     """Raises BadInput for what is neither a URL nor a client nor None."""
     if isinstance(url, str) and not url.strip():
-        raise BadInput(message=f"{whose} was given an empty URL. Leave it out for what the settings say.")
+        raise BadInput(message=f"{whose} was given an empty URL. Leave it out to use the settings.")
     if url is not None and not isinstance(url, str):
         connection.check_client(url, whose)
 

@@ -229,7 +229,7 @@ class BatchState:
             try:
                 bar.update(self)
             except Exception:  # noqa: BLE001 - of a display, which fails in many ways; and whoever waits may be there
-                _log.exception("What shows %s has failed, and is told nothing more.", self.batch)
+                _log.exception("The display of %s failed and gets no more updates.", self.batch)
                 with contextlib.suppress(ValueError):
                     self.bars.remove(bar)
 

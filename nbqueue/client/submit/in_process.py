@@ -305,7 +305,7 @@ def function_of(batch: BatchRef) -> Callable[..., Any]:
         found: Callable[..., Any] = wire.loads(record.payload)
         return found
     if batch.function is None:
-        raise BadInput(message=f"The function of {batch.id} is not to be had any more: give one, as replay(func=f).")
+        raise BadInput(message=f"The function of {batch.id} is no longer available: give one, as replay(func=f).")
     return batch.function
 
 

@@ -44,7 +44,7 @@ def check_update_and_fresh(options: Options) -> None:
     """Raises BadOption for `update` or `fresh` without a name, and for both."""
     for word in ("update", "fresh"):
         if getattr(options, word) and options.name is None:
-            raise BadOption(message=f"{word}=True is for a batch with a name that is there already: give name= too.")
+            raise BadOption(message=f"{word}=True is for an existing named batch: give name= too.")
     if options.update and options.fresh:
         raise BadOption(message="update=True keeps the batch of this name, fresh=True makes another: give one of them.")
 
@@ -196,8 +196,8 @@ def split(
         return args, rest, options, options
     if args or rest.keys() - {"args", "kwargs"}:
         raise BadOption(
-            message="enqueue() takes the call as it is, or all of it in args= and kwargs=, not both. "
-            "For a function that has such parameters: q.options().enqueue(f, args=...)."
+            message="enqueue() takes the call's arguments directly, or in args= and kwargs=, not both. "
+            "For a function with parameters of these names: q.options().enqueue(f, args=...)."
         )
     # With args= and kwargs= all other keywords are ours, as RQ's documentation advises: they clash with no parameter.
     return *explicit(rest.get("args"), rest.get("kwargs")), options, rest
@@ -243,8 +243,8 @@ def check_clash(verb: str, function: object, given: Mapping[str, Any], *, queue:
     value = brief(given[name])
     if name in {"args", "kwargs"}:
         raise BadOption(
-            message=f"{name}= is taken for the arguments of the call, and it is a parameter of {label} too. "
-            f"Say which is meant: q.options().{verb}({label}, {name}={value})."
+            message=f"{name}= holds the arguments of the call, but {label} has a parameter of that name, too. "
+            f"To pass it to the function: q.options().{verb}({label}, {name}={value})."
         )
     if verb == "then":
         mine = f"then(functools.partial({label}, {name}={value}))"
@@ -299,8 +299,8 @@ def _check_server(one: Any, session: Session) -> None:
     own = (one if isinstance(one, BatchRef) else one.batch).session
     if own is not session and own.place != session.place:
         raise BadInput(
-            message=f"{one.id} is on {own.server} (namespace {own.settings.namespace}), and what depends on it goes to "
-            f"{session.server} (namespace {session.settings.namespace}): submit both to one."
+            message=f"{one.id} is on {own.server} (namespace {own.settings.namespace}), but the new job goes to "
+            f"{session.server} (namespace {session.settings.namespace}): submit both to the same server."
         )
 
 
@@ -310,7 +310,7 @@ def inline_dependencies(options: Options) -> Iterator[tuple[JobRef | BatchRef, b
         for one in _members(dependency):
             if isinstance(one, str):
                 raise BadInput(
-                    message=f"depends_on={brief(one)}: what runs at once, in this process, takes Jobs, not ids."
+                    message=f"depends_on={brief(one)}: a call that runs in this process takes Jobs, not ids."
                 )
             yield one, dependency.allow_failure
 
@@ -323,7 +323,7 @@ def _batch_and_index(one: Any) -> tuple[str, int | None]:
     refuse_unsent(batch)
     if batch.inline:
         raise BadInput(
-            message=f"{one.id} ran in this process, and no server knows it: submit what depends on it as it is."
+            message=f"{one.id} ran in this process and is not on the server: it has ended, so leave out depends_on=."
         )
     return (batch.id, None) if one is batch or batch.single else (batch.id, one.index)
 
@@ -334,7 +334,7 @@ def _split_id(name: str) -> tuple[str, int | None]:
     if not colon:
         return name, None
     if not digits.isdecimal():
-        raise BadInput(message=f"{name!r} is no id of a job: one looks like 'count_words-7k2f:17'.")
+        raise BadInput(message=f"{name!r} is not a job id such as 'count_words-7k2f:17'.")
     return batch, int(digits)
 
 

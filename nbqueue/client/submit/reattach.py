@@ -186,7 +186,7 @@ class Reattach:
             state.shares(find.handle(self._session, self._view).state)
             batch.state = state
         batch.source, batch.function, batch.shown_in = source, self._asked.function.call, kernel.cell()
-        batch.note = self._updated(len(rows)) if told else "it was there already; nothing new runs"
+        batch.note = self._updated(len(rows)) if told else "reattached to the existing batch; nothing new runs"
         self._session.collector.follow(batch.state)
         return batch
 
@@ -207,7 +207,7 @@ class Reattach:
 
     def _await_upload(self) -> None:
         """Another session, or a thread of this one, is sending arguments: what follows them must wait for their end."""
-        tell(f"nbqueue: {self._asked.options.name!r} is still being sent: waiting for the end of that.")
+        tell(f"nbqueue: {self._asked.options.name!r} is still being uploaded; waiting for the upload to finish.")
         pause = threading.Event()
         while self._view.open:
             pause.wait(LOOK)
@@ -256,7 +256,7 @@ class Reattach:
         running = self._anew + len(self._new)
         kept = counted(n - running, "finished row")
         if not running:
-            return f"kept {kept} of the earlier function; nothing was run. fresh=True: run all again"
+            return f"kept {kept} of the earlier function; nothing new runs. fresh=True: run all jobs again"
         return f"kept {kept} of the earlier function, running {running:,} with the new one"
 
     def _new_state(self, spec: Spec, rows: list[int], payloads: list[bytes]) -> Selection:
@@ -291,10 +291,10 @@ class Reattach:
 
     def _found(self, state: Selection) -> str:
         """What became of the call, in words, where nothing has changed."""
-        told = f"{state.n - len(self._new):,} of {state.n:,} jobs were there already"
+        told = f"{state.n - len(self._new):,} of {state.n:,} jobs reused"
         told += f"; {len(self._new):,} are new" if self._new else "; nothing new runs"
         open_ = 0 if state.others or self._new else self._view.tally.n - self._view.tally.over
-        return told + (f"; {open_:,} of them had not ended by then" if open_ else "")
+        return told + (f"; {open_:,} of them not ended yet" if open_ else "")
 
     def _batch(self, state: Selection, spec: Spec, told: str) -> BatchRef:
         asked = self._asked

@@ -129,10 +129,8 @@ def _refuse_running(batch: BatchRef, func: Callable[..., Any] | str | None, queu
     """Raises BadInput where a change is of the whole batch, and jobs of it still run."""
     what = "func" if func is not None else "queue" if queue not in {None, batch.queue} else ""
     if what and not batch.inline and not _whole_ended(batch):
-        why = f"{batch.id} still runs ({batch.tally}), and its other jobs must not change under it"
-        raise BadInput(
-            message=f"retry({what}=...) waits for the end of the batch: {why}. Call wait() or cancel() first."
-        )
+        why = f"{batch.id} is still running ({batch.tally}), and running jobs cannot change"
+        raise BadInput(message=f"retry({what}=...) needs a batch that has ended: {why}. Call wait() or cancel() first.")
 
 
 def _changes(
@@ -188,7 +186,7 @@ def limited(spec: Spec, limits: dict[str, Any]) -> tuple[Spec, str | None]:
     """`spec` with other limits, and the queue to move to, if there is one; all checked."""
     strange = sorted(set(limits) - set(LIMITS))
     if strange:
-        raise BadOption(message=f"retry() takes no {strange[0]!r}; its limits are: {', '.join(LIMITS)}.")
+        raise BadOption(message=f"retry() has no option {strange[0]!r}; its options are: {', '.join(LIMITS)}.")
     checked = Options().replaced(**limits)
     changes = {name: getattr(checked, name) for name in limits}
     queue = changes.pop("queue", None)

@@ -52,7 +52,7 @@ class Remembered:
         unfinished = {row for row, state in zip(rows, states, strict=True) if row is not None and state not in wanted}
         # A function that has changed must not run even for a moment: then what has not finished is held back.
         self._kept.back(run=() if told else known, afresh=() if told else unfinished)
-        tell(f"nbqueue: {asked.options.name!r} is on {self._session.server} again, from the spool.")
+        tell(f"nbqueue: restored {asked.options.name!r} from the spool to {self._session.server}.")
         self.back = True
         return None
 
@@ -92,8 +92,8 @@ class Remembered:
         if payloads is not None:
             batch.state.arguments.named = payloads
         batch.note = (
-            f"{len(rows):,} of {len(rows):,} jobs were in the spool, and {session.server} has them no more; "
-            "nothing new runs"
+            f"{len(rows):,} of {len(rows):,} jobs reused from the spool, because they are no longer on "
+            f"{session.server}; nothing new runs"
         )
         return batch
 

@@ -113,7 +113,7 @@ def arrived(what: str, send: Callable[[], T]) -> T:
     try:
         return patiently(send, ARRIVE)
     except NoServer as why:
-        remedy = f"{why.facts['remedy']} It may have arrived all the same: `nbqueue.attach({what!r})` tells."
+        remedy = f"{why.facts['remedy']} The batch may have arrived: `nbqueue.attach({what!r})` tells."
         raise NoServer(**(why.facts | {"remedy": remedy})) from why
 
 
