@@ -141,7 +141,7 @@ class Hook(msgspec.Struct, frozen=True, array_like=True):
     timeout: float = CALLBACK_TIMEOUT
 
 
-class Echo(msgspec.Struct, frozen=True, array_like=True):
+class CallbackResult(msgspec.Struct, frozen=True, array_like=True):
     """The result of a callback or an exception handler: `hook` is success, failure, stopped or handler."""
 
     hook: str
@@ -149,14 +149,14 @@ class Echo(msgspec.Struct, frozen=True, array_like=True):
     failure: Failure | None = None
 
 
-class Notes(msgspec.Struct, frozen=True, array_like=True):
+class JobMeta(msgspec.Struct, frozen=True, array_like=True):
     """What a job reports while it runs: its meta, and its progress (done, total, text)."""
 
     meta: dict[str, Any] = {}
     progress: tuple[float, float | None, str] | None = None
 
 
-class Ride(msgspec.Struct, frozen=True, array_like=True):
+class CallResult(msgspec.Struct, frozen=True, array_like=True):
     """What a horse (or its death certificate) says of one call; the parent makes an Outcome of it.
 
     Times are on this machine's monotonic clock, in seconds; sizes in kB.

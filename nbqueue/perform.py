@@ -1,4 +1,4 @@
-"""Runs one call and turns its result or exception into a Ride; used by workers and by `inline="collect"`.
+"""Runs one call and turns its result or exception into a CallResult; used by workers and by `inline="collect"`.
 
 A payload is one byte and a pickle: `1` a single positional argument, `2` (args, kwargs), `3` (args, kwargs, label).
 After `4` comes no pickle, but the location of a spilled result of another job, as the single positional argument.
@@ -21,11 +21,11 @@ from nbqueue.errors import BadSignature, CannotOpen, JobTimeout, NbqueueError, N
 from nbqueue.model import (
     MAX_ARGUMENTS,
     MAX_RESULT,
+    CallResult,
     Cause,
     Failure,
     Outcome,
     Rerun,
-    Ride,
     Spilled,
     State,
     decode,
@@ -117,7 +117,7 @@ def perform(
     spill_to: spill.Place | None = None,
     clock: Clock | None = None,
     keep: Callable[[BaseException], object] | None = None,
-) -> Ride:
+) -> CallResult:
     """Calls `function` with the packed arguments; never raises, whatever the function does.
 
     `max_result` None is MAX_RESULT, or MAX_SPILLED if results may be spilled. `keep` receives the exception of the
@@ -147,7 +147,9 @@ def perform(
         _let_go(why, keep)
     state, spent = State.FAILED if cause else State.FINISHED, time.process_time() - cpu
     ended = time.monotonic()
-    return Ride(state, cause, started, ended, cpu_s=spent, failure=failure, value=data, rerun=rerun, spilled=spilled)
+    return CallResult(
+        state, cause, started, ended, cpu_s=spent, failure=failure, value=data, rerun=rerun, spilled=spilled
+    )
 
 
 def _called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from nbqueue.client.spool.records import RecordType
 from nbqueue.client.state.batch_state import opened
 from nbqueue.client.submit import in_process
 from nbqueue.errors import BadInput, Expired
-from nbqueue.model import Cause, Echo, Notes, Outcome, Rerun, State, runs_left, utc
+from nbqueue.model import CallbackResult, Cause, JobMeta, Outcome, Rerun, State, runs_left, utc
 from nbqueue.policies import Callback
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import past
@@ -46,7 +46,7 @@ class _In(property):
 class Facts(JobRef, Generic[R]):
     """The properties of a job. Times are UTC. What is not in memory costs one round trip."""
 
-    _notes: Notes | None = None
+    _notes: JobMeta | None = None
 
     @property
     @abstractmethod
@@ -299,7 +299,7 @@ class Facts(JobRef, Generic[R]):
             return next(iter(self.results()), None)
 
     @property
-    def echoes(self) -> list[Echo]:
+    def echoes(self) -> list[CallbackResult]:
         """How its callbacks and the workers' exception handlers ended. Raises BadSignature."""
         batch = self.batch
         if (blobs := self._ask(Broker.echoes, batch.id, [self.index])) is None:
@@ -334,7 +334,7 @@ class Facts(JobRef, Generic[R]):
 
     @meta.setter
     def meta(self, value: dict[str, Any]) -> None:
-        self._notes = Notes(value, None if self._notes is None else self._notes.progress)
+        self._notes = JobMeta(value, None if self._notes is None else self._notes.progress)
 
     def get_meta(self, refresh: bool = True) -> dict[str, Any]:
         """Its meta as it is now. Raises BadSignature."""
@@ -345,7 +345,7 @@ class Facts(JobRef, Generic[R]):
     def save_meta(self) -> None:
         """Writes `meta`; a running job that saves its own overwrites it. Raises BadInput for what is no plain data."""
         batch, progress = self.batch, None if self._notes is None else self._notes.progress
-        found = Notes(job_meta.plain(self.meta), progress)
+        found = JobMeta(job_meta.plain(self.meta), progress)
         if batch.inline:
             batch.state.inline.notes[self.index] = found
             return
@@ -362,7 +362,7 @@ class Facts(JobRef, Generic[R]):
         """The progress that it reports: (done, total or None, a few words), read now; None if it reports none."""
         return self._read_notes().progress
 
-    def _read_notes(self) -> Notes:
+    def _read_notes(self) -> JobMeta:
         batch = self.batch
         if batch.inline and (found := batch.state.inline.notes.get(self.index)) is not None:
             return found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nbqueue.model import Cause, Echo, Failure, Ride, State
+from nbqueue.model import CallbackResult, CallResult, Cause, Failure, State
 from nbqueue.store.broker import Broker
 from nbqueue.wire import ECHO, Sealer
 from nbqueue.worker.ledger import Ledger, Task
@@ -29,7 +29,7 @@ HOOKS = {State.FINISHED: "success", State.FAILED: "failure", State.CANCELED: "st
 _NOWHERE = frozenset({Cause.LOAD, Cause.SIGNATURE})  # there is no function, or none to be trusted
 
 
-def due(task: Task, ride: Ride, answer: str, *, handlers: bool) -> tuple[str, bool]:
+def due(task: Task, ride: CallResult, answer: str, *, handlers: bool) -> tuple[str, bool]:
     """The callback to run, and whether exception handlers are called, when the store has answered this."""
     if answer in (BACK, STALE) or (answer == AGAIN and ride.cause is Cause.RETRY):
         return "", False
@@ -39,7 +39,7 @@ def due(task: Task, ride: Ride, answer: str, *, handlers: bool) -> tuple[str, bo
     return hook if hook in task.spec.hooks else "", handlers and ride.state is State.FAILED
 
 
-def warn(score: Score, task: Task, echoes: Iterable[Echo]) -> None:
+def warn(score: Score, task: Task, echoes: Iterable[CallbackResult]) -> None:
     """A line of the log for every callback that failed."""
     for echo in echoes:
         if echo.failure is not None:
@@ -47,7 +47,7 @@ def warn(score: Score, task: Task, echoes: Iterable[Echo]) -> None:
             score.line("!!", f"{task.label} is over, but its callback ({name}) failed: {echo.failure.type}")
 
 
-def keep(broker: Broker, sealer: Sealer, task: Task, echoes: list[Echo]) -> None:
+def keep(broker: Broker, sealer: Sealer, task: Task, echoes: list[CallbackResult]) -> None:
     """Writes down how callbacks went."""
     blob = sealer.seal(ECHO, task.batch, task.index, msgspec.msgpack.encode(echoes))
     broker.save(task.batch, task.index, blob, None, what="echo")
@@ -64,16 +64,16 @@ class Aftermath:
     settler: Settler
     stables: Stables
     handlers: bool  # whether there are exception handlers
-    _next: list[tuple[Task, Ride, str, bool]] = field(default_factory=list)  # settled, and to begin
+    _next: list[tuple[Task, CallResult, str, bool]] = field(default_factory=list)  # settled, and to begin
     _sent: dict[int, str] = field(default_factory=dict)  # seq -> the hook that an echo is to come of
     _stopping: dict[int, State] = field(default_factory=dict)  # to be settled so once they are dead
     _fallen: set[int] = field(default_factory=set)  # killed, because the store no longer counts them as ours
     _canceled: list[Task] = field(default_factory=list)  # dead, and perhaps canceled by someone
-    _echoes: list[tuple[Task, list[Echo]]] = field(default_factory=list)  # to be saved
+    _echoes: list[tuple[Task, list[CallbackResult]]] = field(default_factory=list)  # to be saved
 
     # ------------------------------------------------------------ when a call has ended
 
-    def done(self, task: Task, ride: Ride) -> None:
+    def done(self, task: Task, ride: CallResult) -> None:
         """A call has ended: its slot is free, unless there is more to do for it once it is settled."""
         waits = bool(task.spec.hooks) or (self.handlers and ride.state is State.FAILED)  # the horse, for a word of us
         if not waits:
@@ -83,7 +83,7 @@ class Aftermath:
         if not any(due(task, ride, "OK", handlers=self.handlers)):
             self._let_go(task)
 
-    def settled(self, task: Task, ride: Ride, answer: str) -> None:
+    def settled(self, task: Task, ride: CallResult, answer: str) -> None:
         """The store has answered: what is to be done begins with the next flush."""
         hook, handlers = due(task, ride, answer, handlers=self.handlers)
         if not hook and not handlers:
@@ -95,7 +95,7 @@ class Aftermath:
             self.ledger.trail(task)
         self._next.append((task, ride, hook, handlers))
 
-    def _begin(self, task: Task, ride: Ride, hook: str, handlers: bool) -> None:
+    def _begin(self, task: Task, ride: CallResult, hook: str, handlers: bool) -> None:
         loaded = ride.cause not in _NOWHERE and (ride.cause is not Cause.TIMEOUT or ride.ended > ride.started)
         going = loaded and self.stables.after(task, hook, ride, handlers=handlers)
         self._sent[task.seq] = hook
@@ -114,7 +114,7 @@ class Aftermath:
 
     # ------------------------------------------------------------ what becomes of callbacks
 
-    def heard(self, seq: int, echoes: list[Echo]) -> None:
+    def heard(self, seq: int, echoes: list[CallbackResult]) -> None:
         """Callbacks of a job are over."""
         task = self.ledger.trailing.get(seq)
         if task is None or seq not in self._sent:
@@ -130,9 +130,9 @@ class Aftermath:
                 task.stall = None  # not settled yet: another stable will do it
 
     def _failed(self, task: Task, failure: Failure) -> None:
-        self._keep(task, [Echo(self._sent[task.seq] or "handler", "", failure)])
+        self._keep(task, [CallbackResult(self._sent[task.seq] or "handler", "", failure)])
 
-    def _keep(self, task: Task, echoes: list[Echo]) -> None:
+    def _keep(self, task: Task, echoes: list[CallbackResult]) -> None:
         warn(self.score, task, echoes)
         self._echoes.append((task, echoes))
         self._free(task)
@@ -175,9 +175,9 @@ class Aftermath:
         now = time.monotonic()
         if (state := self._stopping.pop(task.seq, None)) is State.FAILED:
             failure = Failure("Crashed", "its process was killed, as its worker was told to")
-            self.settler.add(task, Ride(state, Cause.CRASHED, task.since, now, failure=failure), b"")
+            self.settler.add(task, CallResult(state, Cause.CRASHED, task.since, now, failure=failure), b"")
         elif state is not None:
-            self.settler.add(task, Ride(state, Cause.USER, task.since if task.stopped else now, now), b"")
+            self.settler.add(task, CallResult(state, Cause.USER, task.since if task.stopped else now, now), b"")
         elif task.seq in self._fallen:
             self._fallen.discard(task.seq)
             self._canceled.append(task)
@@ -209,7 +209,7 @@ class Aftermath:
             task = self._canceled[-1]
             states = self.broker.states(task.batch, [task.index])
             self._canceled.pop()
-            ride = Ride(State.CANCELED, Cause.USER, task.since, time.monotonic())
+            ride = CallResult(State.CANCELED, Cause.USER, task.since, time.monotonic())
             self.settled(task, ride, "OK" if states == [State.CANCELED] else STALE)
         while self._next:
             self._begin(*self._next[0])

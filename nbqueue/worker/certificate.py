@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nbqueue import wire
 from nbqueue.errors import JobTimeout
-from nbqueue.model import Cause, Echo, Failure, Ride, State
+from nbqueue.model import CallbackResult, CallResult, Cause, Failure, State
 from nbqueue.perform import type_name
 from nbqueue.worker.horse import MUTE
 from nbqueue.worker.limits import overdue
@@ -37,8 +37,8 @@ class Obituary:
         """How often the kernel has killed for memory by now."""
         return self._counter.read()
 
-    def certify(self, mount: Mount, status: int, usage: resource.struct_rusage) -> Ride:
-        """The Ride of the call that `mount` was in when it ended."""
+    def certify(self, mount: Mount, status: int, usage: resource.struct_rusage) -> CallResult:
+        """The CallResult of the call that `mount` was in when it ended."""
         call = mount.calls[mount.reported]
         code = os.waitstatus_to_exitcode(status)
         begun = mount.slot.board.last_began()
@@ -50,7 +50,7 @@ class Obituary:
             limit, run = call.run.timeout or 0.0, call.run
             text = overdue(run.label, call.job, limit, run.timeout_from, run.grace)
             failure = Failure(type_name(JobTimeout), text, pickled=wire.dumps(JobTimeout(text), 1 << 20))
-        return Ride(
+        return CallResult(
             State.FAILED,
             cause,
             begun,
@@ -66,14 +66,14 @@ class Obituary:
         if os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
             self._kills = min(self._kills + 1, self.kills())
 
-    def echo(self, mount: Mount, errand: Errand, status: int) -> Echo:
+    def echo(self, mount: Mount, errand: Errand, status: int) -> CallbackResult:
         """What is said of the step of an errand that `mount` was in when it ended."""
         step = errand.steps[len(errand.echoes)]
         cause, failure = self._judge(mount, os.waitstatus_to_exitcode(status), step.name)
         if cause is Cause.TIMEOUT:
             text = overdue(step.name, errand.call.job, step.timeout, "", errand.call.run.grace)
             failure = Failure(type_name(JobTimeout), text)
-        return Echo(step.kind, step.label, failure)
+        return CallbackResult(step.kind, step.label, failure)
 
     def _judge(self, mount: Mount, code: int, what: str = "the job") -> tuple[Cause, Failure | None]:
         if mount.overdue:

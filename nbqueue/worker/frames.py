@@ -8,13 +8,13 @@ stable stays lean until it loads its function; the codecs of records import msgs
                        LOAD_BARE the same, for every horse to load   RUN Run   AFTER After
                        FENCE f64 on limits.fence_clock()   THAW seqs   KILL seqs   DRAIN -
     stable -> parent   READY f64 seconds   UNFIT model.Failure   BEGUN seqs   BACK seqs   DONE Done
-                       NOTE Note   GONE seqs   ECHO seq and list of model.Echo   FILES list of File
+                       NOTE Note   GONE seqs   ECHO seq and list of model.CallbackResult   FILES list of File
                        LEARNT Learnt (before it imports them: it hears nobody until READY comes again)
     horse -> stable    DONE with flags in place of the tail; NOTE; ECHO; FILES; LEARNT; WARMED f64 seconds
     stable -> horse    RUN with further calls, once their tickets are there; AFTER with the name of the hook
 
 A frame sent with a descriptor carries it by SCM_RIGHTS, and the highest bit of its kind says so: a DONE whose value is
-over 1 MB has None for it in its Ride, and the value in a memfd. So may an AFTER.
+over 1 MB has None for it in its CallResult, and the value in a memfd. So may an AFTER.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from nbqueue.model import Echo, Ride
+    from nbqueue.model import CallbackResult, CallResult
 
 LOAD, LOAD_BARE, RUN, FENCE, THAW, KILL, DRAIN, SETUP, AFTER, HELLO = range(1, 11)
 READY, UNFIT, BEGUN, BACK, DONE, NOTE, GONE, ECHO, FILES, LEARNT, WARMED = range(16, 27)
@@ -112,7 +112,7 @@ class After(NamedTuple):
 
 
 class Done(NamedTuple):
-    """DONE: an encoded model.Ride and the tail; the value may come beside it in a descriptor."""
+    """DONE: an encoded model.CallResult and the tail; the value may come beside it in a descriptor."""
 
     seq: int
     ride: bytes
@@ -203,27 +203,27 @@ def decode_learnt(payload: bytes) -> Learnt:
     return learnt
 
 
-def decode_ride(payload: bytes) -> Ride:
-    """The Ride in a DONE; raises FrameError."""
-    from nbqueue.model import Ride
+def decode_ride(payload: bytes) -> CallResult:
+    """The CallResult in a DONE; raises FrameError."""
+    from nbqueue.model import CallResult
 
-    ride: Ride = _decode(Ride, payload)
+    ride: CallResult = _decode(CallResult, payload)
     return ride
 
 
-def pack_echoes(seq: int, echoes: list[Echo]) -> bytes:
+def pack_echoes(seq: int, echoes: list[CallbackResult]) -> bytes:
     """The payload of ECHO."""
     import msgspec
 
     return _SEQ.pack(seq) + msgspec.msgpack.encode(echoes)
 
 
-def unpack_echoes(payload: bytes) -> tuple[int, list[Echo]]:
+def unpack_echoes(payload: bytes) -> tuple[int, list[CallbackResult]]:
     """What an ECHO says; raises FrameError."""
-    from nbqueue.model import Echo
+    from nbqueue.model import CallbackResult
 
     (seq,) = _numbers(_SEQ, payload)
-    echoes: list[Echo] = _decode(list[Echo], payload[_SEQ.size :])
+    echoes: list[CallbackResult] = _decode(list[CallbackResult], payload[_SEQ.size :])
     return seq, echoes
 
 

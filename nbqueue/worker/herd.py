@@ -336,13 +336,13 @@ class Herd:
 
     def _stepped(self, mount: Mount, payload: bytes) -> None:
         """A horse has taken a step of its errand; an empty word means that the errand is over."""
-        from nbqueue.model import Echo, decode
+        from nbqueue.model import CallbackResult, decode
 
         errand = mount.errand
         if errand is None or errand.over:
             raise frames.FrameError("a horse without an errand spoke of one")
         if payload:
-            errand.echoes.append(decode(Echo, payload))
+            errand.echoes.append(decode(CallbackResult, payload))
             return
         mount.leaving = True
         if errand.call.seq not in mount.killed:

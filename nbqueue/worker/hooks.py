@@ -1,6 +1,7 @@
 """Callbacks and exception handlers: what is called when the end of a job is settled.
 
-Horses share this with whoever makes calls in its own process. An error in one is an Echo, and changes nothing else.
+Child processes share this with processes that make calls themselves. An error in one is a CallbackResult, and changes
+nothing else.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import msgspec
 
 from nbqueue import current, perform, spill, wire
 from nbqueue.errors import CannotOpen, JobFailed, RemoteTraceback
-from nbqueue.model import CALLBACK_TIMEOUT, Echo, Failure, Hook, Spilled, State
+from nbqueue.model import CALLBACK_TIMEOUT, CallbackResult, Failure, Hook, Spilled, State
 
 SUCCESS, FAILURE, STOPPED, HANDLER = "success", "failure", "stopped", "handler"
 _ENDS = {SUCCESS: State.FINISHED, FAILURE: State.FAILED, STOPPED: State.CANCELED, HANDLER: State.FAILED}
@@ -57,7 +58,7 @@ def _label(handler: str | Callable[..., Any]) -> str:
     return str(getattr(handler, "__qualname__", None) or type(handler).__qualname__)
 
 
-def respond(steps: Sequence[Step], ending: Ending) -> list[Echo]:
+def respond(steps: Sequence[Step], ending: Ending) -> list[CallbackResult]:
     """Takes all steps in this process, one after another; for those who make calls without a horse."""
     echoes = []
     for step in steps:
@@ -70,7 +71,7 @@ def respond(steps: Sequence[Step], ending: Ending) -> list[Echo]:
 
 def take(
     step: Step, ending: Ending, clock: perform.Clock | None = None, before: Callable[[], None] | None = None
-) -> tuple[Echo, bool]:
+) -> tuple[CallbackResult, bool]:
     """Takes one step, for the job that `current` knows; never raises. Says whether the steps behind it follow.
 
     `before` is called first, and counts as a part of it.
@@ -86,8 +87,8 @@ def take(
         clock.stop()
         failure = msgspec.structs.replace(perform.failure_of(why), pickled=None)
         why.__traceback__ = None  # as in perform
-        return Echo(step.kind, step.label, failure), True
-    return Echo(step.kind, step.label), step.kind != HANDLER or answer is None or bool(answer)
+        return CallbackResult(step.kind, step.label, failure), True
+    return CallbackResult(step.kind, step.label), step.kind != HANDLER or answer is None or bool(answer)
 
 
 def _call(step: Step, ending: Ending) -> Any:

@@ -29,7 +29,7 @@ import msgspec
 
 from nbqueue import current, perform, spill
 from nbqueue.errors import LoadError
-from nbqueue.model import Cause, Failure, FunctionRecord, Ride, Spilled, State, decode, encode
+from nbqueue.model import CallResult, Cause, Failure, FunctionRecord, Spilled, State, decode, encode
 from nbqueue.worker import frames, fresh, hooks, loading, restore, tree
 from nbqueue.worker.limits import Alarm, Board, overdue
 from nbqueue.worker.slots import Call, Errand
@@ -280,7 +280,7 @@ class Horse:
         self._life.setup += max(0.0, time.monotonic() - began - (time.process_time() - cpu))
         return loading.copies(saddle.record, function)
 
-    def _call(self, call: Call, copies: fresh.Copies | Failure) -> Ride | None:
+    def _call(self, call: Call, copies: fresh.Copies | Failure) -> CallResult | None:
         """Makes one call and tells its outcome; gives it back if this process stays for what follows."""
         run, saddle, job = call.run, self._saddle, call.job
         self._seq = call.seq
@@ -288,7 +288,7 @@ class Horse:
         since = saddle.board.begin(self._made - 1)
         if isinstance(copies, Failure):
             now = time.monotonic()
-            outcome = Ride(State.FAILED, Cause.LOAD, now, now, failure=copies)
+            outcome = CallResult(State.FAILED, Cause.LOAD, now, now, failure=copies)
         else:
             if run.timeout is not None:
                 told = functools.partial(overdue, run.label, job, run.timeout, run.timeout_from)
@@ -347,7 +347,7 @@ class Horse:
         run, setup = call.run, self._saddle.setup
         return spill.Place.of(run.spill, setup.spill, setup.namespace, run.batch, call.index, call.attempt)
 
-    def _weighed(self, outcome: Ride, *, alone: bool) -> Ride:
+    def _weighed(self, outcome: CallResult, *, alone: bool) -> CallResult:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent = children.ru_utime + children.ru_stime
         if not alone and spent == self._children_cpu:
@@ -357,7 +357,7 @@ class Horse:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // _KB if alone else None
         return msgspec.structs.replace(outcome, cpu_s=cpu, max_rss_kb=peak)
 
-    def _tell(self, seq: int, outcome: Ride, flags: int = 0) -> None:
+    def _tell(self, seq: int, outcome: CallResult, flags: int = 0) -> None:
         if outcome.state is State.FAILED:
             flags |= FAILED
         if not self._end_output():
@@ -386,14 +386,14 @@ class Horse:
     def _note_error(self, error: BaseException) -> None:
         self._error = error
 
-    def _stays(self, run: frames.Run, outcome: Ride) -> bool:
+    def _stays(self, run: frames.Run, outcome: CallResult) -> bool:
         """Whether something may have to be done when this outcome is settled."""
         if outcome.state is State.FINISHED:
             return hooks.SUCCESS in run.hooks
         may = hooks.FAILURE in run.hooks or bool(self._saddle.setup.handlers)
         return may and outcome.cause is not Cause.LOAD
 
-    def _stay(self, call: Call, outcome: Ride) -> None:
+    def _stay(self, call: Call, outcome: CallResult) -> None:
         """Waits for the word that the outcome is settled, and does what it says."""
         word = self._word()
         handlers = self._saddle.setup.handlers if word[0] else ()

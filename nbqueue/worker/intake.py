@@ -9,7 +9,7 @@ import msgspec
 
 from nbqueue import perform
 from nbqueue.errors import BadSignature
-from nbqueue.model import Cause, Failure, FunctionRecord, Outcome, Ride, Spec, State, decode
+from nbqueue.model import CallResult, Cause, Failure, FunctionRecord, Outcome, Spec, State, decode
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import Claimed, Grant, Held, Stored
 from nbqueue.wire import ARGUMENTS, FUNCTION, META, OUTCOME, SPEC, Sealer
@@ -30,21 +30,21 @@ class Intake:
     isolate: bool = False  # a process of its own for every job, whatever the batch says
     _specs: dict[str, tuple[bytes, Spec]] = field(default_factory=dict)
 
-    def take(self, claimed: Claimed) -> list[tuple[Task, Ride]]:
+    def take(self, claimed: Claimed) -> list[tuple[Task, CallResult]]:
         """Adds what a claim gave to the ledger; returns the jobs that failed their check, with their rides."""
-        bad: list[tuple[Task, Ride]] = []
+        bad: list[tuple[Task, CallResult]] = []
         for grant in claimed.grants:
             bad += self._take(grant)
         return bad
 
-    def _take(self, grant: Grant) -> list[tuple[Task, Ride]]:
+    def _take(self, grant: Grant) -> list[tuple[Task, CallResult]]:
         try:
             spec = self._spec(grant)
         except BadSignature as why:
             broken = [self._task(grant, i, b"", Spec(label=grant.batch)) for i in range(len(grant.jobs))]
             return [(task, refused(why)) for task in broken]
         good: list[Task] = []
-        bad: list[tuple[Task, Ride]] = []
+        bad: list[tuple[Task, CallResult]] = []
         for place, job in enumerate(grant.jobs):
             try:
                 payload = self._payload(grant, job, spec)
@@ -119,12 +119,12 @@ class Intake:
         return record
 
 
-def refused(why: BadSignature) -> Ride:
+def refused(why: BadSignature) -> CallResult:
     """The outcome of a job whose bytes were not signed, or not for this place."""
     return failed(Cause.SIGNATURE, Failure("nbqueue.errors.BadSignature", str(why)))
 
 
-def failed(cause: Cause, failure: Failure, code: int | None = None) -> Ride:
+def failed(cause: Cause, failure: Failure, code: int | None = None) -> CallResult:
     """The outcome of a job that never ran to an end of its own."""
     now = time.monotonic()
-    return Ride(State.FAILED, cause, now, now, failure=failure, code=code)
+    return CallResult(State.FAILED, cause, now, now, failure=failure, code=code)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from nbqueue.errors import BadSignature
-from nbqueue.model import MAX_META, Notes, decode
+from nbqueue.model import MAX_META, JobMeta, decode
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import Lease
 from nbqueue.wire import META, Sealer
@@ -28,7 +28,7 @@ _MOST = MAX_META + 8_192  # bytes of a record
 
 
 class _Raw(msgspec.Struct, frozen=True, array_like=True):
-    """model.Notes with its parts as they came, since nobody here needs to read them."""
+    """model.JobMeta with its parts as they came, since nobody here needs to read them."""
 
     meta: msgspec.Raw = msgspec.Raw(_EMPTY)
     progress: msgspec.Raw = msgspec.Raw(_NIL)
@@ -131,7 +131,7 @@ def _check(data: bytes, task: Task) -> None:
     what = f"What {task.label} says of itself"
     if len(data) > _MOST:
         raise BadSignature(what=what, why="it is too large")
-    decode(Notes, data, what)
+    decode(JobMeta, data, what)
 
 
 def meta_of(record: bytes) -> bytes:

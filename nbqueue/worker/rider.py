@@ -13,7 +13,7 @@ from typing import Any
 
 from nbqueue import current, perform, spill
 from nbqueue.errors import BadSignature, LoadError, SetupError
-from nbqueue.model import Cause, Echo, FunctionRecord, Ride
+from nbqueue.model import CallbackResult, CallResult, Cause, FunctionRecord
 from nbqueue.worker import fresh, hooks, loading, restore
 from nbqueue.worker.intake import Intake, failed, refused
 from nbqueue.worker.ledger import Task
@@ -49,7 +49,7 @@ class Rider:
         self._lock = threading.Lock()
         self._saver = threading.Timer(0.0, self._save_later)
 
-    def ride(self, task: Task) -> Ride | None:
+    def ride(self, task: Task) -> CallResult | None:
         """Makes the call; None where the function cannot be loaded here."""
         try:
             record, copies = self._load(task)
@@ -83,11 +83,11 @@ class Rider:
     def _place(self, task: Task) -> spill.Place | None:
         return spill.Place.of(task.spec.spill, self._root, self._namespace, task.batch, task.index, task.attempt)
 
-    def unloadable(self, task: Task) -> Ride:
+    def unloadable(self, task: Task) -> CallResult:
         """The outcome of a job whose function no living worker can load."""
         return failed(Cause.LOAD, self.refusals.why(task.spec.key))
 
-    def respond(self, task: Task, ride: Ride, hook: str, *, handlers: bool) -> list[Echo]:
+    def respond(self, task: Task, ride: CallResult, hook: str, *, handlers: bool) -> list[CallbackResult]:
         """Calls what is to be called when the outcome is settled; says how that went."""
         if task.seq not in self._jobs:  # it was never called here
             return []

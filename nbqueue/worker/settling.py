@@ -15,7 +15,7 @@ import msgspec
 
 from nbqueue.checks import size_text
 from nbqueue.errors import NoServer
-from nbqueue.model import Cause, Failure, Outcome, Rerun, Ride, State, encode
+from nbqueue.model import CallResult, Cause, Failure, Outcome, Rerun, State, encode
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import Lease, Settled
 from nbqueue.wire import OUTCOME, TAIL, Sealer
@@ -49,7 +49,7 @@ class Settler:
     notes: Notepad
     host: str
     worker: str
-    told: Callable[[Task, Ride, str], None] = lambda _task, _ride, _answer: None  # who hears what became of each
+    told: Callable[[Task, CallResult, str], None] = lambda _task, _ride, _answer: None  # who hears what became of each
     offset: float = 0.0  # Redis's clock minus this machine's monotonic clock, in microseconds
     draining: bool = False
     brisk: bool = False  # short calls go on: outcomes come soon that can settle together
@@ -62,9 +62,9 @@ class Settler:
     _held: list[tuple[float, Task, Settled]] = field(default_factory=list)
     _heard: int = 0  # how often the server has told the time
     _tries: dict[tuple[str, int, str], tuple[int, int]] = field(default_factory=dict)  # of large results; see _heard
-    _told: dict[tuple[str, int, str], tuple[Task, Ride]] = field(default_factory=dict)
+    _told: dict[tuple[str, int, str], tuple[Task, CallResult]] = field(default_factory=dict)
 
-    def add(self, task: Task, ride: Ride, tail: bytes) -> None:
+    def add(self, task: Task, ride: CallResult, tail: bytes) -> None:
         """Takes an outcome in."""
         record = self._record(task, ride, tail)
         self.weight += _weight(record)
@@ -78,7 +78,7 @@ class Settler:
             ride = msgspec.structs.replace(ride, value=None)
         self._told[record.batch, record.index, record.token] = (task, ride)
 
-    def _record(self, task: Task, ride: Ride, tail: bytes) -> Settled:
+    def _record(self, task: Task, ride: CallResult, tail: bytes) -> Settled:
         seal, attempt = self.sealer.seal, task.attempt
         outcome = Outcome(
             ride.state,
@@ -198,7 +198,7 @@ class Settler:
         size = size_text(len(record.blob))
         text = f"the result of {size} could not be sent in {TRIES} tries: write it to a file, and return its path"
         failure = Failure("nbqueue.errors.TooLarge", text)
-        ride = Ride(
+        ride = CallResult(
             State.FAILED, Cause.TOO_LARGE, ride.started, ride.ended, ride.cpu_s, ride.max_rss_kb, failure=failure
         )
         self._told[place] = task, ride
@@ -261,14 +261,14 @@ def _weight(record: Settled) -> int:
     return len(record.blob) + len(record.tail)
 
 
-def _rerun(task: Task, ride: Ride) -> Rerun | None:
+def _rerun(task: Task, ride: CallResult) -> Rerun | None:
     """What is asked of the store for a job that failed: a Retry that it returned, or that of its submit."""
     if ride.state is not State.FAILED:
         return None
     return ride.rerun or (task.spec.retry if ride.cause in RERUN else None)
 
 
-def _words(task: Task, ride: Ride, answer: str) -> str:
+def _words(task: Task, ride: CallResult, answer: str) -> str:
     """The log's words for what became of a job, but for an ordinary success."""
     kind = ride.failure.type if ride.failure else ""  # the message may hold what the user keeps secret
     what = "ok" if ride.state is State.FINISHED else f"{ride.state} {ride.cause} {kind}".rstrip()

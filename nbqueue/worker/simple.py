@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from selectors import DefaultSelector
 
 from nbqueue.errors import BadOption, LeaseEnded, SetupError
-from nbqueue.model import Echo, Ride, encode, new_id
+from nbqueue.model import CallbackResult, CallResult, encode, new_id
 from nbqueue.settings import host, python_version
 from nbqueue.store import pending
 from nbqueue.store.broker import Broker
@@ -69,8 +69,8 @@ class Simple:
         self._ears = Ears(broker, self._selector, plan.beat)
         self._queues = plan.queues
         self._pulse: Pulse | None = None
-        self._after: list[tuple[Task, Ride, str, bool]] = []
-        self._echoes: list[tuple[Task, list[Echo]]] = []
+        self._after: list[tuple[Task, CallResult, str, bool]] = []
+        self._echoes: list[tuple[Task, list[CallbackResult]]] = []
         self._claims = 0
         self._skipped: dict[str, int] = {}
         self._next_due: float | None = None
@@ -221,7 +221,7 @@ class Simple:
             self.settler.add(task, ride, b"")
             self._finish()
 
-    def _ridden(self, task: Task) -> Ride | None:
+    def _ridden(self, task: Task) -> CallResult | None:
         """How the call went; None where the job was given back, since its function cannot be loaded here."""
         if (ride := self.rider.ride(task)) is not None:
             return ride
@@ -245,7 +245,7 @@ class Simple:
             self._echoes.pop(0)
             self.notes.forget([task.lease])
 
-    def _settled(self, task: Task, ride: Ride, answer: str) -> None:
+    def _settled(self, task: Task, ride: CallResult, answer: str) -> None:
         hook, handlers = aftermath.due(task, ride, answer, handlers=bool(self.rider.handlers))
         if hook or handlers:
             self._after.append((task, ride, hook, handlers))

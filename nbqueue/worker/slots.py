@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Self
 
 from nbqueue.current import CurrentJob
-from nbqueue.model import Echo
+from nbqueue.model import CallbackResult
 from nbqueue.perform import unpack
 from nbqueue.worker.capture import Output
 from nbqueue.worker.channel import Channel
@@ -86,7 +86,7 @@ class Errand:
         self.call.began = after.began
         self.steps = steps
         self.value = value  # the pickled result
-        self.echoes: list[Echo] = []  # of the steps taken
+        self.echoes: list[CallbackResult] = []  # of the steps taken
         self.deaths = 0  # of horses that ran it
         self.over = False
 

@@ -14,7 +14,7 @@ from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 import msgspec
 
 from nbqueue.errors import BadSignature
-from nbqueue.model import CALLBACK_TIMEOUT, MAX_LOSSES, Cause, Failure, FunctionRecord, Ride, State, decode
+from nbqueue.model import CALLBACK_TIMEOUT, MAX_LOSSES, CallResult, Cause, Failure, FunctionRecord, State, decode
 from nbqueue.worker import frames
 from nbqueue.worker.aftermath import Aftermath
 from nbqueue.worker.intake import Intake, failed, refused
@@ -29,7 +29,7 @@ KEPT_WARM = 4  # idle stables
 STOPPED = 1.0  # seconds after which a stable that was stopped by a signal is ended
 AWAY = 10.0  # seconds that a stable may import ahead, and twice what it took a call
 _KILLED = "signal SIGKILL"  # whatever did that need not do it again
-_NOTHING = Ride(State.CANCELED, None, 0.0, 0.0)
+_NOTHING = CallResult(State.CANCELED, None, 0.0, 0.0)
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class Stables:
             task.stall.after(task.slot, task, "", _NOTHING)
             self._watch(task.stall)
 
-    def after(self, task: Task, hook: str, ride: Ride, *, handlers: bool) -> bool:
+    def after(self, task: Task, hook: str, ride: CallResult, *, handlers: bool) -> bool:
         """Has a callback run by the horse that made the call, or by another one; False: it can be run nowhere here."""
         alive = task.stall is not None and self._stalls.get(task.stall.key) is task.stall
         stall = task.stall if alive else self._stall_for(task)
@@ -375,7 +375,7 @@ class Stables:
         if task.alone and task.stall is not None and task.stall.key in self._stalls:
             self._end(task.stall)
 
-    def finish(self, task: Task, ride: Ride) -> None:
+    def finish(self, task: Task, ride: CallResult) -> None:
         """Settles a task that never came to a stable, or whose stable is no more."""
         self.ledger.drop(task)
         self.settler.add(task, ride, b"")

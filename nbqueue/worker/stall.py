@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from nbqueue.model import Failure, FunctionRecord, Ride, encode
+from nbqueue.model import CallResult, Failure, FunctionRecord, encode
 from nbqueue.worker import frames
 from nbqueue.worker.channel import Channel
 from nbqueue.worker.ledger import Task
@@ -99,7 +99,7 @@ class Stall:
         self.channel.send(frames.RUN, frames.encode(_run(slot, tasks)))
         self.used = time.monotonic()
 
-    def after(self, slot: int, task: Task, hook: str, ride: Ride, *, handlers: bool = False) -> None:
+    def after(self, slot: int, task: Task, hook: str, ride: CallResult, *, handlers: bool = False) -> None:
         """Says that a task's outcome is settled, and what is to be done about it."""
         value = ride.value if hook == "success" else None
         fd = None

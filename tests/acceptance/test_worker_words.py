@@ -17,7 +17,7 @@ from nbqueue import current, wire
 from nbqueue.client.lookup import waiting
 from nbqueue.client.panel import polling
 from nbqueue.client.worker import Worker
-from nbqueue.model import Notes, decode
+from nbqueue.model import JobMeta, decode
 from nbqueue.policies import Repeat, Retry
 from nbqueue.worker import mail
 
@@ -150,7 +150,7 @@ def counting(n):
 
 def saved(session, job):
     blob = session.broker.metas(job.batch.id, [job.index])[0]
-    return blob and decode(Notes, session.sealer.unseal(wire.META, job.batch.id, job.index, blob))
+    return blob and decode(JobMeta, session.sealer.unseal(wire.META, job.batch.id, job.index, blob))
 
 
 def test_meta_and_progress_show_while_it_runs(session, fleet):
@@ -158,7 +158,7 @@ def test_meta_and_progress_show_while_it_runs(session, fleet):
     job = nbqueue.options(meta={"before": 7}).submit(counting, 1)
     found = wait_until(lambda: (notes := saved(session, job)) and notes.progress and notes)
     assert job.status == "started"
-    assert found == Notes({"before": 7, "done": 1}, (1, 1, "counting"))
+    assert found == JobMeta({"before": 7, "done": 1}, (1, 1, "counting"))
     assert job.wait(10) == 7
 
 
@@ -166,7 +166,7 @@ def test_the_last_word_is_saved_before_the_outcome(session, fleet):
     fleet.start(lease=30, beat=5).up()
     job = nbqueue.options(meta={"before": 7}).submit(counting, 5000)
     assert job.wait(20) == 7
-    assert saved(session, job) == Notes({"before": 7, "done": 5000}, (5000, 5000, "counting"))
+    assert saved(session, job) == JobMeta({"before": 7, "done": 5000}, (5000, 5000, "counting"))
 
 
 # ---------------------------------------------------------------- one batch after another, job by job

@@ -58,10 +58,10 @@ def test_a_stray_of_a_dead_stable_is_killed(session, fleet):
 
 def noted(session, job):
     from nbqueue import wire
-    from nbqueue.model import Notes, decode
+    from nbqueue.model import JobMeta, decode
 
     blob = session.broker.metas(job.batch.id, [0])[0]
-    return blob and decode(Notes, session.sealer.unseal(wire.META, job.batch.id, 0, blob))
+    return blob and decode(JobMeta, session.sealer.unseal(wire.META, job.batch.id, 0, blob))
 
 
 def orphan():

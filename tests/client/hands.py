@@ -10,7 +10,7 @@ import msgspec
 
 from nbqueue import perform, wire
 from nbqueue.client.state.batch_state import opened
-from nbqueue.model import FunctionRecord, Outcome, Ride, Spec, WorkerInfo, decode, encode
+from nbqueue.model import CallResult, FunctionRecord, Outcome, Spec, WorkerInfo, decode, encode
 from nbqueue.settings import host
 from nbqueue.store.records import Fitness, Grant, Held, Settled
 
@@ -60,7 +60,7 @@ class Hands:
             return self.sealer.unseal(wire.ARGUMENTS, grant.batch, held.index, held.args)
         return b"1" + opened(self.sealer, grant.source, held.index, held.args).value
 
-    def _outcome(self, ride: Ride, attempt: int) -> Outcome:
+    def _outcome(self, ride: CallResult, attempt: int) -> Outcome:
         runtime = int((ride.ended - ride.started) * 1e6)
         return Outcome(
             ride.state, ride.cause, attempt, self.broker.now_us() - runtime, runtime, 10, 2048, None, host(), self.id,

@@ -12,7 +12,7 @@ from helpers import wait_until
 import nbqueue
 from nbqueue import wire
 from nbqueue.errors import BadSignature
-from nbqueue.model import FunctionRecord, Notes, Outcome, State, decode, encode, new_id
+from nbqueue.model import FunctionRecord, JobMeta, Outcome, State, decode, encode, new_id
 from nbqueue.store.records import LETTER, NewBatch
 from nbqueue.wire import Keyring, Sealer
 from nbqueue.worker import mail
@@ -148,7 +148,7 @@ def test_forged_outcome_log_and_meta(no_copy, session, anew, fleet, stranger, bo
     seal = stranger.sealer.seal
     stranger.put(batch.id, "out", 0, stranger.outcome(batch.id, 0, bomb))
     stranger.put(batch.id, "tail", 1, seal(wire.TAIL, batch.id, 1, b"what it never said", 1))
-    stranger.put(batch.id, "meta", 1, seal(wire.META, batch.id, 1, encode(Notes({"a": bomb}))))
+    stranger.put(batch.id, "meta", 1, seal(wire.META, batch.id, 1, encode(JobMeta({"a": bomb}))))
     again = anew(batch.id)
     frame = again.to_frame(timeout=30)
     assert list(frame["status"]) == ["failed", "finished", "finished", "finished"]

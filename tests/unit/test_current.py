@@ -13,7 +13,7 @@ import pytest
 from nbqueue import current
 from nbqueue.current import CurrentJob, get_current_job, pack_meta, unpack_meta
 from nbqueue.errors import BadInput
-from nbqueue.model import Notes
+from nbqueue.model import JobMeta
 
 
 class Colour(StrEnum):
@@ -114,7 +114,7 @@ def test_meta_is_changed_and_saved():
     assert [kind for kind, _ in said] == [current.META, current.PROGRESS, current.PROGRESS]
     meta, first, second = (payload for _, payload in said)
     assert unpack_meta(meta) == {"a": 1, "b": [0.5, 2, "red", [None, True, b"x"]]}
-    notes = msgspec.msgpack.decode(b"\x92" + meta + first, type=Notes)
+    notes = msgspec.msgpack.decode(b"\x92" + meta + first, type=JobMeta)
     assert notes.progress == (1, 4, "rows")
     assert msgspec.msgpack.decode(second) == [2.5, None, ""]
 

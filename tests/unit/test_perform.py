@@ -6,7 +6,7 @@ import pytest
 
 from nbqueue import current, perform, wire
 from nbqueue.errors import JobTimeout
-from nbqueue.model import Cause, Echo, Hook, Rerun, State
+from nbqueue.model import CallbackResult, Cause, Hook, Rerun, State
 from nbqueue.policies import Retry
 from nbqueue.worker import hooks
 
@@ -94,7 +94,7 @@ def test_callbacks_and_handlers_in_this_process():
 
     with current.inside("b:3", None, 3):
         done = hooks.steps_for("success", {"success": Hook(wire.by_value(told, 1 << 20), "told")})
-        assert hooks.respond(done, hooks.Ending(wire.dumps(5, 100))) == [Echo("success", "told")]
+        assert hooks.respond(done, hooks.Ending(wire.dumps(5, 100))) == [CallbackResult("success", "told")]
         assert current.get_current_job().meta == {"told": ("b:3", None, 5)}
         failed = hooks.steps_for("failure", {}, (broken, lambda *_: False, print))
         echoes = hooks.respond(failed, hooks.Ending(error=ValueError("x")))

@@ -16,7 +16,7 @@ import cloudpickle
 import msgspec
 
 from nbqueue import perform, wire
-from nbqueue.model import MAX_FUNCTION, Echo, Failure, FunctionRecord, Hook, Ride, State, decode, encode
+from nbqueue.model import MAX_FUNCTION, CallbackResult, CallResult, Failure, FunctionRecord, Hook, State, decode, encode
 from nbqueue.worker import frames
 from nbqueue.worker.channel import Channel
 from nbqueue.worker.tree import SPARE
@@ -89,13 +89,13 @@ class Driver:
         )
         theirs.close()
         self.channel = Channel(ours)
-        self.rides: dict[int, Ride] = {}
+        self.rides: dict[int, CallResult] = {}
         self.tails: dict[int, bytes] = {}
         self.notes: list[frames.Note] = []
         self.begun: list[int] = []
         self.back: list[int] = []
         self.gone: list[int] = []
-        self.echoes: dict[int, list[Echo]] = {}
+        self.echoes: dict[int, list[CallbackResult]] = {}
         self.runs: dict[int, frames.Run] = {}
         self.order: list[tuple[str, int]] = []
         self.learnt: list[str] = []
@@ -138,7 +138,7 @@ class Driver:
         after = frames.After(run if slot is None else run._replace(slot=slot), kind, handlers, **facts)
         self.channel.send(frames.AFTER, frames.encode(after))
 
-    def echo(self, seq: int, kind: str = "", *, handlers: bool = False) -> list[Echo]:
+    def echo(self, seq: int, kind: str = "", *, handlers: bool = False) -> list[CallbackResult]:
         """Says that the outcome of a job is settled; waits for what becomes of its callbacks."""
         self.after(seq, kind, handlers=handlers)
         self.until(lambda: seq in self.echoes)
@@ -205,7 +205,7 @@ class Driver:
             self.pump()
         return value
 
-    def outcomes(self, seqs: list[int], seconds: float = 30) -> list[Ride]:
+    def outcomes(self, seqs: list[int], seconds: float = 30) -> list[CallResult]:
         """The rides of these jobs, waited for; what came back, as others took long, is sent again as a worker does."""
 
         def ended() -> Any:
@@ -218,7 +218,7 @@ class Driver:
         assert self.unfit is None, self.unfit
         return [self.rides[seq] for seq in seqs]
 
-    def outcome(self, item: Any = None, seconds: float = 30, **limits: Any) -> Ride:
+    def outcome(self, item: Any = None, seconds: float = 30, **limits: Any) -> CallResult:
         """Runs one job and waits for it."""
         return self.outcomes(self.run(item, **limits), seconds)[0]
 

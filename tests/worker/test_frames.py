@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from nbqueue.model import Echo, Failure
+from nbqueue.model import CallbackResult, Failure
 from nbqueue.worker import frames
 from nbqueue.worker.channel import Channel
 
@@ -115,7 +115,7 @@ def test_what_follows_a_job_survives_packing():
     assert after.seq == 3
     setup = frames.Setup(("/a",), ("b",), ("c.d",))
     assert frames.decode_setup(frames.encode(setup)) == setup
-    echoes = [Echo("success", "told"), Echo("handler", "c.d", Failure("KeyError", "x"))]
+    echoes = [CallbackResult("success", "told"), CallbackResult("handler", "c.d", Failure("KeyError", "x"))]
     assert frames.unpack_echoes(frames.pack_echoes(3, echoes)) == (3, echoes)
     with pytest.raises(frames.FrameError):
         frames.unpack_echoes(bytes(8) + b"garbage")

@@ -8,7 +8,7 @@ import cloudpickle
 import pytest
 
 from nbqueue import perform
-from nbqueue.model import Cause, Notes, Outcome, Spec, State, encode
+from nbqueue.model import Cause, JobMeta, Outcome, Spec, State, encode
 from nbqueue.store.records import LETTER, Claimed, Grant, Held
 from nbqueue.wire import META, OUTCOME, SPEC, Keyring, Sealer
 from nbqueue.worker.intake import Intake
@@ -62,10 +62,10 @@ def test_meta_begins_with_the_batchs_and_goes_on_with_the_jobs_own():
     spec = Spec(label="f", source="first", meta=b"\x81\xa1a\x01")
     (task,), _ = taken(outcome(), spec=spec)
     assert task.meta == spec.meta
-    own = SEALER.seal(META, "second", 0, encode(Notes({"a": 2}, (1, None, ""))))
+    own = SEALER.seal(META, "second", 0, encode(JobMeta({"a": 2}, (1, None, ""))))
     (task,), _ = taken(outcome(), spec=spec, meta=own)
     assert task.meta == b"\x81\xa1a\x02"
-    for wrong in (own[:-1], SEALER.seal(META, "second", 1, encode(Notes()))):
+    for wrong in (own[:-1], SEALER.seal(META, "second", 1, encode(JobMeta()))):
         tasks, (ride,) = taken(outcome(), meta=wrong)
         assert not tasks
         assert ride.cause is Cause.SIGNATURE

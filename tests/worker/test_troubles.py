@@ -14,7 +14,7 @@ from client.hands import Hands
 
 import nbqueue
 from nbqueue.errors import NoServer, ServerRefused, SetupError
-from nbqueue.model import Ride, Spec, State
+from nbqueue.model import CallResult, Spec, State
 from nbqueue.settings import host, python_version
 from nbqueue.store import server as program
 from nbqueue.store.broker import Broker
@@ -157,7 +157,7 @@ def big_outcome(url, sealer):
     score = Score(stream=io.StringIO())
     settler = Settler(broker, sealer, score, Notepad(broker, sealer, score), "here", "w")
     task = Task(1, "b", 0, 1, "w:1", b"", Spec(label="f"), 0.0)
-    settler.add(task, Ride(State.FINISHED, None, 0.0, 1.0, value=bytes(settling.BIG)), b"")
+    settler.add(task, CallResult(State.FINISHED, None, 0.0, 1.0, value=bytes(settling.BIG)), b"")
     return settler
 
 

@@ -12,7 +12,7 @@ from nbqueue.client.lookup.results import has_run, parents_of, text_of
 from nbqueue.client.session.session import Session
 from nbqueue.client.state.batch_state import opened, shown
 from nbqueue.errors import BadSignature
-from nbqueue.model import Notes, Spec, State, job_id
+from nbqueue.model import JobMeta, Spec, State, job_id
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import BatchView
 
@@ -89,8 +89,8 @@ def _cells(session: Session, row: _Row, blob: bytes | None, meta: bytes | None) 
     }
 
 
-def _notes(session: Session, row: _Row, meta: bytes | None) -> Notes:
+def _notes(session: Session, row: _Row, meta: bytes | None) -> JobMeta:
     try:
         return job_meta.opened(session.sealer, row.spec, row.batch, row.index, meta)
     except BadSignature:
-        return Notes()
+        return JobMeta()

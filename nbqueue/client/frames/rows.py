@@ -12,7 +12,7 @@ from nbqueue.client.lookup.arguments import opened_call, payloads, payloads_of
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
 from nbqueue.client.spool.records import RecordType
 from nbqueue.errors import BadSignature, NoSuchBatch, SetupError
-from nbqueue.model import Notes, Outcome, Spec, State, job_id
+from nbqueue.model import JobMeta, Outcome, Spec, State, job_id
 from nbqueue.store.broker import Broker
 
 CHUNK = 1_000
@@ -77,9 +77,9 @@ class FrameInput:
                 found[position] = views.get((id(batch.session), batch.id), batch.state.created_us)
         return found
 
-    def notes(self) -> list[Notes]:
+    def notes(self) -> list[JobMeta]:
         """Meta and progress of each job; empty if the record is not signed by us."""
-        found = [Notes()] * self.n
+        found = [JobMeta()] * self.n
         for batch, indexes, positions in self.groups:
             for position, one in zip(positions, _metas(batch, indexes), strict=True):
                 found[position] = one
@@ -127,9 +127,9 @@ def _states(jobs: list[JobRef]) -> list[State]:
     return [State.QUEUED if job.batch.state.gone else next(answers) or State.QUEUED for job in jobs]
 
 
-def _metas(batch: BatchRef, indexes: Sequence[int]) -> list[Notes]:
+def _metas(batch: BatchRef, indexes: Sequence[int]) -> list[JobMeta]:
     if batch.inline:
-        return [batch.state.inline.notes.get(index, Notes()) for index in indexes]
+        return [batch.state.inline.notes.get(index, JobMeta()) for index in indexes]
     try:
         blobs = (
             spooled.said(batch, RecordType.METAS, indexes)
@@ -138,13 +138,13 @@ def _metas(batch: BatchRef, indexes: Sequence[int]) -> list[Notes]:
         )
     except SetupError as why:
         warn(f"meta and progress are empty, because the server cannot be asked at the moment: {why}")
-        return [Notes()] * len(indexes)
+        return [JobMeta()] * len(indexes)
     found = []
     for index, blob in zip(indexes, blobs, strict=True):
         try:
             found.append(job_meta.opened(batch.session.sealer, batch.spec, batch.id, index, blob))
         except BadSignature:
-            found.append(Notes())
+            found.append(JobMeta())
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from nbqueue import wire
 from nbqueue.current import pack_meta, unpack_meta
-from nbqueue.model import Notes, Spec, decode, encode
+from nbqueue.model import JobMeta, Spec, decode, encode
 
 
 def packed(meta: dict[str, Any] | None) -> bytes:
@@ -21,11 +21,11 @@ def plain(meta: dict[str, Any]) -> dict[str, Any]:
 
 def sealed(sealer: wire.Sealer, batch: str, index: int, meta: dict[str, Any], progress: Any = None) -> bytes:
     """A job's notes as the store keeps them. Raises BadInput where meta is no plain data."""
-    return sealer.seal(wire.META, batch, index, encode(Notes(plain(meta), progress)))
+    return sealer.seal(wire.META, batch, index, encode(JobMeta(plain(meta), progress)))
 
 
-def opened(sealer: wire.Sealer, spec: Spec, batch: str, index: int, blob: bytes | None) -> Notes:
+def opened(sealer: wire.Sealer, spec: Spec, batch: str, index: int, blob: bytes | None) -> JobMeta:
     """The notes in what the store keeps; what the batch began with where it keeps none. Raises BadSignature."""
     if not blob:
-        return Notes(unpack_meta(spec.meta))
-    return decode(Notes, sealer.unseal(wire.META, batch, index, blob), f"The meta of {batch}:{index}")
+        return JobMeta(unpack_meta(spec.meta))
+    return decode(JobMeta, sealer.unseal(wire.META, batch, index, blob), f"The meta of {batch}:{index}")

@@ -23,9 +23,9 @@ from nbqueue.errors import (
     RemoteTraceback,
     SpillLost,
 )
-from nbqueue.model import MAX_LOSSES, Cause, Echo, Failure, Outcome, Spec, State, utc
+from nbqueue.model import MAX_LOSSES, CallbackResult, Cause, Failure, Outcome, Spec, State, utc
 
-_echoes = msgspec.msgpack.Decoder(list[Echo])
+_echoes = msgspec.msgpack.Decoder(list[CallbackResult])
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def parents_of(spec: Spec) -> list[str]:
     return [*spec.depends_on, *([spec.source] if spec.source else [])]
 
 
-def echoes_in(data: bytes) -> list[Echo]:
+def echoes_in(data: bytes) -> list[CallbackResult]:
     """The echoes in a record whose signature is checked. Raises BadSignature."""
     try:
         return _echoes.decode(data)

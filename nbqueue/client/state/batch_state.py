@@ -16,7 +16,7 @@ from nbqueue.client.spool.records import Checkpoint
 from nbqueue.client.spool.spool import SpoolCopy
 from nbqueue.client.state.outcome_table import OutcomeTable, header
 from nbqueue.errors import BadSignature, Damaged
-from nbqueue.model import Cause, Echo, Failure, Notes, Outcome, Spec, State, Tally, decode
+from nbqueue.model import CallbackResult, Cause, Failure, JobMeta, Outcome, Spec, State, Tally, decode
 from nbqueue.store.decoding import entry_of
 from nbqueue.store.records import Stored
 
@@ -87,8 +87,8 @@ class InlineRecords:
     """What an inline run leaves besides outcomes, by index; where workers run the jobs the store has it."""
 
     def __init__(self) -> None:
-        self.notes: dict[int, Notes] = {}  # what jobs said of themselves
-        self.echoes: dict[int, list[Echo]] = {}  # what became of their callbacks
+        self.notes: dict[int, JobMeta] = {}  # what jobs said of themselves
+        self.echoes: dict[int, list[CallbackResult]] = {}  # what became of their callbacks
         self.earlier: dict[int, list[Outcome]] = {}  # runs before the last
 
 

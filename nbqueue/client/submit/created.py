@@ -12,7 +12,7 @@ from nbqueue.client.session.batch_ref import BatchRef, Prepared
 from nbqueue.client.session.session import Session
 from nbqueue.client.state.batch_state import BatchState
 from nbqueue.client.submit import options
-from nbqueue.model import DEFAULT_QUEUE, Notes, Options, Spec, new_id
+from nbqueue.model import DEFAULT_QUEUE, JobMeta, Options, Spec, new_id
 
 
 def created(
@@ -44,7 +44,7 @@ def created(
     )
     state = BatchState(said.job_id or new_id(label, 8), origin, "", spec, created_us=time.time_ns() // 1000)
     state.expect(1)
-    state.inline.notes[0] = Notes(job_meta.plain(said.meta or {}))
+    state.inline.notes[0] = JobMeta(job_meta.plain(said.meta or {}))
     batch = BatchRef(session, state, spec, function=call, inline="collect")
     batch.unsent = Prepared(func, *options.explicit(args, kwargs), {**given, "ttl": said.ttl})
     return batch

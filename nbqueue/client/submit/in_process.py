@@ -27,14 +27,14 @@ from nbqueue.current import CurrentJob
 from nbqueue.errors import BadInput, Expired
 from nbqueue.model import (
     MAX_RESULT,
+    CallbackResult,
+    CallResult,
     Cause,
-    Echo,
     FunctionRecord,
     Hook,
-    Notes,
+    JobMeta,
     Outcome,
     Rerun,
-    Ride,
     Spec,
     State,
     Tally,
@@ -172,7 +172,7 @@ class InlineRun:
         assert self.state.arguments.sent is not None
         function, payload, begun_us = self.function, self.state.arguments.sent[index], _now_us()
 
-        def ride() -> Ride:
+        def ride() -> CallResult:
             return perform.perform(function, payload, job=job, max_result=self.spec.max_result)
 
         found = _aside(ride) if _in_loop() and inspect.iscoroutinefunction(function) else ride()
@@ -182,7 +182,7 @@ class InlineRun:
         return _outcome(found, attempt, begun_us), found.rerun or self.spec.retry
 
     def _respond(self, index: int, hook: str, ending: callbacks.Ending) -> None:
-        echoes: list[Echo] = callbacks.respond(callbacks.steps_for(hook, self.hooks), ending)
+        echoes: list[CallbackResult] = callbacks.respond(callbacks.steps_for(hook, self.hooks), ending)
         if echoes:
             self.state.inline.echoes[index] = echoes
 
@@ -205,12 +205,12 @@ def again(batch: BatchRef, indexes: list[int], func: Callable[..., Any] | str | 
     InlineRun(batch.state, spec, batch.function, batch.inline, batch.hooks).these(indexes)
 
 
-def noted(before: Notes | None, kind: int, payload: bytes, meta: bytes = b"") -> Notes:
+def noted(before: JobMeta | None, kind: int, payload: bytes, meta: bytes = b"") -> JobMeta:
     """A job's notes after it sent one more."""
-    found = before or Notes(current.unpack_meta(meta))
+    found = before or JobMeta(current.unpack_meta(meta))
     if kind == current.META:
-        return Notes(current.unpack_meta(payload), found.progress)
-    return Notes(found.meta, msgspec.msgpack.decode(payload, type=tuple[float, float | None, str]))
+        return JobMeta(current.unpack_meta(payload), found.progress)
+    return JobMeta(found.meta, msgspec.msgpack.decode(payload, type=tuple[float, float | None, str]))
 
 
 def _left(rerun: Rerun | None, used: int) -> bool:
@@ -247,7 +247,7 @@ def _aside(work: Callable[[], T]) -> T:
         return pool.submit(work).result()
 
 
-def _outcome(ride: Ride, attempt: int, begun_us: int) -> Outcome:
+def _outcome(ride: CallResult, attempt: int, begun_us: int) -> Outcome:
     return Outcome(
         ride.state,
         ride.cause,

@@ -30,7 +30,7 @@ from nbqueue.client.submit import in_process
 from nbqueue.client.submit import options as terms
 from nbqueue.client.submit import upload as uploader
 from nbqueue.errors import BadItems, BadOption, InsideJob, InUse, ServerRefused, SetupError
-from nbqueue.model import Notes, Options, Spec, State, Tally, encode, new_id
+from nbqueue.model import JobMeta, Options, Spec, State, Tally, encode, new_id
 from nbqueue.store.broker import Broker
 from nbqueue.store.records import NewBatch, Submitted
 
@@ -207,7 +207,7 @@ class SubmitPlan:
         state = self._new_state(self.options.job_id or new_id(self.function.label))
         run = in_process.InlineRun(state, self.spec, self.function.call, self.mode, self.function.record.hooks)
         if self.options.meta:
-            state.inline.notes = {index: Notes(job_meta.plain(self.options.meta)) for index in range(len(payloads))}
+            state.inline.notes = {index: JobMeta(job_meta.plain(self.options.meta)) for index in range(len(payloads))}
         if self._allowed():
             run.all(payloads)
         else:
