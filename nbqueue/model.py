@@ -157,7 +157,7 @@ class JobMeta(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CallResult(msgspec.Struct, frozen=True, array_like=True):
-    """What a horse (or its death certificate) says of one call; the parent makes an Outcome of it.
+    """The result of one call, from the child process or its post-mortem; the worker makes an Outcome of it.
 
     Times are on this machine's monotonic clock, in seconds; sizes in kB.
     """

@@ -107,12 +107,12 @@ class CaptureWalk:
             yield "a default", value
 
 
-def _members(kind: type) -> Iterator[tuple[str, Any]]:
-    for name, member in vars(kind).items():
+def _members(cls: type) -> Iterator[tuple[str, Any]]:
+    for name, member in vars(cls).items():
         if isinstance(member, staticmethod | classmethod):
             yield "", member.__func__
         elif isinstance(member, property):
-            yield from (("", part) for part in (member.fget, member.fset, member.fdel) if part)
+            yield from (("", one) for one in (member.fget, member.fset, member.fdel) if one)
         elif not name.startswith("__") or isinstance(member, FunctionType):
             yield name, member
 

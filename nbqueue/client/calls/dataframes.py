@@ -9,21 +9,21 @@ from typing import Any
 from nbqueue.errors import BadItems
 
 
-def _kind(library: str, name: str) -> type | None:
+def _class(library: str, name: str) -> type | None:
     module = sys.modules.get(library)
     found = getattr(module, name, None)
     return found if isinstance(found, type) else None
 
 
 def _is(value: Any, library: str, *names: str) -> bool:
-    kinds = tuple(kind for name in names if (kind := _kind(library, name)) is not None)
-    return isinstance(value, kinds)
+    classes = tuple(cls for name in names if (cls := _class(library, name)) is not None)
+    return isinstance(value, classes)
 
 
 def is_a(value: Any, library: str, name: str, *, exact: bool = False) -> bool:
     """Whether it is an instance of this class of a library that may not be imported; `exact`: not of a subclass."""
-    kind = _kind(library, name)
-    return kind is not None and (type(value) is kind if exact else isinstance(value, kind))
+    cls = _class(library, name)
+    return cls is not None and (type(value) is cls if exact else isinstance(value, cls))
 
 
 def is_frame(value: Any) -> bool:

@@ -56,13 +56,13 @@ def joined(tag: str, *parts: bytes | memoryview) -> bytes:
 
 def plain(value: Any) -> bytes | None:
     """The repr of numbers, strings, and flat lists, tuples and dicts of them, as bytes; None for all else."""
-    kind = type(value)
-    if kind in (list, tuple):
+    cls = type(value)
+    if cls in (list, tuple):
         flat = _ATOMS.issuperset(map(type, value))
-    elif kind is dict:
+    elif cls is dict:
         flat = _ATOMS.issuperset(map(type, value)) and _ATOMS.issuperset(map(type, value.values()))
     else:
-        flat = kind in _ATOMS
+        flat = cls in _ATOMS
     try:
         return repr(value).encode("utf-8", "surrogatepass") if flat else None
     except ValueError:
@@ -110,12 +110,12 @@ class Fingerprinter:
         return joined(tag, *(self.of(value) for value in values))
 
     def _digest(self, value: Any) -> bytes:
-        kind = type(value)
-        for kinds, digest in _BY_KIND:
-            if kind in kinds:
+        cls = type(value)
+        for classes, digest in _BY_CLASS:
+            if cls in classes:
                 return digest(self, value)
         if isinstance(value, set | frozenset):
-            return joined("set", self.of(kind), *sorted(map(self.of, value)), self.of(getattr(value, "__dict__", None)))
+            return joined("set", self.of(cls), *sorted(map(self.of, value)), self.of(getattr(value, "__dict__", None)))
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, ModuleType):
@@ -144,33 +144,33 @@ class Fingerprinter:
     def _method(self, method: MethodType) -> bytes:
         return self._all("method", method.__self__, method.__func__)
 
-    def _class(self, kind: type) -> bytes:
-        if not closures.by_value(kind):
-            return by_name(kind)
-        parts = [kind.__name__.encode(), self._all("bases", type(kind), *kind.__bases__)]
-        for name, member in members(kind):
+    def _class(self, cls: type) -> bytes:
+        if not closures.by_value(cls):
+            return by_name(cls)
+        parts = [cls.__name__.encode(), self._all("bases", type(cls), *cls.__bases__)]
+        for name, member in members(cls):
             parts += [name.encode(), self.of(member)]
         return joined("class", *parts)
 
     # ------------------------------------------------------------ all else
 
     def _object(self, value: Any) -> bytes:
-        kind = type(value)
+        cls = type(value)
         if wire.is_shell(value):
-            return by_name(kind)
+            return by_name(cls)
         try:
-            reducer = copyreg.dispatch_table.get(kind)
+            reducer = copyreg.dispatch_table.get(cls)
             reduced: Any = reducer(value) if reducer is not None else value.__reduce_ex__(4)
         except Exception as why:  # any class may refuse
-            raise NotComparable(f"{kind.__name__} cannot be pickled: {why}") from why
+            raise NotComparable(f"{cls.__name__} cannot be pickled: {why}") from why
         if isinstance(reduced, str):
             return self._named(value, reduced)
         made, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
         try:
             rest = [*(items or ())], [*(pairs or ())]
         except Exception as why:
-            raise NotComparable(f"{kind.__name__} cannot be pickled: {why}") from why
-        return self._all("object", kind, made, arguments, state, *rest)
+            raise NotComparable(f"{cls.__name__} cannot be pickled: {why}") from why
+        return self._all("object", cls, made, arguments, state, *rest)
 
     def _named(self, value: Any, name: str) -> bytes:
         """The digest of an object that is pickled by name; a name in a notebook does not identify its value."""
@@ -199,7 +199,7 @@ def _mapping(fingerprinter: Fingerprinter, value: Mapping[Any, Any]) -> bytes:
     return joined("dict", *(fingerprinter.of(each) for pair in value.items() for each in pair))
 
 
-_BY_KIND: tuple[tuple[tuple[type, ...], Callable[[Fingerprinter, Any], bytes]], ...] = (
+_BY_CLASS: tuple[tuple[tuple[type, ...], Callable[[Fingerprinter, Any], bytes]], ...] = (
     ((int,), Fingerprinter._integer),  # noqa: SLF001 - thousands of digits: smaller ones are plain
     ((list,), lambda fingerprinter, value: joined("list", *map(fingerprinter.of, value))),
     ((tuple,), lambda fingerprinter, value: joined("tuple", *map(fingerprinter.of, value))),
@@ -231,9 +231,9 @@ def used(function: FunctionType) -> Iterator[tuple[str, Any]]:
     yield from ((f"attribute {name}", value) for name, value in sorted(vars(function).items()))
 
 
-def members(kind: type) -> Iterator[tuple[str, Any]]:
+def members(cls: type) -> Iterator[tuple[str, Any]]:
     """(name, value) of the attributes of a class that define its behaviour."""
-    yield from ((name, member) for name, member in vars(kind).items() if name not in _NO_MEMBERS)
+    yield from ((name, member) for name, member in vars(cls).items() if name not in _NO_MEMBERS)
 
 
 class CodeFingerprint:

@@ -74,11 +74,11 @@ class _Walk:
             self._parts[f"constant {position}\0{title}"] = self._part(value, line)
 
     def _enter(self, label: str, value: Any) -> None:
-        kind, _, title = label.partition("\0")
+        role, _, title = label.partition("\0")
         if not _opens(value):
             self._parts[label] = self._part(value)
             if label and closures.by_value(type(value)):
-                self._enter(f"type {kind.partition(' ')[2]}\0{title}", type(value))
+                self._enter(f"type {role.partition(' ')[2]}\0{title}", type(value))
             return
         known = self._titles.get(id(value))
         if known is None and not label:
@@ -86,7 +86,7 @@ class _Walk:
             self._waiting.append(("", value))
         elif known is None:
             own = getattr(value, "__name__", None) or type(value).__name__
-            known = f"{title}.{own}" if kind.startswith("member") else own if own != "<lambda>" else "the lambda"
+            known = f"{title}.{own}" if role.startswith("member") else own if own != "<lambda>" else "the lambda"
             while known in self._titles.values():
                 known += "'"  # a second function of this name
             self._titles[id(value)] = known
@@ -135,14 +135,14 @@ def describe_changes(old: FunctionRecord, new: FunctionRecord) -> list[str]:
     if ("" in was.parts) != ("" in now.parts) or ("" in was.lines) != ("" in now.lines):
         return ["it is another function"]
     found = [_module(name, old.modules, new.modules) for name in _differing(old.modules, new.modules)]
-    titles = {title for kind, title in map(_split, _differing(was.parts, now.parts)) if kind == "code"}
+    titles = {title for role, title in map(_split, _differing(was.parts, now.parts)) if role == "code"}
     for label in _differing(was.parts, now.parts):
-        kind, title = _split(label)
-        if title in titles and (kind.startswith("constant") or label not in was.parts or label not in now.parts):
-            continue  # named by the code, in which it stands
+        role, title = _split(label)
+        if title in titles and (role.startswith("constant") or label not in was.parts or label not in now.parts):
+            continue  # the change of the code covers it
         if title in _gone(was, now):
             continue
-        found.append(_words(kind, title, label, was, now))
+        found.append(_words(role, title, label, was, now))
     named = list(dict.fromkeys(found))
     named = [
         each for each in named if "`_" not in each
@@ -169,8 +169,8 @@ def _gone(was: FunctionFingerprint, now: FunctionFingerprint) -> set[str]:
 
 
 def _split(label: str) -> tuple[str, str]:
-    kind, _, title = label.partition("\0")
-    return kind, title
+    role, _, title = label.partition("\0")
+    return role, title
 
 
 def _module(name: str, old: dict[str, str], new: dict[str, str]) -> str:
@@ -192,9 +192,9 @@ _NOUNS = {
 }
 
 
-def _words(kind: str, title: str, label: str, was: FunctionFingerprint, now: FunctionFingerprint) -> str:
+def _words(role: str, title: str, label: str, was: FunctionFingerprint, now: FunctionFingerprint) -> str:
     old, new = was.parts.get(label), now.parts.get(label)
-    noun, _, name = kind.partition(" ")
+    noun, _, name = role.partition(" ")
     where = f" of {title}" if title else ""
     if noun == "code":
         line = _line(was.lines.get(title, ()), now.lines.get(title, ()))

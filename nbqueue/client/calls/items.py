@@ -137,16 +137,16 @@ def _check_columns(function: DescribedFunction, names: tuple[str, ...]) -> None:
 def _check(items: Any, position: int, label: str) -> None:
     where = "items" if position == 0 else f"iterable {position + 1}"
     if isinstance(items, str | bytes | bytearray | memoryview):
-        kind, out = type(items).__name__, f"for one item, wrap it: map({label}, [{brief(items)}])"
+        what, remedy = type(items).__name__, f"for one item, wrap it: map({label}, [{brief(items)}])"
     elif isinstance(items, Mapping):
-        kind, out = "a mapping", "use list(d), list(d.values()) or list(d.items()); starmap spreads a list of dicts"
+        what, remedy = "a mapping", "use list(d), list(d.values()) or list(d.items()); starmap spreads a list of dicts"
     elif isinstance(items, AbstractSet) and not isinstance(items, KeysView | ItemsView):
-        kind, out = "a set", "a set has no order, and rows need one: use sorted(items)"
+        what, remedy = "a set", "a set has no order, and rows need one: use sorted(items)"
     elif not dataframes.is_iterable(items):
-        kind, out = type(items).__name__, f"give a list of items; for one call, use submit({label}, ...)"
+        what, remedy = type(items).__name__, f"give a list of items; for one call, use submit({label}, ...)"
     else:
         return
-    raise BadItems(message=f"The {where} of {label} cannot be {kind}: {out}.")
+    raise BadItems(message=f"The {where} of {label} cannot be {what}: {remedy}.")
 
 
 def _length(items: tuple[Any, ...]) -> int | None:

@@ -75,9 +75,9 @@ def _differs(module: ModuleType, path: str) -> bool:
     except (OSError, SyntaxError, ValueError, RecursionError):
         return True
     defined: dict[str, list[CodeType]] = {}  # a name may be defined several times: under conditions, or overloaded
-    for part in code.co_consts:
-        if isinstance(part, CodeType):
-            defined.setdefault(part.co_name, []).append(part)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            defined.setdefault(inner.co_name, []).append(inner)
     for name, parts in defined.items():
         own = vars(module).get(name)
         if not isinstance(own, FunctionType) or own.__code__.co_qualname != name or own.__code__.co_filename != path:
@@ -89,7 +89,7 @@ def _differs(module: ModuleType, path: str) -> bool:
 
 def _bare(code: CodeType) -> CodeType:
     """The code without line numbers, which a comment changes."""
-    parts = tuple(_bare(part) if isinstance(part, CodeType) else part for part in code.co_consts)
+    parts = tuple(_bare(inner) if isinstance(inner, CodeType) else inner for inner in code.co_consts)
     return code.replace(co_consts=parts, co_firstlineno=1, co_linetable=b"")
 
 
@@ -163,7 +163,7 @@ def _in_library(path: str) -> bool:
 def library_folders() -> tuple[str, ...]:
     """The folders of the standard library and of installed packages, each with a closing separator."""
     paths = sysconfig.get_paths()
-    folders = [paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    folders = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     folders += [*site.getsitepackages(), site.getusersitepackages()]
     return tuple({os.path.realpath(folder) + os.sep for folder in folders})
 

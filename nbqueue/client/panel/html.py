@@ -178,7 +178,7 @@ def static(
 
     `asof` tells the time of the snapshot, and may contain `command`.
     """
-    parts = [_kind(each, (examples or {}).get(place)) for place, each in enumerate(view.failures)]
+    parts = [_group(each, (examples or {}).get(position)) for position, each in enumerate(view.failures)]
     if view.failures and view.more:
         parts.append(_page(f"<div style='{_MUTED}'>{_safe(view.more)}</div>"))
     if view.ended and view.retry:
@@ -189,7 +189,7 @@ def static(
     return f"<div style='max-width:860px;padding:3px 8px;border-radius:4px;{PAIR}'>{head(view)}{kinds}{below}</div>"
 
 
-def _kind(each: FailureLine, job: JobDetails | None) -> str:
+def _group(each: FailureLine, job: JobDetails | None) -> str:
     hue = f"border-left:3px solid {_HUES['failed']};padding-left:8px;margin:3px 0"
     if job is None:
         return _page(f"<div style='{hue}'>{_safe(each.text)}</div>")
@@ -204,11 +204,13 @@ def beside(ident: str, inner: str, *, final: bool) -> str:
     kernel. At the end the saved form is visible, and the clickable parts of the widget. JupyterLab's "model not found"
     and a widget without a kernel are hidden.
     """
-    mark, saved, gone = f".nbq-live-{ident}", f".nbq-saved-{ident}", "jupyter-widgets-disconnected"
-    live = f"{mark}:not(.{gone})"
+    widget, saved, gone = f".nbq-live-{ident}", f".nbq-saved-{ident}", "jupyter-widgets-disconnected"
+    live = f"{widget}:not(.{gone})"
     if final:
         rule, hidden = f"{live} .nbq-head,body:has({live}) {saved} .nbq-kinds{{{_NONE}}}", ""
     else:
         rule, hidden = f"body:not(:has({live})) {saved}{{display:block !important}}", " style='display:none'"
     orphan = f".jp-OutputArea-child:has({saved})+.jp-OutputArea-child>.jp-OutputArea-output:not(:has(*))"
-    return f"<div class='nbq-saved-{ident}'{hidden}>{inner}</div><style>{rule}{orphan},{mark}.{gone}{{{_NONE}}}</style>"
+    return (
+        f"<div class='nbq-saved-{ident}'{hidden}>{inner}</div><style>{rule}{orphan},{widget}.{gone}{{{_NONE}}}</style>"
+    )

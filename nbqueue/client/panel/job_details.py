@@ -60,7 +60,7 @@ def arguments(batch: BatchRef, index: int) -> str:
     if payload is None:
         return "<arguments no longer available>"
     args, kwargs, label = lookup.opened_call(payload)
-    names = [*batch.spec.columns, *(f"arg_{place}" for place in range(len(batch.spec.columns), len(args)))]
+    names = [*batch.spec.columns, *(f"arg_{position}" for position in range(len(batch.spec.columns), len(args)))]
     lines = [f"{name} = {_shown(value)}" for name, value in [*zip(names, args, strict=False), *kwargs.items()]]
     return "\n".join(([f"# {_shown(label)}"] if label is not None else []) + lines) or "no arguments"
 

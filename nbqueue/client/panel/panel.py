@@ -157,7 +157,9 @@ class Panel:
         examples, asof, command = {}, "", ""
         if seen.ended:
             examples = {
-                place: details for place, each in enumerate(seen.failures) if (details := self._example(each.group))
+                position: details
+                for position, each in enumerate(seen.failures)
+                if (details := self._example(each.group))
             }
         else:
             command = f"nbqueue.attach({self._batches[0].name or self._batches[0].id!r})"

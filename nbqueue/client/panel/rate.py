@@ -76,25 +76,25 @@ class RateEstimator:
         return came / passed if came > 0 and passed > 0 else None
 
     def eta(self, left: int) -> float | None:
-        """Seconds until `left` more have ended; None while nothing tells."""
+        """Seconds until `left` more jobs have ended; None while unknown."""
         rate = self.rate
         return left / rate if rate and left > 0 else None
 
 
-_paces: WeakKeyDictionary[BatchState, RateEstimator] = WeakKeyDictionary()
+_estimators: WeakKeyDictionary[BatchState, RateEstimator] = WeakKeyDictionary()
 
 
 def rate_of(state: BatchState) -> RateEstimator:
     """The pace of a batch: one for all that show it."""
-    if state not in _paces:
-        _paces[state] = RateEstimator(max(0.0, time.time() - state.created_us / 1e6) if state.created_us else 0.0)
-    return _paces[state]
+    if state not in _estimators:
+        _estimators[state] = RateEstimator(max(0.0, time.time() - state.created_us / 1e6) if state.created_us else 0.0)
+    return _estimators[state]
 
 
 # ---------------------------------------------------------------- words
 
 
-# The order in which a line tells them.
+# The order of states in a line of counts.
 _LINED = ("deferred", "scheduled", "queued", "started", "finished", "failed", "canceled")
 
 

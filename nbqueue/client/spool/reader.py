@@ -52,7 +52,7 @@ class Entry:
     withdrawn: dict[int, set[int]] = field(default_factory=dict)  # index -> checksums
     arguments: dict[int, tuple[int, int]] = field(default_factory=dict)  # index -> (offset, size)
     checkpoint: Checkpoint | None = None
-    facts: list[tuple[int, int, int, int]] = field(
+    functions: list[tuple[int, int, int, int]] = field(
         default_factory=list
     )  # (time, offset, size of function, size of spec)
     hashes: list[tuple[int, int, int]] = field(default_factory=list)  # (first index, offset, size)
@@ -154,7 +154,7 @@ class SpoolFile:
         block = record.read(Block)
         _sound(len(block.indexes) == len(block.sizes) == 2 and len(block.names) in {0, 2})
         _sound(min(block.sizes) >= 0 and sum(block.sizes) <= record.size)
-        self._entry(block, 0).facts.append((block.indexes[0], record.offset, block.sizes[0], block.sizes[1]))
+        self._entry(block, 0).functions.append((block.indexes[0], record.offset, block.sizes[0], block.sizes[1]))
 
     def _hashes(self, record: Record) -> None:
         block = record.read(Block)
@@ -208,9 +208,9 @@ class SpooledBatch:
 
     def _checkpoints(self) -> list[Checkpoint]:
         """The checkpoints of the latest log: a batch that is restored to a server gets a new log."""
-        told = [entry.checkpoint for _, entry in self._files if entry.checkpoint is not None]
-        latest = max((each.restored for each in told), default=0)
-        return [each for each in told if each.restored == latest]
+        checkpoints = [entry.checkpoint for _, entry in self._files if entry.checkpoint is not None]
+        latest = max((each.restored for each in checkpoints), default=0)
+        return [each for each in checkpoints if each.restored == latest]
 
     @property
     def position(self) -> int:
@@ -228,10 +228,10 @@ class SpooledBatch:
 
     def is_canceled(self, index: int) -> bool:
         """Whether a job was canceled as part of a range, and so has no record of its own."""
-        told = self.checkpoint
-        if told is None or index in told.requeued:
+        last = self.checkpoint
+        if last is None or index in last.requeued:
             return False
-        return any(low <= index < high for low, high, _ in told.canceled_ranges)
+        return any(low <= index < high for low, high, _ in last.canceled_ranges)
 
     def outcomes(self) -> Iterator[tuple[int, Path, Found]]:
         """(index, file, outcome) of all valid outcomes, roughly in the order in which the jobs ended."""
@@ -282,8 +282,8 @@ class SpooledBatch:
         return self._fact(function=False) or self.header.spec
 
     def _fact(self, *, function: bool) -> bytes | None:
-        told = [(fact, file) for file, entry in self._files for fact in entry.facts]
-        for (_, offset, size, more), file in sorted(told, key=lambda each: each[0][0], reverse=True):
+        copies = [(fact, file) for file, entry in self._files for fact in entry.functions]
+        for (_, offset, size, more), file in sorted(copies, key=lambda each: each[0][0], reverse=True):
             start, length = (offset, size) if function else (offset + size, more)
             if length and (found := self._read(file, start, length)) is not None:
                 return found

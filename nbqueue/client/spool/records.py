@@ -232,9 +232,9 @@ def _next(file: IO[bytes], start: int, end: int) -> int:
     """Offset at which the next record may begin."""
     while start < end:
         file.seek(start)
-        place = file.read(_CHUNK + len(MAGIC)).find(MAGIC)
-        if place >= 0:
-            return start + place
+        found = file.read(_CHUNK + len(MAGIC)).find(MAGIC)
+        if found >= 0:
+            return start + found
         start += _CHUNK
     return end
 
