@@ -85,7 +85,7 @@ _estimators: WeakKeyDictionary[BatchState, RateEstimator] = WeakKeyDictionary()
 
 
 def rate_of(state: BatchState) -> RateEstimator:
-    """The pace of a batch: one for all that show it."""
+    """The estimator of a batch, shared by all its panels."""
     if state not in _estimators:
         _estimators[state] = RateEstimator(max(0.0, time.time() - state.created_us / 1e6) if state.created_us else 0.0)
     return _estimators[state]
