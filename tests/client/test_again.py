@@ -225,7 +225,7 @@ def test_another_function_waits_for_what_other_calls_have_added(session, hands):
     second = nbqueue.map(square, [2, 1], name="mend")
     part = nbqueue.map(square, [1], name="mend")
     assert part.wait(5)
-    with pytest.raises(BadInput, match="still runs"):
+    with pytest.raises(BadInput, match="still running"):
         part.retry([0], func=inverse)
     hands.work()
     assert second.results(timeout=5) == [4, 1]
@@ -404,7 +404,7 @@ def test_a_settled_handle_cancels_nothing_of_what_another_call_added(session, ha
 def test_a_settled_handle_changes_nothing_under_what_another_call_added(session, hands, ways):
     first, later = grown(ways, hands)
     for change in ({"func": square}, {"queue": "elsewhere"}):
-        with pytest.raises(BadInput, match="still runs"):
+        with pytest.raises(BadInput, match="still running"):
             first.retry(**change)
     hands.work()
     assert later.results("skip", timeout=5) == [1, 0.5, 0.25]

@@ -63,7 +63,7 @@ def test_what_depends_on_a_created_job_waits_for_it(q, hands):
     first = Job.create(add, (1,))
     second = Job.create(add, (2,), depends_on=first)
     assert second.dependency_ids == [first.id]
-    with pytest.raises(BadInput, match="in no queue yet"):
+    with pytest.raises(BadInput, match="not enqueued"):
         q.enqueue_job(second)
     q.enqueue_job(first)
     assert q.enqueue_job(second).get_status() is State.DEFERRED
@@ -87,7 +87,7 @@ def test_what_depends_on_a_created_job_waits_for_it(q, hands):
     ],
 )
 def test_what_needs_a_sent_job_says_how_to_send_it(session, act):
-    with pytest.raises(BadInput, match=r"enqueue_job\(job\) sends it"):
+    with pytest.raises(BadInput, match=r"enqueue_job\(job\) enqueues it"):
         act(Job.create(add, (1,)))
 
 

@@ -117,7 +117,7 @@ def test_other_slots_and_memory_hold_from_now_on_and_what_runs_goes_on(home, tmp
     assert len(before) == 1
     capfd.readouterr()
     nbqueue.local(slots=3, memory="300MB")
-    assert "a local worker with 3 slots takes the place of the one with 1" in capfd.readouterr().err
+    assert "a local worker with 3 slots replaces the one with 1" in capfd.readouterr().err
     assert found.broker.client.config_get("maxmemory")["maxmemory"] == str(300 << 20)
     for x in range(1, 4):
         wait_until((tmp_path / str(x)).exists, 30)  # three at a time, while the first still runs

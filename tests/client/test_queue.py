@@ -272,7 +272,7 @@ def test_many_are_enqueued_in_order_and_nothing_where_one_is_wrong(q):
     with pytest.raises(InUse):
         q.enqueue_many([Queue.prepare_data(add, (1,), job_id="a"), Queue.prepare_data(add, (2,), job_id="c")])
     assert q.job_ids == ["a", "b", "c"]
-    with pytest.raises(BadOption, match="job_id='d' is there more than once"):
+    with pytest.raises(BadOption, match="job_id='d' is given more than once"):
         q.enqueue_many([Queue.prepare_data(add, (1,), job_id="d")] * 2)
     assert q.job_ids == ["a", "b", "c"]
     q.empty()

@@ -57,7 +57,7 @@ def test_all_of_it_is_answered_from_the_spool_and_nothing_runs(session, hands, f
     assert (two.id, two.name, two.seed) == (one.id, "x", one.seed)
     assert two.results(errors="skip") == [9, 16]
     assert [job.index for job in two.failed] == [1]
-    assert "3 of 3 jobs were in the spool" in two.ref.note
+    assert "3 of 3 jobs reused from the spool" in two.ref.note
     assert two.to_frame()["status"].tolist() == ["finished", "failed", "finished"]
     assert on_server(new) == []
     # Fewer, in another order, and with labels of their own.
@@ -205,7 +205,7 @@ def test_what_is_brought_back_says_how_much_has_still_to_run(session, hands, for
     nbqueue.map(square, [1, 2, 3], name="x")
     assert again is not session
     two = nbqueue.map(square, [1, 2, 3], name="x")
-    assert two.ref.note == "3 of 3 jobs reused; nothing new runs; 1 of them had not ended by then"
+    assert two.ref.note == "3 of 3 jobs reused; nothing new runs; 1 of them not ended yet"
 
 
 def test_failures_of_a_batch_that_was_brought_back_are_those_that_it_has_now(server, session, hands, tmp_path):

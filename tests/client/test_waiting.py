@@ -286,7 +286,7 @@ def test_max_failed_may_be_a_fraction(session, hands):
 
 def test_forget_removes_a_done_batch_only(session, hands):
     batch = nbqueue.map(square, [1, 2])
-    with pytest.raises(BadInput, match="still runs"):
+    with pytest.raises(BadInput, match="still running"):
         batch.forget()
     hands.work()
     assert batch.wait(10)

@@ -69,7 +69,7 @@ def test_what_the_cell_left_running_has_a_button_of_its_own(session):
     wait_until(lambda: f"5 canceled of {before.id}" in shown.note)
     wait_until(lambda: before.done)
     assert set(shown.draw().buttons) == {"Cancel"}
-    assert "still runs" not in shown.controls._lines.value
+    assert "still running" not in shown.controls._lines.value
     assert not batch.tally.canceled
     batch.cancel()
 
