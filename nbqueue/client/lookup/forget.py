@@ -13,7 +13,7 @@ def forget(batch: BatchRef) -> None:
     session, state = batch.session, batch.state
     if not batch.inline and not session.ask(lambda broker: broker.forget(batch.id)):
         raise BadInput(
-            message=f"{batch.id} is still running ({batch.tally}): wait for it, or cancel() it, then forget it."
+            message=f"{batch.id} is still running ({batch.tally}): wait() for it, or cancel() it first."
         )
     session.collector.drop(state)
     state.hold()
