@@ -12,9 +12,7 @@ def forget(batch: BatchRef) -> None:
     """Removes it from server and spool, with its spilled results. Raises BadInput while it runs."""
     session, state = batch.session, batch.state
     if not batch.inline and not session.ask(lambda broker: broker.forget(batch.id)):
-        raise BadInput(
-            message=f"{batch.id} is still running ({batch.tally}): wait() for it, or cancel() it first."
-        )
+        raise BadInput(message=f"{batch.id} is still running ({batch.tally}): wait() for it, or cancel() it first.")
     session.collector.drop(state)
     state.hold()
     state.close("forgotten")
