@@ -91,8 +91,8 @@ RESULTS = {  # kind -> what makes it, the cause (None: it finishes), a word of t
     "surrogates": (lambda: thrown(ValueError("bad \udc80 text")), Cause.ERROR, "bad \\udc80 text"),
     "mute": (lambda: thrown(MuteError()), Cause.ERROR, "SystemExit"),
     "50 MB": (lambda: noted(ValueError("long"), ["y" * 99] * 500_000), Cause.ERROR, "ValueError: long"),
-    "refuses": (lambda: Trap(refuses), Cause.UNSERIALIZABLE, "opened again (SystemError: as it is opened)"),
-    "leaves": (lambda: Trap(leaves), Cause.UNSERIALIZABLE, "opened again (SystemExit: as it is opened)"),
+    "refuses": (lambda: Trap(refuses), Cause.UNSERIALIZABLE, "cannot be unpickled (SystemError: as it is opened)"),
+    "leaves": (lambda: Trap(leaves), Cause.UNSERIALIZABLE, "cannot be unpickled (SystemExit: as it is opened)"),
     "opens for ever": (lambda: Trap(loops_with), Cause.TIMEOUT, "time limit"),
 }
 
