@@ -14,7 +14,7 @@ import pytest
 
 import nbqueue
 from nbqueue import wire
-from nbqueue.client.calls import closures, function, modules
+from nbqueue.client.calls import fingerprint, function, modules
 from nbqueue.client.calls.function import describe
 from nbqueue.errors import BadInput, BadOption, NotPicklable, TooLarge
 from nbqueue.model import FunctionRecord, decode
@@ -258,9 +258,9 @@ def test_a_script_travels_by_value(tmp_path):
 
 def test_same_code_looks_at_what_is_said_and_not_where():
     first, second = eval("lambda x: x + 1"), eval("\n\nlambda x: x + 1")
-    assert closures.same_code(first, second)
-    assert not closures.same_code(first, eval("lambda x: x + 2"))
-    assert not closures.same_code(first, eval("lambda x=1: x + 1"))
+    assert fingerprint.same_code(first, second)
+    assert not fingerprint.same_code(first, eval("lambda x: x + 2"))
+    assert not fingerprint.same_code(first, eval("lambda x=1: x + 1"))
 
 
 def test_callbacks_are_part_of_what_travels(lib):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -187,26 +187,3 @@ def size_of(value: Any) -> int:
         return wire.measured(value)
     except Exception:  # noqa: BLE001 - pickling may raise anything; the error is reported elsewhere, only the size matters here
         return 0
-
-
-def same_code(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether two functions have the same code (without file and lines), constants and defaults."""
-    first, second = inspect.unwrap(one), inspect.unwrap(other)
-    if not (isinstance(first, FunctionType) and isinstance(second, FunctionType)):
-        return one is other
-    if first.__code__.co_names != second.__code__.co_names or not _same(first.__defaults__, second.__defaults__):
-        return False
-    return _same_code(first.__code__, second.__code__)
-
-
-def _same_code(one: CodeType, other: CodeType) -> bool:
-    if (one.co_code, one.co_names, len(one.co_consts)) != (other.co_code, other.co_names, len(other.co_consts)):
-        return False
-    return all(
-        _same_code(mine, theirs) if isinstance(mine, CodeType) and isinstance(theirs, CodeType) else _same(mine, theirs)
-        for mine, theirs in zip(one.co_consts, other.co_consts, strict=True)
-    )
-
-
-def _same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and repr(one) == repr(other)

@@ -11,6 +11,7 @@ import copyreg
 import dis
 import functools
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from types import (
@@ -269,6 +270,21 @@ class CodeFingerprint:
             self.lines[-1] = self._line, joined("line", self.lines[-1][1], self._words[-1])[:4]
         else:
             self.lines.append((self._line, joined("line", self._words[-1])[:4]))
+
+
+def same_code(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether two functions have the same code (without file, lines and docstring), constants and defaults."""
+    functions = inspect.unwrap(one), inspect.unwrap(other)
+    if not all(isinstance(function, FunctionType) for function in functions):
+        return one is other
+    first, second = map(_code_and_values, functions)
+    return first == second
+
+
+def _code_and_values(function: Any) -> tuple[bytes, list[tuple[type, str]]]:
+    found = CodeFingerprint(function.__code__)
+    values = [*(value for _, value in found.constants), function.__defaults__, function.__kwdefaults__]
+    return found.digest, [(type(value), repr(value)) for value in values]
 
 
 # ---------------------------------------------------------------- arrays and tables

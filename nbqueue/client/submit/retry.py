@@ -13,7 +13,7 @@ import msgspec
 
 from nbqueue import checks, wire
 from nbqueue.checks import brief
-from nbqueue.client.calls import closures, dataframes, function_diff
+from nbqueue.client.calls import dataframes, fingerprint, function_diff
 from nbqueue.client.calls.function import describe
 from nbqueue.client.lookup import refresh, results, waiting
 from nbqueue.client.session.batch_ref import BatchRef, JobRef
@@ -247,7 +247,7 @@ def changed(batch: BatchRef) -> str:
     if not isinstance(old, FunctionType) or old.__module__ != "__main__":
         return ""
     new = getattr(sys.modules["__main__"], old.__name__, None)
-    if not isinstance(new, FunctionType) or new is old or closures.same_code(old, new):
+    if not isinstance(new, FunctionType) or new is old or fingerprint.same_code(old, new):
         return ""
     return (
         f"{old.__name__} has changed since {batch.id} was submitted; this retry runs the old one. "
