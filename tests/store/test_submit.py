@@ -128,7 +128,8 @@ def test_bad_input(broker):
 def test_a_queue_that_is_full_takes_no_more_batches(broker):
     first = submit(broker, "b1", n=1, max_open=2)
     submit(broker, "b2", n=1, max_open=2)
-    with pytest.raises(TooManyOpen, match=r"'default' on .* holds 2 batches.*nbqueue\.map.*nbqueue empty default"):
+    told = r"'default' on .* holds 2 unfinished batches.*nbqueue\.map.*nbqueue empty default"
+    with pytest.raises(TooManyOpen, match=told):
         submit(broker, "b3", max_open=2)
     assert broker.view("b3") is None
     broker.submit(first, [b"arg0"], last=True)  # the same again is no other

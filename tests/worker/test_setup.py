@@ -16,7 +16,7 @@ from nbqueue import wire
 from nbqueue.model import Cause, State
 from nbqueue.worker import horse
 from nbqueue.worker.clock import Clock
-from nbqueue.worker.ledger import RateEstimator
+from nbqueue.worker.ledger import Pace
 from nbqueue.worker.limits import Board, fence_clock
 
 SLOW = 0.2  # seconds that the module takes to import: a horse that has done so lives for seconds
@@ -329,7 +329,7 @@ def test_it_ends_with_a_drain_and_at_a_fence_it_waits(tmp_path):
 
 
 def test_a_pace_forgets_a_first_call_that_was_dear():
-    pace = RateEstimator()
+    pace = Pace()
     pace.saw(2.0)
     for _ in range(20):
         pace.saw(0.001)
