@@ -116,7 +116,7 @@ def test_all_of_a_panel_is_reached_by_keyboard_and_an_update_takes_no_focus(note
     (tmp_path / "enough").touch()
     page.tab_to("Retry")
     page.page.keyboard.press("Enter")
-    page.sees(2, "run again")
+    page.sees(2, "retried")
 
 
 def opens_by_keyboard(page):
@@ -243,9 +243,9 @@ def test_the_panel_can_be_read_on_every_background(lab):
         tally=Tally(n=9, finished=4, failed=1, started=2, queued=2),
         n=9,
         seed="seed 5",
-        safe="Results saved",
-        going=(JobProgress("pages-7k2f:3", 4, 8, "reading"), None),
-        serving=(
+        retention="Results saved",
+        running=(JobProgress("pages-7k2f:3", 4, 8, "reading"), None),
+        workers=(
             QueueWorkers("default", 1, 2, ("node3",)),
             QueueWorkers("gpu", 0, 0, (), "run nbqueue worker gpu", "nbqueue worker"),
         ),
@@ -254,7 +254,7 @@ def test_the_panel_can_be_read_on_every_background(lab):
         retry=1,
     )
     told = job_details.JobDetails("pages-7k2f:3", "ran 3 s", "Traceback ...", "printed")
-    inner = html.static(msgspec.structs.replace(seen, ended=True), {0: told}, asof="Snapshot. See x()", again="x()")
+    inner = html.static(msgspec.structs.replace(seen, ended=True), {0: told}, asof="Snapshot. See x()", command="x()")
     inner += "<div class='nbq-controls'>" + _STYLE + html.head(seen) + html.message("Canceled.", wrong=True)
     inner += html.job_html(told, "x = 5") + "</div>"
     page = lab.browser.new_page(viewport={"width": 900, "height": 900})

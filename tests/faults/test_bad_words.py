@@ -365,15 +365,15 @@ def test_markup_is_text_in_the_frame_and_the_panel(session, fleet):
     from nbqueue.client.panel import html as markup
     from nbqueue.client.panel import job_details
     from nbqueue.client.panel.failures import FailureGroups
-    from nbqueue.client.panel.model import look
+    from nbqueue.client.panel.model import snapshot
     from nbqueue.client.panel.rate import rate_of
 
     fleet.start().up()
     batch = nbqueue.map(evil, [EVIL], name=None)
     assert batch.wait(30)
     told = job_details.details_of(batch.ref, 0)
-    seen = look([batch.ref], rate_of(batch.ref.state), FailureGroups(str), ())
-    panel = markup.static(seen, {0: told}) + markup.told(told, EVIL)
+    seen = snapshot([batch.ref], rate_of(batch.ref.state), FailureGroups(str), ())
+    panel = markup.static(seen, {0: told}) + markup.job_html(told, EVIL)
     for shown in (batch.to_frame()._repr_html_(), panel):
         assert "<img" not in shown
         assert "<script" not in shown
