@@ -14,6 +14,7 @@ from nbqueue.client.panel.failures import FailureGroups
 from nbqueue.client.panel.rate import RateEstimator
 from nbqueue.client.panel.widget import PanelActions, PanelWidget
 from nbqueue.client.state.batch_state import BatchState
+from nbqueue.client.submit import retry
 from nbqueue.model import Cause, Failure, Outcome, Spec, State, Tally
 
 SIZES = (100, 10_000, 100_000)
@@ -56,7 +57,7 @@ def redraws(n: int) -> tuple[float, list[float], list[float]]:
     end(0, ended)
     groups, pace = FailureGroups(str), RateEstimator()
     groups.add(batch.ref)
-    controls = PanelWidget("ab12", PanelActions([batch], groups))
+    controls = PanelWidget("ab12", PanelActions([batch.ref], groups, retry.again))
     began = time.perf_counter()
     while not groups.update():
         pass
