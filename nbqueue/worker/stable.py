@@ -39,6 +39,7 @@ class Stable:
         self.copies: fresh.Copies | None = None
         self._loaded = False
         self._refused: set[str] = set()  # modules that could not be imported here
+        self._parent = os.getppid()
         self._outgrown = False  # what was imported since forbids to fork: it starts over once nothing runs
         self._retry_at = 0.0
         self._forking = 0.0  # CPU seconds that the last fork took
@@ -53,8 +54,7 @@ class Stable:
     def serve(self) -> None:
         """Works until the parent is gone."""
         self._hear(selectors.EVENT_READ)  # what it was started with, after it had to start over
-        self._start()
-        self._flush()
+        self._go_on()
         while not self.channel.eof:
             self._nap()
             events = self._selector.select(self._patience())
@@ -66,10 +66,16 @@ class Stable:
                     key.data[1](key.data[0])
             self._herd.keep()
             self._learn()
-            self._start()
-            self._flush()
+            self._go_on()
             self._keep_spare()
         self._end()
+
+    def _go_on(self) -> None:
+        """Starts what waits, unless the lease may be over by now: the parent is gone, or the fence was reached."""
+        self._herd.clock.keep_fence(self._herd.mounts())
+        if not self.channel.eof and os.getppid() == self._parent:
+            self._start()
+        self._flush()
 
     def _nap(self) -> None:
         """While short calls go on, lets their reports add up; a word of the parent and a horse's end cut that short."""
@@ -170,7 +176,7 @@ class Stable:
         loading.settle_in(record, setup.paths)
         if not bare:
             # While a module is imported nobody reads the channel: the kernel watches the parent instead.
-            tree.die_with(os.getppid())
+            tree.die_with(self._parent)
             try:
                 function = loading.load(record, setup.preload)
                 loading.import_ahead(record.imports)
@@ -224,7 +230,7 @@ class Stable:
         # Sent before: where it does not come back, the parent knows where from.
         self.channel.send(frames.LEARNT, frames.encode(frames.Learnt(seconds, fresh)))
         began, since = time.monotonic(), time.time()
-        tree.die_with(os.getppid())  # as while loading
+        tree.die_with(self._parent)  # as while loading
         self._refused.update(loading.import_ahead(fresh))
         tree.die_with(None)
         if not self._herd.record.pinned and self.copies is not None:

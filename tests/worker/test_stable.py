@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,9 @@ from stable_driver import Driver, alive_with
 
 from nbqueue import wire
 from nbqueue.model import Cause, State
-from nbqueue.worker import frames, herd, slots
+from nbqueue.worker import frames, herd, slots, stable
+from nbqueue.worker.channel import Channel
+from nbqueue.worker.limits import fence_clock
 
 
 @pytest.fixture
@@ -160,6 +163,30 @@ def test_the_parent_dies_and_all_under_it_ends():
     driver.run(0)
     wait_until(lambda: (driver.pump(), len(driver.alive()) == 3)[1])
     driver.close()
+
+
+def test_a_stable_that_wakes_late_begins_nothing(monkeypatch):
+    monkeypatch.setattr(stable.Stable, "_end", lambda _: None)  # it would end the children of this process
+
+    def frozen_at_its_starts(*, fence=None, parent=None):
+        ours, theirs = map(Channel, socket.socketpair())
+        if fence is not None:
+            ours.send(frames.FENCE, frames.pack_fence(fence_clock() + fence))
+        if parent == "gone":
+            ours.close()
+        found, seen = stable.Stable(theirs), []
+        found._parent = 1 if parent == "another" else found._parent
+
+        found._start = lambda: seen.append(found._herd.clock.frozen)
+        found._flush = ours.close  # which ends it, once it has gone on for the first time
+        found.serve()
+        theirs.close()
+        return seen
+
+    assert frozen_at_its_starts(fence=60) == [False]
+    assert frozen_at_its_starts(fence=0) == [True]  # the lease was over before it came to read
+    assert frozen_at_its_starts(parent="gone") == []
+    assert frozen_at_its_starts(parent="another") == []
 
 
 def test_the_stable_dies_and_its_horses_die():
