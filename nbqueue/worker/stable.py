@@ -81,11 +81,11 @@ class Stable:
         """While short calls go on, lets their reports add up; a word of the parent and a horse's end cut that short."""
         if not (seconds := self._herd.nap()):
             return
-        if (patience := self._patience()) is not None:
-            seconds = min(seconds, patience)
         if seconds <= NAP:
             time.sleep(seconds)
             return
+        if (patience := self._patience()) is not None:
+            seconds = min(seconds, patience)
         poll = select.poll()
         for fd in (self.channel.fileno(), *(mount.pidfd for mount in self._herd.mounts())):
             if fd is not None:

@@ -24,7 +24,7 @@ class Process:
 
     def __init__(self, interpreter: str, mark: str, threads: int) -> None:
         """Raises OSError."""
-        self.made_of = interpreter, for_jobs(os.environ, threads) | {MARK: mark}
+        self._made_of = _made_of(interpreter, mark, threads)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             self.process = self._spawn(theirs)
@@ -32,7 +32,7 @@ class Process:
         self.channel.send(frames.HELLO, frames.hello())
 
     def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
-        interpreter, environment = self.made_of
+        interpreter, environment = self._made_of
         return subprocess.Popen(
             [interpreter, "-P", "-m", "nbqueue.worker.stable", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
@@ -45,16 +45,18 @@ class Process:
 
     def fits(self, interpreter: str, mark: str, threads: int) -> bool:
         """Whether it lives, and one that is started now would be no other."""
-        return self.process.poll() is None and self.made_of == (
-            interpreter,
-            for_jobs(os.environ, threads) | {MARK: mark},
-        )
+        return self.process.poll() is None and self._made_of == _made_of(interpreter, mark, threads)
 
     def close(self) -> None:
         """Ends it; returns when it is dead."""
         self.channel.close()
         self.process.kill()
         self.process.wait()
+
+
+def _made_of(interpreter: str, mark: str, threads: int) -> tuple[str, dict[str, str]]:
+    """The interpreter and the environment of a process that is started now."""
+    return interpreter, for_jobs(os.environ, threads) | {MARK: mark}
 
 
 def interpreter_for(record: FunctionRecord, host: str) -> str:
